@@ -1,5 +1,9 @@
 //! Decides. Namespace rules, chunk map, replica protocol, liveness, placement: told what happened and what
 //! time it is, returns what should be done. No I/O, no clock, no async, no randomness.
 
+pub mod chunk;
+pub mod command;
 pub mod ids;
+pub mod meta;
+pub mod namespace;
 pub mod time;

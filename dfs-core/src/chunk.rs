@@ -1,0 +1,64 @@
+//! The chunk map's records: configurations of a chunk and how they change.
+
+use crate::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
+
+/// One member of a configuration: the disk it was made on, on the server that held it then.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Member {
+    pub server: ServerId,
+    /// A server that comes back with another disk is another member: an emptied disk is never a source.
+    pub disk: DiskId,
+}
+
+/// Who holds a chunk at one version. The primary is one of `members`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Configuration {
+    pub version: ChunkVersion,
+    pub members: Vec<Member>,
+    pub primary: ServerId,
+}
+
+/// A configuration that is promised but not yet active: nothing is accepted in it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Preparing {
+    pub version: ChunkVersion,
+    /// Subset of the last activated configuration, at least one.
+    pub members: Vec<Member>,
+    /// At most one per step.
+    pub learner: Option<Member>,
+}
+
+/// The master's record of one chunk (tag `K` in PROTOCOL §5.1).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Chunk {
+    pub ino: InodeNo,
+    pub index: u64,
+    pub chunk_size: u64,
+    /// The last activated configuration.
+    pub active: Configuration,
+    pub preparing: Option<Preparing>,
+    /// The next version never used; versions are not reused even by attempts that fail.
+    pub next_version: ChunkVersion,
+    /// False while a spill has not yet attached it to its inode (DECISIONS 10).
+    pub attached: bool,
+    /// Set by the first size commit that covers it: an unborn chunk nobody reports is a hole (DECISIONS 17).
+    pub born: bool,
+    /// Sealed record-log chunk: no more appends.
+    pub sealed: bool,
+}
+
+/// A chunk to be deleted from its last members.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Garbage {
+    pub members: Vec<Member>,
+    pub version: ChunkVersion,
+}
+
+/// What a chunk request names so that a replica can describe itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ChunkIdentity {
+    pub chunk: ChunkId,
+    pub ino: InodeNo,
+    pub index: u64,
+    pub chunk_size: u64,
+}

@@ -1,0 +1,96 @@
+//! The metadata state machine: committed commands in, outcomes out.
+//!
+//! [`MetaState::apply`] is called by nobody but the apply thread (and tests); it checks again whatever the leader
+//! chose. State lives behind [`MetaStore`]; errors of a store end the process, so none are returned here.
+
+use crate::chunk::{Chunk, Garbage};
+use crate::command::{Lock, Outcome};
+use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
+use crate::namespace::{Dentry, FileKind, Inode};
+use crate::time::WallTime;
+
+/// What a record is found by. The derived order is the order on disk: by tag, then big-endian fields.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Key {
+    Super,
+    Inode(InodeNo),
+    Dentry(InodeNo, Vec<u8>),
+    /// The same entries in cookie order, for readdir.
+    DirSlot(InodeNo, u64),
+    FileChunk(InodeNo, u64),
+    Chunk(ChunkId),
+    Xattr(InodeNo, Vec<u8>),
+    /// All locks of one file.
+    Locks(InodeNo),
+    /// Inodes without a name, possibly open.
+    Orphan(InodeNo),
+    /// Truncations begun and not ended.
+    Truncating(InodeNo),
+    Garbage(ChunkId),
+    Server(ServerId),
+    Client(ClientId),
+    /// Recorded outcome of (client, op, part).
+    Reply(ClientId, u64, u32),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Record {
+    Super(Superblock),
+    Inode(Inode),
+    Dentry(Dentry),
+    DirSlot { name: Vec<u8>, ino: InodeNo, kind: FileKind },
+    FileChunk(ChunkId),
+    Chunk(Chunk),
+    Xattr(Vec<u8>),
+    Locks(Vec<Lock>),
+    Orphan,
+    /// The size to cut to.
+    Truncating(u64),
+    Garbage(Garbage),
+    Server(Server),
+    Client(Client),
+    Reply(Outcome),
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Superblock {
+    pub fs: FsId,
+    pub epoch: Epoch,
+    pub nonce: u64,
+    pub next_inode: u64,
+    pub next_chunk: u64,
+    /// Time of the last command: the next is later.
+    pub now: WallTime,
+    /// Copies of each chunk asked for, and below how many writes wait.
+    pub replication: u32,
+    pub min_replicas: u32,
+    pub inode_count: u64,
+    pub chunk_count: u64,
+    /// Sum of file sizes.
+    pub file_bytes: u64,
+}
+
+/// A chunkserver that ever registered, with the disk it brought.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Server {
+    pub disk: DiskId,
+    pub registered: WallTime,
+}
+
+/// A registered client (mount or command).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Client {
+    pub name: String,
+    pub began: WallTime,
+    pub low_water: u64,
+    pub reply_count: u32,
+}
+
+/// An ordered store. `apply` reads its own writes; a batch of them becomes durable as the caller decides.
+pub trait MetaStore {
+    fn get(&self, key: &Key) -> Option<Record>;
+    fn put(&mut self, key: Key, record: Record);
+    fn delete(&mut self, key: &Key);
+    /// At most `limit` records with `from <= key < below`, in order.
+    fn range(&self, from: &Key, below: &Key, limit: usize) -> Vec<(Key, Record)>;
+}
