@@ -1,1 +1,4 @@
-//! dfs-proto
+//! Promises. Every byte that another process or another version must read is made and read here.
+
+pub mod codec;
+pub mod convert;

@@ -1,0 +1,257 @@
+//! `dfs-core`'s types as bytes: what the log and the metadata store hold.
+
+use dfs_core::chunk::{Chunk, ChunkIdentity, Configuration, Garbage, Member, Preparing};
+use dfs_core::command::{
+    Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
+};
+use dfs_core::ids::{
+    ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
+};
+use dfs_core::meta::{Client, Key, Record, Server, Superblock};
+use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
+use dfs_core::time::{Timestamp, WallTime};
+
+use crate::codec::{DecodeError, Reader, Wire, wire_enum, wire_list, wire_newtype, wire_struct};
+
+wire_newtype!(
+    InodeNo(u64),
+    ChunkId(u64),
+    ChunkVersion(u64),
+    ServerId(u32),
+    DiskId(u128),
+    FsId(u128),
+    ClientId(u128),
+    Epoch(u64),
+    WallTime(i64),
+    Timestamp(u64),
+);
+wire_struct!(OpId { client, op, part });
+
+wire_enum!(FileKind {
+    1 = File,
+    2 = Directory,
+    3 = Symlink,
+    4 = Fifo,
+    5 = Socket,
+    6 = CharDevice,
+    7 = BlockDevice,
+});
+wire_struct!(Layout { chunk_size, record_log });
+wire_enum!(Body {
+    1 = Inline(content),
+    2 = Chunks { chunk_count, writing },
+    3 = Directory { parent, entry_count, next_cookie },
+    4 = Symlink(target),
+    5 = Special,
+});
+wire_struct!(Inode {
+    kind, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, change, layout, body
+});
+wire_struct!(Attr {
+    ino, kind, mode, uid, gid, nlink, rdev, size, allocated_bytes, atime, mtime, ctime, btime, change, layout,
+    inline, writing
+});
+wire_struct!(Dentry { ino, kind, cookie });
+wire_enum!(NamespaceError {
+    1 = NotFound,
+    2 = Exists,
+    3 = NotDirectory,
+    4 = IsDirectory,
+    5 = NotEmpty,
+    6 = NameTooLong,
+    7 = Invalid(text),
+    8 = TooManyLinks,
+    9 = NotPermitted(text),
+    10 = NoAttribute,
+    11 = AttributeTooLarge,
+    12 = FileTooLarge,
+    13 = LayoutChanged,
+    14 = Stale,
+    15 = Locked,
+    16 = NoLocks,
+    17 = NoSession,
+    18 = OutcomeUnknown,
+    19 = Busy,
+});
+
+wire_struct!(Member { server, disk });
+wire_list!(Member);
+wire_struct!(Configuration { version, members, primary });
+wire_struct!(Preparing { version, members, learner });
+wire_struct!(Chunk {
+    ino, index, chunk_size, active, preparing, next_version, attached, born, sealed
+});
+wire_struct!(Garbage { members, version });
+wire_struct!(ChunkIdentity { chunk, ino, index, chunk_size });
+
+wire_enum!(NewKind {
+    1 = File,
+    2 = Directory,
+    3 = Symlink(target),
+    4 = Fifo,
+    5 = Socket,
+    6 = CharDevice(rdev),
+    7 = BlockDevice(rdev),
+});
+wire_enum!(SetTime { 1 = Keep, 2 = Now, 3 = To(time) });
+wire_enum!(RenameMode { 1 = Replace, 2 = NoReplace, 3 = Exchange });
+wire_enum!(XattrMode { 1 = Set, 2 = Create, 3 = Replace });
+wire_enum!(LockKind { 1 = Shared, 2 = Exclusive });
+wire_struct!(Lock { client, owner, start, end, kind, pid });
+wire_list!(Lock);
+wire_struct!(Command { at, id, low_water, change });
+wire_enum!(Change {
+    1 = Start { epoch, nonce, fs },
+    2 = BeginClient { client, name },
+    3 = EndClient { client },
+    10 = Create { parent, name, kind, mode, umask, uid, gid, layout, open_existing },
+    11 = Link { ino, parent, name },
+    12 = Unlink { parent, name },
+    13 = Rmdir { parent, name },
+    14 = Rename { from_parent, from, to_parent, to, mode },
+    15 = SetAttr { ino, mode, uid, gid, atime, mtime, kill_priv },
+    16 = SetXattr { ino, name, value, mode },
+    17 = RemoveXattr { ino, name },
+    18 = Reclaim { ino },
+    30 = InlineWrite { ino, offset, data, append, mtime, kill_priv },
+    31 = InlineZero { ino, offset, len, keep_size },
+    32 = InlineTruncate { ino, size },
+    33 = AddChunk { ino, index, members, primary, attach },
+    34 = Spill { ino, change_seen, chunk },
+    35 = DropChunk { chunk },
+    36 = BeginWrite { ino },
+    37 = CommitSize { ino, size, mtime, done_writing, kill_priv },
+    38 = TruncateBegin { ino, size },
+    39 = TruncateEnd { ino, size },
+    40 = FreeChunks { ino, first, count },
+    41 = SealChunk { chunk },
+    60 = Reconfigure { chunk, version, members, learner },
+    61 = Activate { chunk, configuration },
+    62 = ForgetGarbage { chunk },
+    63 = RegisterServer { server, disk },
+    80 = SetLock { ino, client, owner, start, end, kind, pid },
+});
+wire_enum!(Outcome {
+    1 = Done,
+    2 = Refused(error),
+    3 = Entry { attr, created },
+    4 = Attr(attr),
+    5 = Unlinked { ino, nlink },
+    6 = Renamed { moved, replaced },
+    7 = Appended { offset, attr },
+    8 = Chunk { chunk, record },
+    9 = Truncating { tail, attr },
+    10 = LockChanged,
+});
+
+wire_struct!(Superblock {
+    fs, epoch, nonce, next_inode, next_chunk, now, replication, min_replicas, inode_count, chunk_count, file_bytes
+});
+wire_struct!(Server { disk, registered });
+wire_struct!(Client { name, began, low_water, reply_count });
+wire_enum!(Record {
+    1 = Super(record),
+    2 = Inode(record),
+    3 = Dentry(record),
+    4 = DirSlot { name, ino, kind },
+    5 = FileChunk(record),
+    6 = Chunk(record),
+    7 = Xattr(record),
+    8 = Locks(record),
+    9 = Orphan,
+    10 = Truncating(record),
+    11 = Garbage(record),
+    12 = Server(record),
+    13 = Client(record),
+    14 = Reply(record),
+});
+
+/// A key as bytes whose order is the derived order of [`Key`]: one tag byte, big-endian fields, names last.
+#[must_use]
+pub fn encode_key(key: &Key) -> Vec<u8> {
+    let mut out = Vec::with_capacity(32);
+    match key {
+        Key::Super => out.push(1),
+        Key::Inode(ino) => tagged(&mut out, 2, &[ino.0]),
+        Key::Dentry(parent, name) => {
+            tagged(&mut out, 3, &[parent.0]);
+            out.extend_from_slice(name);
+        }
+        Key::DirSlot(parent, cookie) => tagged(&mut out, 4, &[parent.0, *cookie]),
+        Key::FileChunk(ino, index) => tagged(&mut out, 5, &[ino.0, *index]),
+        Key::Chunk(chunk) => tagged(&mut out, 6, &[chunk.0]),
+        Key::Xattr(ino, name) => {
+            tagged(&mut out, 7, &[ino.0]);
+            out.extend_from_slice(name);
+        }
+        Key::Locks(ino) => tagged(&mut out, 8, &[ino.0]),
+        Key::Orphan(ino) => tagged(&mut out, 9, &[ino.0]),
+        Key::Truncating(ino) => tagged(&mut out, 10, &[ino.0]),
+        Key::Garbage(chunk) => tagged(&mut out, 11, &[chunk.0]),
+        Key::Server(server) => {
+            out.push(12);
+            out.extend_from_slice(&server.0.to_be_bytes());
+        }
+        Key::Client(client) => {
+            out.push(13);
+            out.extend_from_slice(&client.0.to_be_bytes());
+        }
+        Key::Reply(client, op, part) => {
+            out.push(14);
+            out.extend_from_slice(&client.0.to_be_bytes());
+            out.extend_from_slice(&op.to_be_bytes());
+            out.extend_from_slice(&part.to_be_bytes());
+        }
+    }
+    out
+}
+
+fn tagged(out: &mut Vec<u8>, tag: u8, fields: &[u64]) {
+    out.push(tag);
+    fields.iter().for_each(|field| out.extend_from_slice(&field.to_be_bytes()));
+}
+
+/// The key that [`encode_key`] wrote as `bytes`.
+///
+/// # Errors
+/// `Tag` or `Short` for bytes it never writes.
+pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
+    fn be64(input: &mut Reader<'_>) -> Result<u64, DecodeError> {
+        u64::get(input).map(u64::swap_bytes)
+    }
+    fn be128(input: &mut Reader<'_>) -> Result<u128, DecodeError> {
+        u128::get(input).map(u128::swap_bytes)
+    }
+    let mut input = Reader::new(bytes);
+    let key = match u8::get(&mut input)? {
+        1 => Key::Super,
+        2 => Key::Inode(InodeNo(be64(&mut input)?)),
+        3 => {
+            let parent = InodeNo(be64(&mut input)?);
+            Key::Dentry(parent, input.take(input.remaining(), "name")?.to_vec())
+        }
+        4 => Key::DirSlot(InodeNo(be64(&mut input)?), be64(&mut input)?),
+        5 => Key::FileChunk(InodeNo(be64(&mut input)?), be64(&mut input)?),
+        6 => Key::Chunk(ChunkId(be64(&mut input)?)),
+        7 => {
+            let ino = InodeNo(be64(&mut input)?);
+            Key::Xattr(ino, input.take(input.remaining(), "name")?.to_vec())
+        }
+        8 => Key::Locks(InodeNo(be64(&mut input)?)),
+        9 => Key::Orphan(InodeNo(be64(&mut input)?)),
+        10 => Key::Truncating(InodeNo(be64(&mut input)?)),
+        11 => Key::Garbage(ChunkId(be64(&mut input)?)),
+        12 => Key::Server(ServerId(u32::get(&mut input)?.swap_bytes())),
+        13 => Key::Client(ClientId(be128(&mut input)?)),
+        14 => Key::Reply(
+            ClientId(be128(&mut input)?),
+            be64(&mut input)?,
+            u32::get(&mut input)?.swap_bytes(),
+        ),
+        tag => return Err(DecodeError::Tag { of: "Key", tag: u32::from(tag) }),
+    };
+    match input.remaining() {
+        0 => Ok(key),
+        left => Err(DecodeError::Trailing(left)),
+    }
+}
