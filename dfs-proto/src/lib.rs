@@ -2,3 +2,20 @@
 
 pub mod codec;
 pub mod convert;
+pub mod data_rpc;
+pub mod frame;
+pub mod meta_rpc;
+
+/// Control plane messages and services, generated from `proto/control.proto`.
+pub mod control {
+    #![allow(
+        clippy::all,
+        clippy::pedantic,
+        unreachable_pub,
+        missing_debug_implementations,
+        unused_qualifications,
+        clippy::allow_attributes,
+        reason = "generated"
+    )]
+    tonic::include_proto!("dfs.v1");
+}

@@ -1,0 +1,179 @@
+//! Requests to chunkservers, in frames ([`crate::frame`]): the call in the arguments, file bytes as the payload.
+//!
+//! Clients write and append at the primary and read anywhere; the primary sends [`DataCall::Replicate`] to the other
+//! members on one connection each, in sequence order. The layout travels with each write: having it proves that its
+//! version was activated.
+
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, ServerId};
+
+use crate::codec::wire_enum;
+use crate::meta_rpc::ChunkLayout;
+
+/// Arguments of a request frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DataCall {
+    /// First call on a connection.
+    Hello { fs: FsId, from: Peer },
+    /// Bytes `offset..offset+len` of the chunk; fewer at its end. Reply payload: the bytes.
+    Read { chunk: ChunkId, version: ChunkVersion, offset: u64, len: u32 },
+    /// Length and position of a replica; at the primary, of what is acknowledged.
+    Stat { chunk: ChunkId, version: ChunkVersion },
+    /// One mutation at the primary. `counter` is per chunk and client, taken in order.
+    Mutate { layout: ChunkLayout, client: ClientId, counter: u64, low_water: u64, mutation: WireMutation },
+    /// All operations of the chunk so far are on every member's disk when this is answered.
+    Sync { layout: ChunkLayout },
+
+    // Between members.
+    /// From the primary: operation `seq` of `version`.
+    Replicate {
+        layout: ChunkLayout,
+        seq: u64,
+        client: ClientId,
+        counter: u64,
+        low_water: u64,
+        mutation: WireMutation,
+        /// Where an append went.
+        append: Option<(u64, u64)>,
+    },
+    /// Make everything up to `seq` stable here.
+    SyncMember { chunk: ChunkId, version: ChunkVersion, seq: u64 },
+    /// All members have everything up to `seq` on disk: DIRTY may be cleared.
+    AllStable { chunk: ChunkId, version: ChunkVersion, seq: u64 },
+    /// For adoption and repair: report, block checksums and client table of a replica (reply payload: see `Sums`).
+    FetchSums { chunk: ChunkId },
+    /// One block for adoption, refused if the replica is no longer at (`source_version`, `source_seq`).
+    FetchBlock { chunk: ChunkId, source_version: ChunkVersion, source_seq: u64, block: u32 },
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peer {
+    Client(ClientId),
+    Server(ServerId),
+}
+
+/// What to do to a chunk; the bytes of `Write` and `Append` are the payload.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WireMutation {
+    Write { offset: u64 },
+    /// The primary chooses the offset. `record`: never split, pads and seals if it does not fit (record log);
+    /// otherwise what fits is appended, the chunk sealed against appends, and the rest left to the next chunk.
+    /// `at_least`: the file's size says that the chunk is at least this long.
+    Append { record: bool, at_least: u64 },
+    /// Zeros over `offset..offset+len`, never beyond the end.
+    Zero { offset: u64, len: u64 },
+    Truncate { len: u64 },
+}
+
+/// Arguments of a reply frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum DataReply {
+    Welcome { fs: FsId, server: ServerId },
+    /// The payload is the bytes; `replica_len` the chunk's length there.
+    Read { replica_len: u64 },
+    Stat { version: ChunkVersion, seq: u64, len: u64, sealed: bool },
+    /// Acknowledged: every member's kernel has it. `len`: the chunk's length after it.
+    Mutated { seq: u64, len: u64 },
+    /// Stable on all members. `appended` < asked: the chunk is full, the rest goes to the next one.
+    Appended { seq: u64, offset: u64, appended: u64, sealed: bool },
+    Synced { seq: u64, len: u64 },
+    /// A member applied `seq` (or, for `SyncMember`, has it on disk). `free_bytes`: its space, for credits.
+    Applied { seq: u64, free_bytes: u64 },
+    /// Payload: u32 little-endian block checksums, then `client_table_bytes` opaque bytes.
+    Sums { version: ChunkVersion, seq: u64, len: u64, sealed: bool, digest: u32, client_table_bytes: u32 },
+    /// Payload: the block.
+    Block { crc: u32 },
+    Failed(DataFailure),
+}
+
+/// Why a chunkserver refused. The type says what the asker does next.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum DataFailure {
+    /// This server has no such replica. For reads of unborn chunks: a hole.
+    #[error("no replica of this chunk here")]
+    NoReplica,
+    /// Get a new layout: a higher version was promised, or another one is held.
+    #[error("version {asked} refused, promised {promised}, have {have}")]
+    StaleVersion { asked: u64, promised: u64, have: u64 },
+    /// The replica may lack operations: ask another member.
+    #[error("replica not current after a reboot")]
+    NotCurrent,
+    #[error("not the primary of this version")]
+    NotPrimary,
+    /// The primary cannot reach or agree with this member: report it to the master, get a new layout, retry.
+    #[error("member {server} failed: {reason}")]
+    MemberFailed { server: ServerId, reason: String },
+    /// Ask another member; this one reports and repairs itself.
+    #[error("block {block} has a bad checksum")]
+    BadBlock { block: u32 },
+    #[error("no space on {server}")]
+    NoSpace { server: ServerId },
+    /// Applied once, answered, acknowledged by the client: its result is gone.
+    #[error("outcome unknown")]
+    OutcomeUnknown,
+    #[error("chunk is full or sealed")]
+    ChunkFull,
+    /// A member: sequence numbers are missing before this one.
+    #[error("sequence gap: have {have}")]
+    Gap { have: u64 },
+    /// The server fenced itself (no answer from the master for too long, or suspended).
+    #[error("server is fenced: {reason}")]
+    Fenced { reason: String },
+    #[error("too many operations in flight")]
+    Busy,
+    #[error("bad request: {reason}")]
+    BadRequest { reason: String },
+    /// The master's epoch in the layout is lower than one seen here.
+    #[error("epoch {} is over, {} reigns", asked.0, current.0)]
+    StaleEpoch { asked: Epoch, current: Epoch },
+    #[error("disk error: {reason}")]
+    Disk { reason: String },
+}
+
+wire_enum!(DataCall {
+    1 = Hello { fs, from },
+    2 = Read { chunk, version, offset, len },
+    3 = Stat { chunk, version },
+    4 = Mutate { layout, client, counter, low_water, mutation },
+    5 = Sync { layout },
+    20 = Replicate { layout, seq, client, counter, low_water, mutation, append },
+    21 = SyncMember { chunk, version, seq },
+    22 = AllStable { chunk, version, seq },
+    23 = FetchSums { chunk },
+    24 = FetchBlock { chunk, source_version, source_seq, block },
+});
+wire_enum!(Peer { 1 = Client(client), 2 = Server(server) });
+wire_enum!(WireMutation {
+    1 = Write { offset },
+    2 = Append { record, at_least },
+    3 = Zero { offset, len },
+    4 = Truncate { len },
+});
+wire_enum!(DataReply {
+    1 = Welcome { fs, server },
+    2 = Read { replica_len },
+    3 = Stat { version, seq, len, sealed },
+    4 = Mutated { seq, len },
+    5 = Appended { seq, offset, appended, sealed },
+    6 = Synced { seq, len },
+    7 = Applied { seq, free_bytes },
+    8 = Sums { version, seq, len, sealed, digest, client_table_bytes },
+    9 = Block { crc },
+    20 = Failed(failure),
+});
+wire_enum!(DataFailure {
+    1 = NoReplica,
+    2 = StaleVersion { asked, promised, have },
+    3 = NotCurrent,
+    4 = NotPrimary,
+    5 = MemberFailed { server, reason },
+    6 = BadBlock { block },
+    7 = NoSpace { server },
+    8 = OutcomeUnknown,
+    9 = ChunkFull,
+    10 = Gap { have },
+    11 = Fenced { reason },
+    12 = Busy,
+    13 = BadRequest { reason },
+    14 = StaleEpoch { asked, current },
+    15 = Disk { reason },
+});
