@@ -79,10 +79,19 @@ pub struct Lock {
 pub enum Change {
     // Reign and clients.
     /// First command of every reign; refused if `epoch` is not above the recorded one.
-    Start { epoch: Epoch, nonce: u64, fs: FsId },
-    BeginClient { client: ClientId, name: String },
+    Start {
+        epoch: Epoch,
+        nonce: u64,
+        fs: FsId,
+    },
+    BeginClient {
+        client: ClientId,
+        name: String,
+    },
     /// Ends a client: its locks, results and registration go.
-    EndClient { client: ClientId },
+    EndClient {
+        client: ClientId,
+    },
 
     // Namespace.
     Create {
@@ -99,10 +108,26 @@ pub enum Change {
         /// If the name is a regular file already: answer its attributes instead of `Exists` (open without O_EXCL).
         open_existing: bool,
     },
-    Link { ino: InodeNo, parent: InodeNo, name: Vec<u8> },
-    Unlink { parent: InodeNo, name: Vec<u8> },
-    Rmdir { parent: InodeNo, name: Vec<u8> },
-    Rename { from_parent: InodeNo, from: Vec<u8>, to_parent: InodeNo, to: Vec<u8>, mode: RenameMode },
+    Link {
+        ino: InodeNo,
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    Unlink {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    Rmdir {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    Rename {
+        from_parent: InodeNo,
+        from: Vec<u8>,
+        to_parent: InodeNo,
+        to: Vec<u8>,
+        mode: RenameMode,
+    },
     /// `caller_uid`/`caller_in_group` decide whether setgid survives chmod, as Linux does; `kill_priv` clears
     /// setuid and setgid as a write by an ordinary user does.
     SetAttr {
@@ -114,49 +139,127 @@ pub enum Change {
         mtime: SetTime,
         kill_priv: bool,
     },
-    SetXattr { ino: InodeNo, name: Vec<u8>, value: Vec<u8>, mode: XattrMode },
-    RemoveXattr { ino: InodeNo, name: Vec<u8> },
+    SetXattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        mode: XattrMode,
+    },
+    RemoveXattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+    },
     /// The last open of an unlinked inode is gone: free it. Refused while it has a name.
-    Reclaim { ino: InodeNo },
+    Reclaim {
+        ino: InodeNo,
+    },
 
     // Content.
     /// Write (or append) to inline content; refused with `LayoutChanged` if the content is in chunks or would not fit.
-    InlineWrite { ino: InodeNo, offset: u64, data: Vec<u8>, append: bool, mtime: Option<WallTime>, kill_priv: bool },
+    InlineWrite {
+        ino: InodeNo,
+        offset: u64,
+        data: Vec<u8>,
+        append: bool,
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+    },
     /// Zero `offset..offset+len` of inline content, extending the size to `offset+len` unless `keep_size`.
-    InlineZero { ino: InodeNo, offset: u64, len: u64, keep_size: bool },
+    InlineZero {
+        ino: InodeNo,
+        offset: u64,
+        len: u64,
+        keep_size: bool,
+    },
     /// Size of inline content, or of chunked content that was already cut by its primaries; see `TruncateBegin`.
-    InlineTruncate { ino: InodeNo, size: u64 },
+    InlineTruncate {
+        ino: InodeNo,
+        size: u64,
+    },
     /// Chunk `index` of `ino` on `members`; answers the existing one if there is one and `attach`.
-    AddChunk { ino: InodeNo, index: u64, members: Vec<Member>, primary: ServerId, attach: bool },
+    AddChunk {
+        ino: InodeNo,
+        index: u64,
+        members: Vec<Member>,
+        primary: ServerId,
+        attach: bool,
+    },
     /// Inline content was copied to `chunk` (not attached yet) when the change number was `change_seen`.
-    Spill { ino: InodeNo, change_seen: u64, chunk: ChunkId },
+    Spill {
+        ino: InodeNo,
+        change_seen: u64,
+        chunk: ChunkId,
+    },
     /// A chunk that a refused spill left behind.
-    DropChunk { chunk: ChunkId },
+    DropChunk {
+        chunk: ChunkId,
+    },
     /// Sets the `writing` mark (DECISIONS 7); also turns an *empty* inline file into a chunked one.
-    BeginWrite { ino: InodeNo },
+    BeginWrite {
+        ino: InodeNo,
+    },
     /// Stable content reaches `size` (never shrinks the logged size); chunks below it are born.
-    CommitSize { ino: InodeNo, size: u64, mtime: Option<WallTime>, done_writing: bool, kill_priv: bool },
+    CommitSize {
+        ino: InodeNo,
+        size: u64,
+        mtime: Option<WallTime>,
+        done_writing: bool,
+        kill_priv: bool,
+    },
     /// Truncate of chunked content, first half: the intent. Shrinking frees whole chunks beyond `size`; answers the
     /// tail chunk that must still be cut, if any. `TruncateEnd` clears the intent and sets the size.
-    TruncateBegin { ino: InodeNo, size: u64 },
-    TruncateEnd { ino: InodeNo, size: u64 },
+    TruncateBegin {
+        ino: InodeNo,
+        size: u64,
+    },
+    TruncateEnd {
+        ino: InodeNo,
+        size: u64,
+    },
     /// Whole chunks `first..first+count` become holes (punch).
-    FreeChunks { ino: InodeNo, first: u64, count: u64 },
-    SealChunk { chunk: ChunkId },
+    FreeChunks {
+        ino: InodeNo,
+        first: u64,
+        count: u64,
+    },
+    SealChunk {
+        chunk: ChunkId,
+    },
 
     // Chunk map.
     /// Next configuration of `chunk`: `members` ⊆ last activated, plus at most one learner. Refused unless
     /// `version == next_version`.
-    Reconfigure { chunk: ChunkId, version: ChunkVersion, members: Vec<Member>, learner: Option<Member> },
+    Reconfigure {
+        chunk: ChunkId,
+        version: ChunkVersion,
+        members: Vec<Member>,
+        learner: Option<Member>,
+    },
     /// `configuration.version` was promised and adopted by all its members.
-    Activate { chunk: ChunkId, configuration: Configuration },
+    Activate {
+        chunk: ChunkId,
+        configuration: Configuration,
+    },
     /// All members of `chunk`'s garbage record have deleted it (or are gone for good).
-    ForgetGarbage { chunk: ChunkId },
-    RegisterServer { server: ServerId, disk: DiskId },
+    ForgetGarbage {
+        chunk: ChunkId,
+    },
+    RegisterServer {
+        server: ServerId,
+        disk: DiskId,
+    },
 
     // Locks.
     /// Take (`kind`) or release (`None`) `start..=end`; conflicting locks of others refuse with `Locked`.
-    SetLock { ino: InodeNo, client: ClientId, owner: u64, start: u64, end: u64, kind: Option<LockKind>, pid: u32 },
+    SetLock {
+        ino: InodeNo,
+        client: ClientId,
+        owner: u64,
+        start: u64,
+        end: u64,
+        kind: Option<LockKind>,
+        pid: u32,
+    },
 }
 
 /// The answer to one command. Recorded for its `OpId`, so that a retry gets the same.
@@ -165,17 +268,35 @@ pub enum Outcome {
     Done,
     Refused(NamespaceError),
     /// The inode as it is after the command. `created`: false if `open_existing` found it.
-    Entry { attr: Attr, created: bool },
+    Entry {
+        attr: Attr,
+        created: bool,
+    },
     Attr(Attr),
     /// Unlink, rmdir or rename took a name away from `ino`, which now has `nlink` names.
-    Unlinked { ino: InodeNo, nlink: u32 },
+    Unlinked {
+        ino: InodeNo,
+        nlink: u32,
+    },
     /// Rename: what lost its last name, if anything, and the moved inode.
-    Renamed { moved: InodeNo, replaced: Option<InodeNo> },
+    Renamed {
+        moved: InodeNo,
+        replaced: Option<InodeNo>,
+    },
     /// Where an inline append went.
-    Appended { offset: u64, attr: Attr },
-    Chunk { chunk: ChunkId, record: crate::chunk::Chunk },
+    Appended {
+        offset: u64,
+        attr: Attr,
+    },
+    Chunk {
+        chunk: ChunkId,
+        record: crate::chunk::Chunk,
+    },
     /// The chunk that still has to be cut to `len` bytes, if the new end is inside one that exists.
-    Truncating { tail: Option<(ChunkId, u64)>, attr: Attr },
+    Truncating {
+        tail: Option<(ChunkId, u64)>,
+        attr: Attr,
+    },
     /// A lock was released or downgraded: somebody may be waiting.
     LockChanged,
 }

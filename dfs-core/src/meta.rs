@@ -38,7 +38,11 @@ pub enum Record {
     Super(Superblock),
     Inode(Inode),
     Dentry(Dentry),
-    DirSlot { name: Vec<u8>, ino: InodeNo, kind: FileKind },
+    DirSlot {
+        name: Vec<u8>,
+        ino: InodeNo,
+        kind: FileKind,
+    },
     FileChunk(ChunkId),
     Chunk(Chunk),
     Xattr(Vec<u8>),

@@ -57,9 +57,16 @@ pub enum Body {
     /// File content of at most [`INLINE_BYTES_MAX`] bytes; shorter than `size` means zeros follow.
     Inline(Vec<u8>),
     /// File content in chunks. `chunk_count`: chunks that exist; `writing`: the size is a lower bound (DECISIONS 7).
-    Chunks { chunk_count: u64, writing: bool },
+    Chunks {
+        chunk_count: u64,
+        writing: bool,
+    },
     /// `entry_count` names; `next_cookie` numbers the next one. `parent` is what `..` means.
-    Directory { parent: InodeNo, entry_count: u64, next_cookie: u64 },
+    Directory {
+        parent: InodeNo,
+        entry_count: u64,
+        next_cookie: u64,
+    },
     Symlink(Vec<u8>),
     /// Fifo, socket or device: nothing of ours.
     Special,

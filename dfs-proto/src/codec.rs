@@ -261,7 +261,10 @@ pub fn put_group(out: &mut Vec<u8>, fields: impl FnOnce(&mut Vec<u8>)) {
 ///
 /// # Errors
 /// `Short` if the group is longer than the input.
-pub fn get_group<'a>(input: &mut Reader<'a>, what: &'static str) -> Result<Reader<'a>, DecodeError> {
+pub fn get_group<'a>(
+    input: &mut Reader<'a>,
+    what: &'static str,
+) -> Result<Reader<'a>, DecodeError> {
     let len = get_len(input, what)?;
     input.take(len, what).map(Reader::new)
 }

@@ -45,11 +45,39 @@ wire_enum!(Body {
     5 = Special,
 });
 wire_struct!(Inode {
-    kind, mode, uid, gid, nlink, rdev, size, atime, mtime, ctime, btime, change, layout, body
+    kind,
+    mode,
+    uid,
+    gid,
+    nlink,
+    rdev,
+    size,
+    atime,
+    mtime,
+    ctime,
+    btime,
+    change,
+    layout,
+    body
 });
 wire_struct!(Attr {
-    ino, kind, mode, uid, gid, nlink, rdev, size, allocated_bytes, atime, mtime, ctime, btime, change, layout,
-    inline, writing
+    ino,
+    kind,
+    mode,
+    uid,
+    gid,
+    nlink,
+    rdev,
+    size,
+    allocated_bytes,
+    atime,
+    mtime,
+    ctime,
+    btime,
+    change,
+    layout,
+    inline,
+    writing
 });
 wire_struct!(Dentry { ino, kind, cookie });
 wire_enum!(NamespaceError {
@@ -79,7 +107,15 @@ wire_list!(Member);
 wire_struct!(Configuration { version, members, primary });
 wire_struct!(Preparing { version, members, learner });
 wire_struct!(Chunk {
-    ino, index, chunk_size, active, preparing, next_version, attached, born, sealed
+    ino,
+    index,
+    chunk_size,
+    active,
+    preparing,
+    next_version,
+    attached,
+    born,
+    sealed
 });
 wire_struct!(Garbage { members, version });
 wire_struct!(ChunkIdentity { chunk, ino, index, chunk_size });
@@ -145,7 +181,17 @@ wire_enum!(Outcome {
 });
 
 wire_struct!(Superblock {
-    fs, epoch, nonce, next_inode, next_chunk, now, replication, min_replicas, inode_count, chunk_count, file_bytes
+    fs,
+    epoch,
+    nonce,
+    next_inode,
+    next_chunk,
+    now,
+    replication,
+    min_replicas,
+    inode_count,
+    chunk_count,
+    file_bytes
 });
 wire_struct!(Server { disk, registered });
 wire_struct!(Client { name, began, low_water, reply_count });

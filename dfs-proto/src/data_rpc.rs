@@ -19,7 +19,13 @@ pub enum DataCall {
     /// Length and position of a replica; at the primary, of what is acknowledged.
     Stat { chunk: ChunkId, version: ChunkVersion },
     /// One mutation at the primary. `counter` is per chunk and client, taken in order.
-    Mutate { layout: ChunkLayout, client: ClientId, counter: u64, low_water: u64, mutation: WireMutation },
+    Mutate {
+        layout: ChunkLayout,
+        client: ClientId,
+        counter: u64,
+        low_water: u64,
+        mutation: WireMutation,
+    },
     /// All operations of the chunk so far are on every member's disk when this is answered.
     Sync { layout: ChunkLayout },
 
@@ -54,34 +60,77 @@ pub enum Peer {
 /// What to do to a chunk; the bytes of `Write` and `Append` are the payload.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WireMutation {
-    Write { offset: u64 },
+    Write {
+        offset: u64,
+    },
     /// The primary chooses the offset. `record`: never split, pads and seals if it does not fit (record log);
     /// otherwise what fits is appended, the chunk sealed against appends, and the rest left to the next chunk.
     /// `at_least`: the file's size says that the chunk is at least this long.
-    Append { record: bool, at_least: u64 },
+    Append {
+        record: bool,
+        at_least: u64,
+    },
     /// Zeros over `offset..offset+len`, never beyond the end.
-    Zero { offset: u64, len: u64 },
-    Truncate { len: u64 },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
+    Truncate {
+        len: u64,
+    },
 }
 
 /// Arguments of a reply frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DataReply {
-    Welcome { fs: FsId, server: ServerId },
+    Welcome {
+        fs: FsId,
+        server: ServerId,
+    },
     /// The payload is the bytes; `replica_len` the chunk's length there.
-    Read { replica_len: u64 },
-    Stat { version: ChunkVersion, seq: u64, len: u64, sealed: bool },
+    Read {
+        replica_len: u64,
+    },
+    Stat {
+        version: ChunkVersion,
+        seq: u64,
+        len: u64,
+        sealed: bool,
+    },
     /// Acknowledged: every member's kernel has it. `len`: the chunk's length after it.
-    Mutated { seq: u64, len: u64 },
+    Mutated {
+        seq: u64,
+        len: u64,
+    },
     /// Stable on all members. `appended` < asked: the chunk is full, the rest goes to the next one.
-    Appended { seq: u64, offset: u64, appended: u64, sealed: bool },
-    Synced { seq: u64, len: u64 },
+    Appended {
+        seq: u64,
+        offset: u64,
+        appended: u64,
+        sealed: bool,
+    },
+    Synced {
+        seq: u64,
+        len: u64,
+    },
     /// A member applied `seq` (or, for `SyncMember`, has it on disk). `free_bytes`: its space, for credits.
-    Applied { seq: u64, free_bytes: u64 },
+    Applied {
+        seq: u64,
+        free_bytes: u64,
+    },
     /// Payload: u32 little-endian block checksums, then `client_table_bytes` opaque bytes.
-    Sums { version: ChunkVersion, seq: u64, len: u64, sealed: bool, digest: u32, client_table_bytes: u32 },
+    Sums {
+        version: ChunkVersion,
+        seq: u64,
+        len: u64,
+        sealed: bool,
+        digest: u32,
+        client_table_bytes: u32,
+    },
     /// Payload: the block.
-    Block { crc: u32 },
+    Block {
+        crc: u32,
+    },
     Failed(DataFailure),
 }
 

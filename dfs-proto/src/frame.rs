@@ -57,7 +57,13 @@ pub enum FrameError {
 impl FrameHeader {
     /// Header for these arguments and this payload (its CRC32C given, so that it can be stored or forwarded).
     #[must_use]
-    pub fn new(kind: FrameKind, request: u64, args: &[u8], payload_bytes: usize, payload_crc: u32) -> Self {
+    pub fn new(
+        kind: FrameKind,
+        request: u64,
+        args: &[u8],
+        payload_bytes: usize,
+        payload_crc: u32,
+    ) -> Self {
         Self {
             kind,
             args_bytes: u32::try_from(args.len()).unwrap_or(u32::MAX),
@@ -91,7 +97,9 @@ impl FrameHeader {
     /// # Errors
     /// [`FrameError`] for anything [`Self::encode`] does not write; limits are checked before anyone allocates.
     pub fn decode(bytes: &[u8; HEADER_BYTES]) -> Result<Self, FrameError> {
-        let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        let word = |at: usize| {
+            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+        };
         if bytes[0..2] != MAGIC {
             return Err(FrameError::Magic([bytes[0], bytes[1]]));
         }
@@ -109,10 +117,18 @@ impl FrameHeader {
         };
         let (args_bytes, payload_bytes) = (word(4), word(8));
         if ARGS_BYTES_MAX < args_bytes {
-            return Err(FrameError::Oversized { what: "arguments", bytes: args_bytes, max: ARGS_BYTES_MAX });
+            return Err(FrameError::Oversized {
+                what: "arguments",
+                bytes: args_bytes,
+                max: ARGS_BYTES_MAX,
+            });
         }
         if PAYLOAD_BYTES_MAX < payload_bytes {
-            return Err(FrameError::Oversized { what: "payload", bytes: payload_bytes, max: PAYLOAD_BYTES_MAX });
+            return Err(FrameError::Oversized {
+                what: "payload",
+                bytes: payload_bytes,
+                max: PAYLOAD_BYTES_MAX,
+            });
         }
         Ok(Self {
             kind,
@@ -127,7 +143,11 @@ impl FrameHeader {
     /// # Errors
     /// `Checksum` if `args` are not what was sent.
     pub fn check_args(&self, args: &[u8]) -> Result<(), FrameError> {
-        if crc32c::crc32c(args) == self.args_crc { Ok(()) } else { Err(FrameError::Checksum("arguments")) }
+        if crc32c::crc32c(args) == self.args_crc {
+            Ok(())
+        } else {
+            Err(FrameError::Checksum("arguments"))
+        }
     }
 
     /// # Errors
@@ -147,7 +167,8 @@ mod tests {
 
     #[test]
     fn a_header_reads_back_and_no_single_bit_may_change() {
-        let header = FrameHeader::new(FrameKind::Request, 0x0123_4567_89ab_cdef, b"args", 70_000, 42);
+        let header =
+            FrameHeader::new(FrameKind::Request, 0x0123_4567_89ab_cdef, b"args", 70_000, 42);
         let bytes = header.encode();
         assert_eq!(FrameHeader::decode(&bytes), Ok(header));
         for bit in 0..HEADER_BYTES * 8 {
@@ -159,7 +180,8 @@ mod tests {
 
     #[test]
     fn an_oversized_frame_is_refused_by_its_header() {
-        let header = FrameHeader::new(FrameKind::Request, 1, b"", PAYLOAD_BYTES_MAX as usize + 1, 0);
+        let header =
+            FrameHeader::new(FrameKind::Request, 1, b"", PAYLOAD_BYTES_MAX as usize + 1, 0);
         assert!(matches!(
             FrameHeader::decode(&header.encode()),
             Err(FrameError::Oversized { what: "payload", .. })

@@ -4,6 +4,7 @@ pub mod codec;
 pub mod convert;
 pub mod data_rpc;
 pub mod frame;
+pub mod frame_conn;
 pub mod meta_rpc;
 
 /// Control plane messages and services, generated from `proto/control.proto`.

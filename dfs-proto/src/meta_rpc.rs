@@ -21,41 +21,108 @@ pub struct MetaRequest {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MetaCall {
     /// First request of a client: registers it (logged) if it is not yet, tells it who it talks to.
-    Hello { name: String },
+    Hello {
+        name: String,
+    },
     /// One logged change, exactly once per (client, op, part). Chunk-map and reign changes are refused.
-    Change { op: u64, part: u32, change: Change },
+    Change {
+        op: u64,
+        part: u32,
+        change: Change,
+    },
     /// Shows that the client lives (mount lease, DECISIONS 12); every other request does too.
     Ping,
     /// Ends the client: locks, opens and results go.
     Goodbye,
 
-    Lookup { parent: InodeNo, name: Vec<u8> },
-    GetAttr { ino: InodeNo },
+    Lookup {
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    GetAttr {
+        ino: InodeNo,
+    },
     /// Entries after `after_cookie` (0: from the start), at most `max_entries`, with attributes if `plus`.
-    ReadDir { ino: InodeNo, after_cookie: u64, max_entries: u32, plus: bool },
-    ReadLink { ino: InodeNo },
-    GetXattr { ino: InodeNo, name: Vec<u8> },
-    ListXattrs { ino: InodeNo },
+    ReadDir {
+        ino: InodeNo,
+        after_cookie: u64,
+        max_entries: u32,
+        plus: bool,
+    },
+    ReadLink {
+        ino: InodeNo,
+    },
+    GetXattr {
+        ino: InodeNo,
+        name: Vec<u8>,
+    },
+    ListXattrs {
+        ino: InodeNo,
+    },
     Statfs,
     /// Counts an open (DECISIONS 13) and answers fresh attributes, with the content if it is inline.
-    Open { ino: InodeNo, write: bool },
-    Release { ino: InodeNo, write: bool },
+    Open {
+        ino: InodeNo,
+        write: bool,
+    },
+    Release {
+        ino: InodeNo,
+        write: bool,
+    },
     /// After a master restart: the client's opens, all of them.
-    Reopen { opens: Vec<(InodeNo, u32)> },
+    Reopen {
+        opens: Vec<(InodeNo, u32)>,
+    },
     /// Attributes, and the content if it is inline, without counting an open.
-    ReadInline { ino: InodeNo },
+    ReadInline {
+        ino: InodeNo,
+    },
     /// Where chunk `index` is. `write`: made if absent (attached unless `spill`), waits for a configuration that can
     /// be written. `failed`: what the client saw fail in which version; the master reconfigures before it answers.
-    Layout { ino: InodeNo, index: u64, write: bool, spill: bool, failed: Option<FailedMember> },
+    Layout {
+        ino: InodeNo,
+        index: u64,
+        write: bool,
+        spill: bool,
+        failed: Option<FailedMember>,
+    },
     /// Layouts of existing chunks `first..`, at most `max`, for reading.
-    Layouts { ino: InodeNo, first: u64, max: u32 },
+    Layouts {
+        ino: InodeNo,
+        first: u64,
+        max: u32,
+    },
     /// Cuts or grows a file to `size` bytes: all of DECISIONS 8. Exactly once per op.
-    Truncate { op: u64, ino: InodeNo, size: u64 },
+    Truncate {
+        op: u64,
+        ino: InodeNo,
+        size: u64,
+    },
     /// Reads of this replica failed their checksum.
-    ReportBadBlock { chunk: ChunkId, version: ChunkVersion, server: ServerId, block: u32 },
+    ReportBadBlock {
+        chunk: ChunkId,
+        version: ChunkVersion,
+        server: ServerId,
+        block: u32,
+    },
     /// Takes or tests a lock; `wait` holds the answer back until it is granted or `wait_ms` passed (`Locked`).
-    SetLock { op: u64, ino: InodeNo, owner: u64, start: u64, end: u64, kind: Option<LockKind>, pid: u32, wait_ms: u32 },
-    TestLock { ino: InodeNo, owner: u64, start: u64, end: u64, kind: LockKind },
+    SetLock {
+        op: u64,
+        ino: InodeNo,
+        owner: u64,
+        start: u64,
+        end: u64,
+        kind: Option<LockKind>,
+        pid: u32,
+        wait_ms: u32,
+    },
+    TestLock {
+        ino: InodeNo,
+        owner: u64,
+        start: u64,
+        end: u64,
+        kind: LockKind,
+    },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -69,12 +136,18 @@ pub enum MetaReply {
     Welcome(Welcome),
     Outcome(Outcome),
     Attr(Attr),
-    Entries { entries: Vec<EntryPlus>, end: bool },
+    Entries {
+        entries: Vec<EntryPlus>,
+        end: bool,
+    },
     Bytes(Vec<u8>),
     Names(Vec<NameBytes>),
     Statfs(StatfsReply),
     /// `content`: all of an inline file (zeros up to the size may be missing).
-    Opened { attr: Attr, content: Option<Vec<u8>> },
+    Opened {
+        attr: Attr,
+        content: Option<Vec<u8>>,
+    },
     Layout(ChunkLayout),
     Layouts(Vec<ChunkLayout>),
     /// There is no such chunk: a hole.
@@ -227,6 +300,16 @@ impl Wire for NameBytes {
 }
 wire_struct!(StatfsReply { total_bytes, free_bytes, available_bytes, inodes_total, inodes_free });
 wire_struct!(ChunkLayout {
-    chunk, ino, index, chunk_size, version, members, primary, epoch, born, sealed, writable
+    chunk,
+    ino,
+    index,
+    chunk_size,
+    version,
+    members,
+    primary,
+    epoch,
+    born,
+    sealed,
+    writable
 });
 wire_struct!(MemberAddress { member, address });
