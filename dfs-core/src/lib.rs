@@ -2,8 +2,10 @@
 //! time it is, returns what should be done. No I/O, no clock, no async, no randomness.
 
 pub mod chunk;
+pub mod cluster;
 pub mod command;
 pub mod ids;
 pub mod meta;
 pub mod namespace;
+pub mod plan;
 pub mod time;

@@ -1,0 +1,380 @@
+//! Chunkservers as the master knows them: who is alive, what they hold, how much space they have.
+//!
+//! All of it is learned from heartbeats and none of it is persisted: after a restart the table is empty and fills
+//! as servers report. Order of events for one server: connected, heartbeats (the first with a full inventory),
+//! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
+
+use std::collections::BTreeMap;
+
+use crate::chunk::Member;
+use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
+use crate::time::Timestamp;
+
+/// When silence means something. `dead_after` is at least three intervals.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct LivenessProfile {
+    pub interval_ms: u64,
+    pub dead_after_ms: u64,
+    /// How long an idle chunk may stay short before it is copied to a server that never held it.
+    pub rebuild_delay_ms: u64,
+}
+
+/// A profile that cannot work.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum BadProfile {
+    #[error("unknown profile '{0}': expected standard, drill or router")]
+    Unknown(String),
+    #[error(
+        "dead-after {dead_after_ms} ms must be at least three heartbeat intervals of {interval_ms} ms"
+    )]
+    TooTight { interval_ms: u64, dead_after_ms: u64 },
+}
+
+impl LivenessProfile {
+    pub const STANDARD: Self =
+        Self { interval_ms: 5_000, dead_after_ms: 15_000, rebuild_delay_ms: 60_000 };
+    pub const DRILL: Self = Self { interval_ms: 1_000, dead_after_ms: 3_000, rebuild_delay_ms: 0 };
+    pub const ROUTER: Self =
+        Self { interval_ms: 1_000, dead_after_ms: 10_000, rebuild_delay_ms: 60_000 };
+
+    /// # Errors
+    /// `Unknown` for any other name.
+    pub fn named(name: &str) -> Result<Self, BadProfile> {
+        match name {
+            "standard" => Ok(Self::STANDARD),
+            "drill" => Ok(Self::DRILL),
+            "router" => Ok(Self::ROUTER),
+            other => Err(BadProfile::Unknown(other.to_owned())),
+        }
+    }
+
+    /// # Errors
+    /// `TooTight` if one lost packet and one slow disk would look like death.
+    pub fn check(self) -> Result<Self, BadProfile> {
+        let Self { interval_ms, dead_after_ms, .. } = self;
+        if interval_ms == 0 || dead_after_ms < interval_ms.saturating_mul(3) {
+            return Err(BadProfile::TooTight { interval_ms, dead_after_ms });
+        }
+        Ok(self)
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Liveness {
+    Alive,
+    /// Avoided, not given up: its connection closed, it is late, or it did not answer.
+    Suspect,
+    Dead,
+}
+
+/// One replica as its server last reported it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replica {
+    pub version: ChunkVersion,
+    pub seq: u64,
+    pub len: u64,
+    pub not_current: bool,
+}
+
+/// What one heartbeat says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Heartbeat {
+    pub server: ServerId,
+    pub disk: DiskId,
+    pub incarnation: u64,
+    pub address: String,
+    /// `replicas` is everything the server holds.
+    pub full_inventory: bool,
+    pub replicas: Vec<(ChunkId, Replica)>,
+    pub gone: Vec<ChunkId>,
+    pub chunk_count: u64,
+    pub used_bytes: u64,
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// One server's row.
+#[derive(Clone, Debug)]
+pub struct ServerRow {
+    pub disk: DiskId,
+    pub incarnation: u64,
+    pub address: String,
+    pub connected: bool,
+    pub heard_at: Timestamp,
+    /// Since this, until it answers again, it does not count as alive.
+    unresponsive_until: Option<Timestamp>,
+    /// A full inventory of this incarnation arrived.
+    pub inventory_complete: bool,
+    pub replicas: BTreeMap<ChunkId, Replica>,
+    pub chunk_count: u64,
+    pub used_bytes: u64,
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+    /// Chunks placed here since the last heartbeat: its free space does not show them yet.
+    recent_placements: u64,
+}
+
+/// What accepting a heartbeat means for the reply.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Heard {
+    pub want_full_inventory: bool,
+    /// It was not alive before: chunks may have found a member again.
+    pub returned: bool,
+}
+
+/// The table of all servers heard of since the master started.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub profile: LivenessProfile,
+    rows: BTreeMap<ServerId, ServerRow>,
+}
+
+impl Cluster {
+    #[must_use]
+    pub fn new(profile: LivenessProfile) -> Self {
+        Self { profile, rows: BTreeMap::new() }
+    }
+
+    #[must_use]
+    pub fn rows(&self) -> &BTreeMap<ServerId, ServerRow> {
+        &self.rows
+    }
+
+    #[must_use]
+    pub fn row(&self, server: ServerId) -> Option<&ServerRow> {
+        self.rows.get(&server)
+    }
+
+    /// Takes a heartbeat. An older incarnation than the one known changes nothing and asks for nothing.
+    pub fn on_heartbeat(&mut self, now: Timestamp, heartbeat: Heartbeat) -> Heard {
+        let Heartbeat {
+            server,
+            disk,
+            incarnation,
+            address,
+            full_inventory,
+            replicas,
+            gone,
+            chunk_count,
+            used_bytes,
+            free_bytes,
+            total_bytes,
+        } = heartbeat;
+        let returned = self.liveness(now, server) != Liveness::Alive;
+        if self.rows.get(&server).is_some_and(|row| incarnation < row.incarnation) {
+            return Heard { want_full_inventory: false, returned: false };
+        }
+        let fresh = || ServerRow {
+            disk,
+            incarnation,
+            address: String::new(),
+            connected: true,
+            heard_at: now,
+            unresponsive_until: None,
+            inventory_complete: false,
+            replicas: BTreeMap::new(),
+            chunk_count: 0,
+            used_bytes: 0,
+            free_bytes: 0,
+            total_bytes: 0,
+            recent_placements: 0,
+        };
+        let row = self.rows.entry(server).or_insert_with(fresh);
+        if row.incarnation != incarnation || row.disk != disk {
+            *row = fresh();
+        }
+        if full_inventory {
+            row.replicas = replicas.into_iter().collect();
+            row.inventory_complete = true;
+        } else {
+            row.replicas.extend(replicas);
+            for chunk in &gone {
+                row.replicas.remove(chunk);
+            }
+        }
+        row.address = address;
+        row.connected = true;
+        row.heard_at = now;
+        row.chunk_count = chunk_count;
+        row.used_bytes = used_bytes;
+        row.free_bytes = free_bytes;
+        row.total_bytes = total_bytes;
+        row.recent_placements = 0;
+        Heard { want_full_inventory: !row.inventory_complete, returned }
+    }
+
+    /// The heartbeat connection of this incarnation closed.
+    pub fn on_disconnect(&mut self, server: ServerId, incarnation: u64) {
+        if let Some(row) = self.rows.get_mut(&server)
+            && row.incarnation == incarnation
+        {
+            row.connected = false;
+        }
+    }
+
+    /// It did not answer a call in time: avoided for `millis`, whatever its heartbeats say.
+    pub fn on_unresponsive(&mut self, now: Timestamp, server: ServerId, millis: u64) {
+        if let Some(row) = self.rows.get_mut(&server) {
+            row.unresponsive_until = Some(Timestamp(now.0.saturating_add(millis * 1_000_000)));
+        }
+    }
+
+    #[must_use]
+    pub fn liveness(&self, now: Timestamp, server: ServerId) -> Liveness {
+        let Some(row) = self.rows.get(&server) else { return Liveness::Dead };
+        let silence_ms = now.nanos_since(row.heard_at) / 1_000_000;
+        let late = self.profile.interval_ms + self.profile.interval_ms / 2 <= silence_ms;
+        if self.profile.dead_after_ms <= silence_ms {
+            Liveness::Dead
+        } else if !row.connected || late || row.unresponsive_until.is_some_and(|until| now < until)
+        {
+            Liveness::Suspect
+        } else {
+            Liveness::Alive
+        }
+    }
+
+    /// Alive, with the disk the member was made on.
+    #[must_use]
+    pub fn is_up(&self, now: Timestamp, member: &Member) -> bool {
+        self.row(member.server).is_some_and(|row| row.disk == member.disk)
+            && self.liveness(now, member.server) == Liveness::Alive
+    }
+
+    /// Where `member` answers, if it is up.
+    #[must_use]
+    pub fn address(&self, now: Timestamp, member: &Member) -> Option<&str> {
+        self.is_up(now, member).then(|| self.rows[&member.server].address.as_str())
+    }
+
+    /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: the one with the largest
+    /// share of free space first, less what was placed there since it last reported; ties go to fewer chunks, then to
+    /// the lower id. Reserves nothing but counts the placement until the next heartbeat.
+    pub fn place(
+        &mut self,
+        now: Timestamp,
+        count: usize,
+        chunk_bytes: u64,
+        avoid: &[ServerId],
+    ) -> Vec<Member> {
+        let mut candidates: Vec<_> = self
+            .rows
+            .iter()
+            .filter(|(server, _)| {
+                !avoid.contains(server) && self.liveness(now, **server) == Liveness::Alive
+            })
+            .filter_map(|(server, row)| {
+                // A chunk is rarely full at once: a sixteenth of it per placement is kept free until the report.
+                let promised = row.recent_placements.saturating_mul(chunk_bytes / 16);
+                let free = row.free_bytes.saturating_sub(promised);
+                // Permille of the disk, so that small and large disks fill alike.
+                let share = free.checked_mul(1000).map_or(1000, |f| f / row.total_bytes.max(1));
+                let room = 0 < free && chunk_bytes.min(64 << 10) <= free;
+                room.then_some((
+                    std::cmp::Reverse(share),
+                    row.chunk_count + row.recent_placements,
+                    *server,
+                    row.disk,
+                ))
+            })
+            .collect();
+        candidates.sort_unstable();
+        candidates.truncate(count);
+        let members: Vec<Member> =
+            candidates.into_iter().map(|(_, _, server, disk)| Member { server, disk }).collect();
+        for member in &members {
+            if let Some(row) = self.rows.get_mut(&member.server) {
+                row.recent_placements += 1;
+            }
+        }
+        members
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp(millis * 1_000_000)
+    }
+
+    fn beat(server: u32, free: u64) -> Heartbeat {
+        Heartbeat {
+            server: ServerId(server),
+            disk: DiskId(u128::from(server)),
+            incarnation: 1,
+            address: format!("127.0.0.1:{server}"),
+            full_inventory: true,
+            replicas: vec![],
+            gone: vec![],
+            chunk_count: 0,
+            used_bytes: 1000 - free,
+            free_bytes: free,
+            total_bytes: 1000,
+        }
+    }
+
+    #[test]
+    fn silence_makes_suspect_then_dead_and_a_heartbeat_alive() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        cluster.on_heartbeat(at(0), beat(1, 500));
+        let states: Vec<_> =
+            [1_400, 1_500, 2_999, 3_000].map(|ms| cluster.liveness(at(ms), ServerId(1))).into();
+        assert_eq!(states, [Liveness::Alive, Liveness::Suspect, Liveness::Suspect, Liveness::Dead]);
+        assert!(cluster.on_heartbeat(at(9_000), beat(1, 500)).returned);
+        assert_eq!(cluster.liveness(at(9_001), ServerId(1)), Liveness::Alive);
+    }
+
+    #[test]
+    fn a_closed_connection_is_suspect_at_once_but_an_old_one_is_not_believed() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        cluster.on_heartbeat(at(0), Heartbeat { incarnation: 7, ..beat(1, 500) });
+        cluster.on_disconnect(ServerId(1), 6);
+        assert_eq!(cluster.liveness(at(1), ServerId(1)), Liveness::Alive);
+        cluster.on_disconnect(ServerId(1), 7);
+        assert_eq!(cluster.liveness(at(1), ServerId(1)), Liveness::Suspect);
+    }
+
+    #[test]
+    fn a_new_disk_forgets_what_the_old_one_held() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        let replica = Replica { version: ChunkVersion(3), seq: 1, len: 1, not_current: false };
+        cluster.on_heartbeat(
+            at(0),
+            Heartbeat { replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },
+        );
+        let heard = cluster.on_heartbeat(
+            at(1),
+            Heartbeat { incarnation: 2, disk: DiskId(99), full_inventory: false, ..beat(1, 500) },
+        );
+        assert!(heard.want_full_inventory);
+        assert!(cluster.row(ServerId(1)).unwrap().replicas.is_empty());
+        assert!(!cluster.is_up(at(2), &Member { server: ServerId(1), disk: DiskId(1) }));
+    }
+
+    #[test]
+    fn placement_takes_the_emptiest_and_counts_what_it_just_placed() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        for (server, free) in [(1, 100), (2, 900), (3, 800), (4, 700)] {
+            cluster.on_heartbeat(
+                at(0),
+                Heartbeat { free_bytes: free << 30, total_bytes: 1000 << 30, ..beat(server, 0) },
+            );
+        }
+        let placed =
+            |members: Vec<Member>| members.into_iter().map(|m| m.server.0).collect::<Vec<_>>();
+        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[])), [2, 3, 4]);
+        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1]);
+        cluster.on_disconnect(ServerId(3), 1);
+        assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1]);
+    }
+
+    #[test]
+    fn a_profile_must_leave_room_for_three_beats() {
+        let tight = LivenessProfile { interval_ms: 1000, dead_after_ms: 2999, rebuild_delay_ms: 0 };
+        assert!(tight.check().is_err());
+        assert!(LivenessProfile::named("drill").unwrap().check().is_ok());
+        assert!(LivenessProfile::named("calm").unwrap_err().to_string().contains("calm"));
+    }
+}

@@ -1,0 +1,3 @@
+//! Intentions: what should be done next, from what is known.
+
+pub mod reconfigure;

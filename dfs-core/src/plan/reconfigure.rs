@@ -1,0 +1,269 @@
+//! Choosing a chunk's next configuration (PROTOCOL §5.2, "Replica fails mid-write"; DECISIONS 1).
+//!
+//! Order of one attempt: [`plan`] names members and learner → `Reconfigure` is committed → all promise →
+//! [`choose_source`] from their reports → the others adopt it → `Activate` is committed. Nothing is accepted in the
+//! new version before that. A failed attempt starts again with a higher version and the *same* base.
+
+use crate::chunk::{Chunk, Configuration, Member, Preparing};
+use crate::ids::{ChunkVersion, ServerId};
+
+/// What a member says after its durable promise.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PromiseReport {
+    pub member: Member,
+    pub promised: ChunkVersion,
+    /// Adopted version and sequence: what it holds.
+    pub version: ChunkVersion,
+    pub seq: u64,
+    pub len: u64,
+    pub digest: u32,
+    /// Rebooted while dirty: it may lack acknowledged, unstable operations.
+    pub not_current: bool,
+}
+
+/// Why no attempt is made now.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Wait {
+    /// Too few members of the last activated configuration can be reached.
+    TooFew { reachable: Vec<ServerId>, members: Vec<ServerId>, min_replicas: u32 },
+}
+
+impl std::fmt::Display for Wait {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let list =
+            |ids: &[ServerId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+        match self {
+            Self::TooFew { reachable, members, min_replicas } => write!(
+                f,
+                "{} of the members {} can be reached ({}), writes need {min_replicas}",
+                reachable.len(),
+                list(members),
+                if reachable.is_empty() { "none".to_owned() } else { list(reachable) }
+            ),
+        }
+    }
+}
+
+/// The next attempt's members: those of the last *activated* configuration that `is_up`, plus `learner`.
+///
+/// # Errors
+/// `TooFew` if that would leave fewer than `min_replicas`, or no member of the last configuration at all: the
+/// configuration then stays as it is, so that whoever comes back is still a member.
+pub fn plan(
+    chunk: &Chunk,
+    min_replicas: u32,
+    learner: Option<Member>,
+    is_up: impl Fn(&Member) -> bool,
+) -> Result<Preparing, Wait> {
+    let members: Vec<Member> =
+        chunk.active.members.iter().copied().filter(|member| is_up(member)).collect();
+    let learner =
+        learner.filter(|learner| chunk.active.members.iter().all(|m| m.server != learner.server));
+    if members.is_empty() || members.len() + usize::from(learner.is_some()) < min_replicas as usize
+    {
+        return Err(Wait::TooFew {
+            reachable: members.iter().map(|m| m.server).collect(),
+            members: chunk.active.members.iter().map(|m| m.server).collect(),
+            min_replicas,
+        });
+    }
+    Ok(Preparing { version: chunk.next_version, members, learner })
+}
+
+/// What the reports allow.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Source {
+    /// Everybody takes up what this member reported.
+    Adopt(PromiseReport),
+    /// Nobody holds anything: the chunk was never written. Everybody takes up the empty chunk.
+    Empty,
+    /// Only members that rebooted while dirty answered, and not all of the configuration: wait for another.
+    /// `best` may be taken after the wait of DECISIONS 1, with an event that says so.
+    OnlyRebooted { best: PromiseReport },
+    /// Every member that answered holds less than the last activated version says: they lost their data.
+    DataLost,
+}
+
+/// Chooses the source among `reports` of `preparing.members`: the highest (adopted version, sequence).
+///
+/// A member whose adopted version is below the last activated one has lost data and is never a source; version 1
+/// needs no adoption, so a chunk at version 1 that no member holds is an empty one.
+#[must_use]
+pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseReport]) -> Source {
+    let Configuration { version: base, members: last, .. } = &chunk.active;
+    let voters = reports.iter().filter(|report| preparing.members.contains(&report.member));
+    let (whole, lost): (Vec<&PromiseReport>, Vec<&PromiseReport>) =
+        voters.partition(|report| *base <= report.version);
+    let best = whole
+        .iter()
+        .copied()
+        .max_by_key(|r| (r.version, r.seq, std::cmp::Reverse(r.member.server)));
+    let all_answered =
+        last.iter().all(|member| reports.iter().any(|report| report.member == *member));
+    match best {
+        None if base.0 == 1 && all_answered && lost.iter().all(|r| r.version.0 == 0) => {
+            Source::Empty
+        }
+        // A member that never got the first operation holds nothing; others may.
+        None if base.0 == 1 && !chunk.born && lost.iter().all(|r| r.version.0 == 0) => {
+            Source::Empty
+        }
+        None => Source::DataLost,
+        Some(best) => {
+            let current = whole.iter().copied().filter(|r| !r.not_current);
+            let sure =
+                current.max_by_key(|r| (r.version, r.seq, std::cmp::Reverse(r.member.server)));
+            match sure {
+                // An operation acknowledged in the last version is on every current member.
+                Some(sure) if (best.version, best.seq) <= (sure.version, sure.seq) => {
+                    Source::Adopt(*sure)
+                }
+                Some(_) => Source::Adopt(*best),
+                None if all_answered => Source::Adopt(*best),
+                None => Source::OnlyRebooted { best: *best },
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ids::{DiskId, InodeNo};
+
+    fn member(n: u32) -> Member {
+        Member { server: ServerId(n), disk: DiskId(u128::from(n)) }
+    }
+
+    fn chunk(version: u64, members: &[u32]) -> Chunk {
+        let members: Vec<Member> = members.iter().map(|n| member(*n)).collect();
+        Chunk {
+            ino: InodeNo(2),
+            index: 0,
+            chunk_size: 64 << 20,
+            active: Configuration {
+                version: ChunkVersion(version),
+                primary: members[0].server,
+                members,
+            },
+            preparing: None,
+            next_version: ChunkVersion(version + 1),
+            attached: true,
+            born: true,
+            sealed: false,
+        }
+    }
+
+    fn report(n: u32, version: u64, seq: u64) -> PromiseReport {
+        PromiseReport {
+            member: member(n),
+            promised: ChunkVersion(9),
+            version: ChunkVersion(version),
+            seq,
+            len: seq,
+            digest: 0,
+            not_current: false,
+        }
+    }
+
+    fn rebooted(n: u32, version: u64, seq: u64) -> PromiseReport {
+        PromiseReport { not_current: true, ..report(n, version, seq) }
+    }
+
+    #[track_caller]
+    fn check_source(chunk: &Chunk, reports: &[PromiseReport], expected: &Source) {
+        let preparing = Preparing {
+            version: chunk.next_version,
+            members: reports
+                .iter()
+                .map(|r| r.member)
+                .filter(|m| chunk.active.members.contains(m))
+                .collect(),
+            learner: None,
+        };
+        assert_eq!(choose_source(chunk, &preparing, reports), *expected);
+    }
+
+    #[test]
+    fn the_longest_log_of_the_last_version_is_the_source() {
+        check_source(
+            &chunk(4, &[1, 2, 3]),
+            &[report(2, 4, 7), report(3, 4, 9)],
+            &Source::Adopt(report(3, 4, 9)),
+        );
+        // An abandoned attempt that was adopted by some is above the base and wins.
+        check_source(
+            &chunk(4, &[1, 2, 3]),
+            &[report(2, 5, 0), report(3, 4, 9)],
+            &Source::Adopt(report(2, 5, 0)),
+        );
+    }
+
+    #[test]
+    fn a_member_below_the_last_activated_version_is_never_a_source() {
+        check_source(
+            &chunk(4, &[1, 2]),
+            &[report(1, 3, 99), report(2, 4, 1)],
+            &Source::Adopt(report(2, 4, 1)),
+        );
+        check_source(&chunk(4, &[1, 2]), &[report(1, 3, 99), report(2, 0, 0)], &Source::DataLost);
+    }
+
+    #[test]
+    fn a_learner_is_never_a_source() {
+        let chunk = chunk(4, &[1, 2]);
+        let preparing = Preparing {
+            version: ChunkVersion(5),
+            members: vec![member(1)],
+            learner: Some(member(3)),
+        };
+        let reports = [report(1, 4, 1), report(3, 4, 50)];
+        assert_eq!(choose_source(&chunk, &preparing, &reports), Source::Adopt(report(1, 4, 1)));
+    }
+
+    #[test]
+    fn only_rebooted_members_wait_unless_all_answered() {
+        let three = chunk(4, &[1, 2, 3]);
+        check_source(
+            &three,
+            &[rebooted(1, 4, 5), rebooted(2, 4, 6)],
+            &Source::OnlyRebooted { best: rebooted(2, 4, 6) },
+        );
+        check_source(
+            &three,
+            &[rebooted(1, 4, 5), rebooted(2, 4, 6), rebooted(3, 4, 2)],
+            &Source::Adopt(rebooted(2, 4, 6)),
+        );
+        check_source(
+            &three,
+            &[rebooted(1, 4, 5), report(2, 4, 6)],
+            &Source::Adopt(report(2, 4, 6)),
+        );
+    }
+
+    #[test]
+    fn a_chunk_nobody_wrote_is_empty_not_lost() {
+        let unborn = Chunk { born: false, ..chunk(1, &[1, 2, 3]) };
+        check_source(&unborn, &[report(1, 0, 0), report(2, 0, 0)], &Source::Empty);
+        let born = chunk(1, &[1, 2, 3]);
+        check_source(&born, &[report(1, 0, 0), report(2, 0, 0)], &Source::DataLost);
+        check_source(&born, &[report(1, 0, 0), report(2, 1, 4)], &Source::Adopt(report(2, 1, 4)));
+    }
+
+    #[test]
+    fn a_configuration_never_goes_below_min_replicas() {
+        let three = chunk(4, &[1, 2, 3]);
+        let two = plan(&three, 2, None, |m| m.server.0 != 1).unwrap();
+        assert_eq!(two.members, [member(2), member(3)]);
+        assert!(plan(&three, 2, None, |m| m.server.0 == 3).is_err());
+        let with_learner = plan(&three, 2, Some(member(4)), |m| m.server.0 == 3).unwrap();
+        assert_eq!(
+            (with_learner.members, with_learner.learner),
+            (vec![member(3)], Some(member(4)))
+        );
+        assert!(
+            plan(&three, 1, Some(member(4)), |_| false).is_err(),
+            "a learner alone is no configuration"
+        );
+    }
+}
