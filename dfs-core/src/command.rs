@@ -83,6 +83,8 @@ pub enum Change {
         epoch: Epoch,
         nonce: u64,
         fs: FsId,
+        replication: u32,
+        min_replicas: u32,
     },
     BeginClient {
         client: ClientId,

@@ -137,7 +137,7 @@ wire_struct!(Lock { client, owner, start, end, kind, pid });
 wire_list!(Lock);
 wire_struct!(Command { at, id, low_water, change });
 wire_enum!(Change {
-    1 = Start { epoch, nonce, fs },
+    1 = Start { epoch, nonce, fs, replication, min_replicas },
     2 = BeginClient { client, name },
     3 = EndClient { client },
     10 = Create { parent, name, kind, mode, umask, uid, gid, layout, open_existing },
