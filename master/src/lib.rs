@@ -1,1 +1,4 @@
 //! master
+
+pub mod group;
+pub mod journal;

@@ -1,0 +1,514 @@
+//! Drives the one log: openraft decides what is committed, a proposer in front of it puts commands
+//! that wait together into one entry, and one task hands committed commands to the store. Commands
+//! and outcomes are bytes here; what they mean is the store's matter.
+//!
+//! The group is one voter that elects itself, made so at its first start. Nothing but the way to
+//! other members ([`network`]) changes when there are three.
+//!
+//! Order of events: proposed, durable in the log, committed, applied by [`Applier::apply`], and only
+//! then answered. After a restart, entries behind [`Applier::applied`] are applied again before
+//! [`Group::open`] returns.
+//!
+//! The log is never purged by itself. [`Group::snapshot`] writes a snapshot and reads it back;
+//! [`Group::purge_behind`] purges behind the older of the two newest, after reading both again.
+
+mod log_store;
+mod machine;
+mod network;
+mod proposer;
+pub mod snapshot_files;
+mod types;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::future::Future;
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use openraft::error::{InitializeError, RaftError};
+use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
+use tokio::runtime::Runtime;
+
+use crate::journal::{Cut, Journal, JournalConfig, JournalError, OnFailure, Position, SavedVote};
+use log_store::LogStore;
+use machine::Machine;
+use proposer::Proposer;
+use snapshot_files::{SnapshotError, SnapshotFiles, SnapshotInfo};
+use types::TypeConfig;
+
+/// What a store has applied. All of it is kept in the transaction that applies, so that after a
+/// crash the store holds exactly the effects of the entries up to `index`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// Raft term of the last applied entry.
+    pub term: u64,
+    /// Index of the last applied entry.
+    pub index: u64,
+    /// To be given back as it is.
+    pub group_state: Bytes,
+}
+
+/// Writes the state as it was when [`Applier::snapshot`] made it, while applying goes on.
+pub type SnapshotWriter = Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>;
+
+/// The store, as the group sees it. Never called by two threads at once.
+pub trait Applier: Send + 'static {
+    /// What the store holds; `None` if nothing was ever applied.
+    fn applied(&self) -> Option<Applied>;
+
+    /// Applies the commands of one entry in order and records `at` in the same transaction. Returns
+    /// one outcome for each command. There may be no commands; `at` is recorded all the same.
+    ///
+    /// A refused command is an outcome. A store that can no longer be written ends the process.
+    fn apply(&mut self, at: &Applied, commands: &[Bytes]) -> Vec<Bytes>;
+
+    /// Fixes the present state and returns what writes it. The same state gives the same bytes.
+    ///
+    /// # Errors
+    /// The snapshot is not made; nothing else happens.
+    fn snapshot(&mut self) -> io::Result<SnapshotWriter>;
+
+    /// Replaces everything by the state that a snapshot of `at` has written, and records `at`.
+    ///
+    /// # Errors
+    /// The group stops; the store must be replaced again before it is used.
+    fn install(&mut self, at: &Applied, from: &mut dyn io::Read) -> io::Result<()>;
+}
+
+/// How to open a group.
+#[derive(Clone, Debug)]
+pub struct GroupConfig {
+    /// Directory of the log and its snapshots.
+    pub dir: PathBuf,
+    /// This member.
+    pub node_id: u64,
+    /// Cut a damaged log instead of refusing to open, and go on if it ends before the store's state.
+    pub accept_loss: bool,
+    /// Everything else about the log.
+    pub journal: JournalConfig,
+}
+
+impl GroupConfig {
+    /// The defaults, for member 1 in `dir`.
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into(), node_id: 1, accept_loss: false, journal: JournalConfig::default() }
+    }
+
+    /// Sets the size of new log segments.
+    #[must_use]
+    pub fn segment_bytes(mut self, segment_bytes: u64) -> Self {
+        self.journal.segment_bytes = segment_bytes;
+        self
+    }
+
+    /// Sets what happens when the log cannot be written; the default ends the process.
+    #[must_use]
+    pub fn on_failure(mut self, on_failure: OnFailure) -> Self {
+        self.journal.on_failure = on_failure;
+        self
+    }
+}
+
+/// Why a group does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum GroupError {
+    /// The log does not open.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// A snapshot that is needed cannot be read.
+    #[error(transparent)]
+    Snapshot(#[from] SnapshotError),
+    /// The log ends before what the store has applied, so something durable is gone. Opening with
+    /// `accept_loss` goes on with the store's state.
+    #[error("the log ends at {last:?}, but the store has applied entry {applied}")]
+    LogBehindStore {
+        /// Last index in the log.
+        last: Option<u64>,
+        /// Index the store has applied.
+        applied: u64,
+    },
+    /// The store ends before the log begins, and no snapshot closes the gap.
+    #[error("the store has applied {applied:?}, but the log begins behind entry {purged}")]
+    StoreBehindLog {
+        /// Index the store has applied.
+        applied: Option<u64>,
+        /// Index up to which the log is purged.
+        purged: u64,
+    },
+    /// The store's or a snapshot's record of the group does not read.
+    #[error("read the group's state: {0}")]
+    GroupState(io::Error),
+    /// Threads could not be started.
+    #[error("start the group's runtime: {0}")]
+    Runtime(io::Error),
+    /// openraft stopped while starting.
+    #[error("start raft: {0}")]
+    Raft(String),
+}
+
+/// What became of a proposal that has no outcome.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Too many commands wait already. Nothing happened; asking later helps.
+    #[error("too many commands wait for the log")]
+    Busy,
+    /// Another member leads, if any. Nothing happened.
+    #[error("not the leader, which is {leader:?}")]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<u64>,
+    },
+    /// The command is too large for the log. Nothing happened.
+    #[error("a command of {command_bytes} bytes is too large")]
+    TooLarge {
+        /// Size of the refused command.
+        command_bytes: usize,
+    },
+    /// The group has stopped. Nothing happened.
+    #[error("the group has stopped")]
+    Stopped,
+    /// The group stopped while the command was on its way: it may or may not be in the log.
+    #[error("the group stopped before the outcome was known")]
+    OutcomeUnknown,
+}
+
+/// A running member of the group. Clones are handles to the same one.
+#[derive(Clone)]
+pub struct Group {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    node_id: u64,
+    raft: Raft<TypeConfig>,
+    proposer: Proposer,
+    machine: Machine,
+    journal: Mutex<Option<Journal>>,
+    runtime: Mutex<Option<Runtime>>,
+    handle: tokio::runtime::Handle,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group").field("node_id", &self.inner.node_id).finish_non_exhaustive()
+    }
+}
+
+/// Raft core, state machine, proposer: each waits for the others, and the state machine may block.
+const RUNTIME_THREADS: usize = 3;
+/// How long a purge or a snapshot's registration may take before it is given up for this time.
+const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
+
+impl Group {
+    /// Opens the log and brings the store up to its end, then leads. Blocks until then.
+    ///
+    /// # Errors
+    /// See [`GroupError`].
+    pub fn open(config: GroupConfig, applier: impl Applier) -> Result<Self, GroupError> {
+        let GroupConfig { dir, node_id, accept_loss, journal } = config;
+        let journal = Journal::open(&dir.join("log"), JournalConfig { accept_loss, ..journal })?;
+        let files = SnapshotFiles::open(&dir.join("snapshots"))?;
+        let machine = Machine::new(Box::new(applier), files);
+        reconcile(&journal, &machine, node_id, accept_loss)?;
+
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(RUNTIME_THREADS)
+            .thread_name("group")
+            .enable_all()
+            .build()
+            .map_err(GroupError::Runtime)?;
+        let handle = runtime.handle().clone();
+        let (proposer, queue) = proposer::channel();
+        let started = {
+            let machine = machine.clone();
+            let log_store = LogStore::new(journal.clone());
+            on_runtime(&handle, async move {
+                let raft = start(node_id, log_store, machine).await?;
+                tokio::spawn(queue.run(raft.clone()));
+                Ok(raft)
+            })
+        };
+        let raft = match started {
+            Some(Ok(raft)) => raft,
+            Some(Err(err)) => {
+                stop_runtime(runtime);
+                return Err(err);
+            }
+            None => {
+                stop_runtime(runtime);
+                return Err(GroupError::Raft("it ended while starting".to_owned()));
+            }
+        };
+        Ok(Self {
+            inner: Arc::new(Inner {
+                node_id,
+                raft,
+                proposer,
+                machine,
+                journal: Mutex::new(Some(journal)),
+                runtime: Mutex::new(Some(runtime)),
+                handle,
+            }),
+        })
+    }
+
+    /// Proposes a command; resolves to its index and outcome when it is durable and applied.
+    ///
+    /// The command is queued by the call itself: dropping the future does not take it back.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub fn propose(
+        &self,
+        command: Bytes,
+    ) -> impl Future<Output = Result<(u64, Bytes), ProposeError>> + Send + use<> {
+        let queued = self.inner.proposer.queue(command);
+        async move { queued?.await.unwrap_or(Err(ProposeError::OutcomeUnknown)) }
+    }
+
+    /// [`Group::propose`] for a plain thread; panics within an async task.
+    ///
+    /// # Errors
+    /// See [`ProposeError`].
+    pub fn propose_blocking(&self, command: Bytes) -> Result<(u64, Bytes), ProposeError> {
+        let replied = self.inner.proposer.queue(command)?;
+        replied.blocking_recv().unwrap_or(Err(ProposeError::OutcomeUnknown))
+    }
+
+    /// What open removed from the end of the log, if anything.
+    pub fn cut(&self) -> Option<Cut> {
+        let journal = self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner);
+        journal.as_ref().and_then(|journal| journal.cut().cloned())
+    }
+
+    /// Raft's present term.
+    pub fn term(&self) -> u64 {
+        self.inner.raft.metrics().borrow().current_term
+    }
+
+    /// Whether this member leads.
+    pub fn is_leader(&self) -> bool {
+        self.inner.raft.metrics().borrow().state == ServerState::Leader
+    }
+
+    /// Index of the last applied entry.
+    pub fn applied_index(&self) -> Option<u64> {
+        self.inner.raft.metrics().borrow().last_applied.map(|log_id| log_id.index)
+    }
+
+    /// Writes a snapshot of the store and reads it back. Blocks; proposals go on meanwhile.
+    ///
+    /// # Errors
+    /// See [`SnapshotError`]; the snapshots that existed still do.
+    pub fn snapshot(&self) -> Result<SnapshotInfo, SnapshotError> {
+        let info = self.inner.machine.build()?;
+        let raft = self.inner.raft.clone();
+        let index = info.position.index;
+        let registered = on_runtime(&self.inner.handle, async move {
+            raft.trigger().snapshot().await.map_err(|_| SnapshotError::Stopped)?;
+            let wait = raft.wait(Some(REGISTER_TIMEOUT));
+            let known = wait.metrics(
+                |metrics| metrics.snapshot.is_some_and(|known| index <= known.index),
+                "snapshot registered",
+            );
+            known.await.map_err(|_| SnapshotError::Stopped)
+        });
+        registered.unwrap_or(Err(SnapshotError::Stopped))?;
+        Ok(info)
+    }
+
+    /// Purges the log up to `index`, but never beyond what the older of the newest two snapshots
+    /// includes, after reading both back. Returns up to where the log is purged now. Blocks.
+    ///
+    /// # Errors
+    /// `Damaged` if one of the two does not read back: nothing was purged.
+    pub fn purge_behind(&self, index: u64) -> Result<Option<u64>, SnapshotError> {
+        let limit = self.inner.machine.files().purge_limit()?;
+        let raft = self.inner.raft.clone();
+        let purged = move |raft: &Raft<TypeConfig>| {
+            raft.metrics().borrow().purged.map(|log_id| log_id.index)
+        };
+        let Some(limit) = limit else { return Ok(purged(&raft)) };
+        let upto = index.min(limit.index);
+        if purged(&raft).is_some_and(|purged| upto <= purged) {
+            return Ok(purged(&raft));
+        }
+        let done = on_runtime(&self.inner.handle, async move {
+            raft.trigger().purge_log(upto).await.map_err(|_| SnapshotError::Stopped)?;
+            let wait = raft.wait(Some(REGISTER_TIMEOUT));
+            let known = wait.metrics(
+                |metrics| metrics.purged.is_some_and(|purged| upto <= purged.index),
+                "log purged",
+            );
+            let metrics = known.await.map_err(|_| SnapshotError::Stopped)?;
+            Ok(metrics.purged.map(|log_id| log_id.index))
+        });
+        done.unwrap_or(Err(SnapshotError::Stopped))
+    }
+
+    /// Stops the group: what was proposed and not answered gets `OutcomeUnknown`, the log is synced
+    /// and closed. Blocks. Later calls find it stopped. Dropping the last handle does the same.
+    pub fn shutdown(&self) {
+        self.inner.stop();
+    }
+}
+
+impl Inner {
+    fn stop(&self) {
+        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(runtime) = runtime else { return };
+        let raft = self.raft.clone();
+        let stopped = on_runtime(runtime.handle(), async move { raft.shutdown().await });
+        if let Some(Err(err)) = stopped {
+            tracing::error!(%err, "raft did not stop in order");
+        }
+        stop_runtime(runtime);
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Stops a runtime from wherever the caller is, and waits until its tasks are gone and with them
+/// their handles to log and store.
+fn stop_runtime(runtime: Runtime) {
+    let stopper = std::thread::spawn(move || runtime.shutdown_timeout(REGISTER_TIMEOUT));
+    if stopper.join().is_err() {
+        tracing::error!("the group's runtime did not stop in order");
+    }
+}
+
+/// Runs a future on the group's runtime and waits for it, wherever the caller is; `None` if the
+/// runtime stopped first.
+fn on_runtime<T: Send + 'static>(
+    handle: &tokio::runtime::Handle,
+    future: impl Future<Output = T> + Send + 'static,
+) -> Option<T> {
+    let (done, waiting) = mpsc::sync_channel(1);
+    handle.spawn(async move {
+        // Fails only if the waiting thread is gone.
+        let _ = done.send(future.await);
+    });
+    waiting.recv().ok()
+}
+
+/// Makes log, store and snapshots agree before openraft sees them.
+fn reconcile(
+    journal: &Journal,
+    machine: &Machine,
+    node_id: u64,
+    accept_loss: bool,
+) -> Result<(), GroupError> {
+    let mut applied = machine.applied().map_err(GroupError::GroupState)?;
+    let applied_index = applied.as_ref().map(|(at, _)| at.index);
+    if let Some(purged) = journal.purged()
+        && applied_index < Some(purged.index)
+    {
+        // The store was lost or replaced: it is a cache, and the newest snapshot begins it again.
+        let newest = machine.files().newest()?;
+        match newest {
+            Some(info) if purged.index <= info.position.index => {
+                tracing::warn!(
+                    file = %info.path.display(), index = info.position.index,
+                    "the store ends before the log begins, starting from a snapshot"
+                );
+                machine.install(&info)?;
+                applied = machine.applied().map_err(GroupError::GroupState)?;
+            }
+            Some(_) | None => {
+                return Err(GroupError::StoreBehindLog {
+                    applied: applied_index,
+                    purged: purged.index,
+                });
+            }
+        }
+    }
+    let Some((at, _)) = applied else { return Ok(()) };
+    let last = journal.last();
+    if last.is_none_or(|last| last.index < at.index) {
+        if !accept_loss {
+            return Err(GroupError::LogBehindStore {
+                last: last.map(|last| last.index),
+                applied: at.index,
+            });
+        }
+        tracing::error!(
+            ?last,
+            applied = at.index,
+            "the log ends before the store's state, going on with the store's state, as told"
+        );
+    }
+    // Entries must never be proposed in a term older than one that was already used. The log's own
+    // vote says so, unless it was cut away.
+    let vote_term = journal.vote().map_or(0, |vote| vote.term);
+    let used_term = at.term.max(last.map_or(0, |last: Position| last.term));
+    if vote_term < used_term {
+        save_vote(journal, SavedVote { term: used_term, node: node_id, committed: false })?;
+    }
+    Ok(())
+}
+
+fn save_vote(journal: &Journal, vote: SavedVote) -> Result<(), JournalError> {
+    let (done, durable) = mpsc::sync_channel(1);
+    let done = Box::new(move |result| {
+        let _ = done.send(result);
+    });
+    journal.save_vote(vote, done)?;
+    durable.recv().unwrap_or(Err(JournalError::Stopped))
+}
+
+async fn start(
+    node_id: u64,
+    log_store: LogStore,
+    machine: Machine,
+) -> Result<Raft<TypeConfig>, GroupError> {
+    let fatal = |err: &dyn fmt::Display| GroupError::Raft(err.to_string());
+    let config = Config {
+        cluster_name: "master".to_owned(),
+        election_timeout_min: 1000,
+        election_timeout_max: 2000,
+        heartbeat_interval: 250,
+        // Snapshots and purges happen when asked for.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        ..Config::default()
+    };
+    let config = config.validate().map_err(|err| fatal(&err))?;
+    let raft = Raft::new(node_id, Arc::new(config), network::NoPeers, log_store, machine)
+        .await
+        .map_err(|err| fatal(&err))?;
+    let members = std::collections::BTreeMap::from([(node_id, BasicNode::default())]);
+    match raft.initialize(members).await {
+        Ok(()) => {}
+        // Every start but the first.
+        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
+            if raft.metrics().borrow().state != ServerState::Leader {
+                raft.trigger().elect().await.map_err(|err| fatal(&err))?;
+            }
+        }
+        Err(err) => return Err(fatal(&err)),
+    }
+    let metrics = raft
+        .wait(None)
+        .metrics(
+            |metrics| {
+                let applied = metrics.last_applied.map(|log_id| log_id.index);
+                metrics.running_state.is_err()
+                    || (metrics.state == ServerState::Leader && metrics.last_log_index <= applied)
+            },
+            "lead, with everything applied",
+        )
+        .await
+        .map_err(|err| fatal(&err))?;
+    metrics.running_state.map_err(|err| fatal(&err))?;
+    Ok(raft)
+}
