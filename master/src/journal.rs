@@ -500,25 +500,26 @@ impl Shared {
             state.queue.push(Queued { record, ticket, done });
         }
         if let Some(done) = done {
+            // There was nothing to write.
             done(Ok(()));
+        } else {
+            state.wanted = true;
+            self.work.notify_one();
         }
-        state.wanted = true;
-        self.work.notify_one();
         Ok(())
     }
 
     fn write_batches(&self, mut segments: Segments, on_failure: &OnFailure) {
         loop {
-            let batch = {
+            let (batch, closing) = {
                 let mut state = self.lock();
                 while !state.wanted && !state.closing {
                     state = self.work.wait(state).unwrap_or_else(PoisonError::into_inner);
                 }
                 state.wanted = false;
-                std::mem::take(&mut state.queue)
+                (std::mem::take(&mut state.queue), state.closing)
             };
-            if batch.is_empty() {
-                // Closing, and nothing left.
+            if closing && batch.is_empty() {
                 if let Err(error) = segments.finish() {
                     self.stop(Vec::new(), error, on_failure);
                 }
