@@ -11,7 +11,7 @@ use crate::time::WallTime;
 /// One entry of a batch in the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Command {
-    /// The master's clock; [`crate::meta::MetaState`] makes it rise strictly.
+    /// The master's clock; [`crate::meta::apply`] makes it rise strictly.
     pub at: WallTime,
     /// Who asked, for exactly once. `None`: the leader itself.
     pub id: Option<OpId>,

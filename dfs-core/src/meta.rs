@@ -1,13 +1,36 @@
 //! The metadata state machine: committed commands in, outcomes out.
 //!
-//! [`MetaState::apply`] is called by nobody but the apply thread (and tests); it checks again whatever the leader
+//! [`apply`] is called by nobody but the apply thread (and tests); it checks again whatever the leader
 //! chose. State lives behind [`MetaStore`]; errors of a store end the process, so none are returned here.
+//!
+//! Rules that hold for every command: all checks come before the first change, so a refusal leaves the state as it
+//! was but for the recorded reply; time is the command's, made strictly rising; nothing is scanned that is not
+//! named by the command, except the locks of a client that ends.
 
 use crate::chunk::{Chunk, Garbage};
 use crate::command::{Lock, Outcome};
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
 use crate::namespace::{Dentry, FileKind, Inode};
 use crate::time::WallTime;
+
+mod session;
+mod transaction;
+
+mod attributes;
+mod chunk_map;
+mod content;
+mod locks;
+mod names;
+
+mod mem_store;
+pub mod read;
+
+pub use chunk_map::MEMBERS_MAX;
+pub use locks::FILE_LOCKS_MAX;
+pub use mem_store::MemStore;
+pub use read::*;
+pub use session::OUTSTANDING_MAX;
+pub use transaction::{apply, init};
 
 /// What a record is found by. The derived order is the order on disk: by tag, then big-endian fields.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -31,6 +54,8 @@ pub enum Key {
     Client(ClientId),
     /// Recorded outcome of (client, op, part).
     Reply(ClientId, u64, u32),
+    /// Chunks of an inode that no size commit covered yet, attached or not. Holds the chunk's id.
+    Unborn(InodeNo, ChunkId),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -70,7 +95,7 @@ pub struct Superblock {
     pub min_replicas: u32,
     pub inode_count: u64,
     pub chunk_count: u64,
-    /// Sum of file sizes.
+    /// Sum of file sizes, modulo 2^64 (two sparse files can pass that).
     pub file_bytes: u64,
 }
 

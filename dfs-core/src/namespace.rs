@@ -1,9 +1,11 @@
 //! Inodes, names and attributes: what the namespace is made of.
 //!
-//! Who may change it: [`crate::meta::MetaState::apply`] alone, from committed commands. All of it survives restarts.
+//! Who may change it: [`crate::meta::apply`] alone, from committed commands. All of it survives restarts.
 
 use crate::ids::InodeNo;
 use crate::time::WallTime;
+
+pub mod acl;
 
 /// Longest name of one entry in bytes (`NAME_MAX`, limits.h).
 pub const NAME_BYTES_MAX: usize = 255;

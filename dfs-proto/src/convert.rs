@@ -234,6 +234,7 @@ pub fn encode_key(key: &Key) -> Vec<u8> {
         Key::Orphan(ino) => tagged(&mut out, 9, &[ino.0]),
         Key::Truncating(ino) => tagged(&mut out, 10, &[ino.0]),
         Key::Garbage(chunk) => tagged(&mut out, 11, &[chunk.0]),
+        Key::Unborn(ino, chunk) => tagged(&mut out, 15, &[ino.0, chunk.0]),
         Key::Server(server) => {
             out.push(12);
             out.extend_from_slice(&server.0.to_be_bytes());
@@ -294,6 +295,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
             be64(&mut input)?,
             u32::get(&mut input)?.swap_bytes(),
         ),
+        15 => Key::Unborn(InodeNo(be64(&mut input)?), ChunkId(be64(&mut input)?)),
         tag => return Err(DecodeError::Tag { of: "Key", tag: u32::from(tag) }),
     };
     match input.remaining() {

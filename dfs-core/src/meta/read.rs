@@ -1,0 +1,345 @@
+//! Typed reads of any [`MetaStore`]: what the master answers without a command.
+
+use super::{Client, Key, MetaStore, Record, Server, Superblock};
+use crate::chunk::{Chunk, Garbage};
+use crate::command::{Lock, LockKind, Outcome};
+use crate::ids::{ChunkId, ClientId, InodeNo, OpId, ServerId};
+use crate::namespace::{Attr, Body, Dentry, FileKind, Inode, NamespaceError};
+
+/// One entry as readdir shows it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DirEntry {
+    /// What the next page continues from.
+    pub cookie: u64,
+    /// The name in its directory.
+    pub name: Vec<u8>,
+    /// What it names.
+    pub ino: InodeNo,
+    /// Its kind.
+    pub kind: FileKind,
+}
+
+/// Reads one record of one kind. A record of another kind under a key is damage that no caller can act on: the
+/// store's checksums are there to prevent it, and the process ends.
+macro_rules! typed {
+    ($store:expr, $key:expr, $kind:ident) => {
+        match $store.get(&$key) {
+            None => None,
+            Some(Record::$kind(value)) => Some(value),
+            Some(other) => panic!("{:?} holds {other:?}", $key),
+        }
+    };
+}
+
+/// The superblock; `None` before [`super::init`].
+#[must_use]
+pub fn superblock(store: &dyn MetaStore) -> Option<Superblock> {
+    typed!(store, Key::Super, Super)
+}
+
+/// The inode.
+#[must_use]
+pub fn inode(store: &dyn MetaStore, ino: InodeNo) -> Option<Inode> {
+    typed!(store, Key::Inode(ino), Inode)
+}
+
+/// The inode's attributes.
+#[must_use]
+pub fn attr(store: &dyn MetaStore, ino: InodeNo) -> Option<Attr> {
+    inode(store, ino).map(|inode| inode.attr(ino))
+}
+
+/// The entry `name` of directory `parent`.
+#[must_use]
+pub fn dentry(store: &dyn MetaStore, parent: InodeNo, name: &[u8]) -> Option<Dentry> {
+    typed!(store, Key::Dentry(parent, name.to_vec()), Dentry)
+}
+
+/// The attributes of what `name` means in `parent`, `.` and `..` included.
+///
+/// # Errors
+/// `Stale`: no such parent; `NotDirectory`; `NotFound`: no such name.
+pub fn lookup(store: &dyn MetaStore, parent: InodeNo, name: &[u8]) -> Result<Attr, NamespaceError> {
+    // The common case costs two reads: an entry shows that its parent is a directory.
+    if let Some(dentry) = dentry(store, parent, name) {
+        return attr(store, dentry.ino).ok_or(NamespaceError::Stale);
+    }
+    let directory = inode(store, parent).ok_or(NamespaceError::Stale)?;
+    let Body::Directory { parent: above, .. } = directory.body else {
+        return Err(NamespaceError::NotDirectory);
+    };
+    match name {
+        b"." => Ok(directory.attr(parent)),
+        b".." => attr(store, above).ok_or(NamespaceError::Stale),
+        _ if super::names::name_too_long(name) => Err(NamespaceError::NameTooLong),
+        _ => Err(NamespaceError::NotFound),
+    }
+}
+
+/// At most `limit` entries after `after_cookie` (0: from the start), in an order that does not change while an entry
+/// exists. `.` and `..` are not among them; cookies 1 and 2 are never used.
+///
+/// # Errors
+/// `Stale` or `NotDirectory`.
+pub fn readdir(
+    store: &dyn MetaStore,
+    ino: InodeNo,
+    after_cookie: u64,
+    limit: usize,
+) -> Result<Vec<DirEntry>, NamespaceError> {
+    let directory = inode(store, ino).ok_or(NamespaceError::Stale)?;
+    if directory.kind != FileKind::Directory {
+        return Err(NamespaceError::NotDirectory);
+    }
+    let from = Key::DirSlot(ino, after_cookie.saturating_add(1));
+    let below = Key::DirSlot(ino, u64::MAX);
+    let slots = store.range(&from, &below, limit);
+    Ok(slots
+        .into_iter()
+        .filter_map(|slot| match slot {
+            (Key::DirSlot(_, cookie), Record::DirSlot { name, ino, kind }) => {
+                Some(DirEntry { cookie, name, ino, kind })
+            }
+            _ => None,
+        })
+        .collect())
+}
+
+/// The target of a symlink.
+///
+/// # Errors
+/// `Stale`, or `Invalid` if it is none.
+pub fn readlink(store: &dyn MetaStore, ino: InodeNo) -> Result<Vec<u8>, NamespaceError> {
+    match inode(store, ino).ok_or(NamespaceError::Stale)?.body {
+        Body::Symlink(target) => Ok(target),
+        Body::Inline(_) | Body::Chunks { .. } | Body::Directory { .. } | Body::Special => {
+            Err(NamespaceError::Invalid("not a symlink".into()))
+        }
+    }
+}
+
+/// One extended attribute's value.
+#[must_use]
+pub fn xattr(store: &dyn MetaStore, ino: InodeNo, name: &[u8]) -> Option<Vec<u8>> {
+    typed!(store, Key::Xattr(ino, name.to_vec()), Xattr)
+}
+
+/// The names of an inode's extended attributes, in order.
+#[must_use]
+pub fn list_xattrs(store: &dyn MetaStore, ino: InodeNo) -> Vec<Vec<u8>> {
+    xattr_range(store, ino)
+        .into_iter()
+        .filter_map(|(key, _)| if let Key::Xattr(_, name) = key { Some(name) } else { None })
+        .collect()
+}
+
+/// All extended attributes of one inode; together they are limited to 64 KiB.
+pub(super) fn xattr_range(store: &dyn MetaStore, ino: InodeNo) -> Vec<(Key, Record)> {
+    let from = Key::Xattr(ino, Vec::new());
+    let below = Key::Xattr(InodeNo(ino.0.saturating_add(1)), Vec::new());
+    store.range(&from, &below, usize::MAX)
+}
+
+/// A chunk's record.
+#[must_use]
+pub fn chunk(store: &dyn MetaStore, chunk: ChunkId) -> Option<Chunk> {
+    typed!(store, Key::Chunk(chunk), Chunk)
+}
+
+/// Chunk `index` of a file; `None` is a hole (or inline content).
+#[must_use]
+pub fn file_chunk(store: &dyn MetaStore, ino: InodeNo, index: u64) -> Option<(ChunkId, Chunk)> {
+    let id = typed!(store, Key::FileChunk(ino, index), FileChunk)?;
+    chunk(store, id).map(|record| (id, record))
+}
+
+/// At most `limit` chunks of a file that exist, from `first_index` on: index, id, record.
+#[must_use]
+pub fn file_chunks(
+    store: &dyn MetaStore,
+    ino: InodeNo,
+    first_index: u64,
+    limit: usize,
+) -> Vec<(u64, ChunkId, Chunk)> {
+    file_chunk_ids(store, ino, first_index, u64::MAX, limit)
+        .into_iter()
+        .filter_map(|(index, id)| chunk(store, id).map(|record| (index, id, record)))
+        .collect()
+}
+
+/// At most `limit` chunks with `first <= index < below`: index, id.
+pub(super) fn file_chunk_ids(
+    store: &dyn MetaStore,
+    ino: InodeNo,
+    first: u64,
+    below: u64,
+    limit: usize,
+) -> Vec<(u64, ChunkId)> {
+    store
+        .range(&Key::FileChunk(ino, first), &Key::FileChunk(ino, below), limit)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::FileChunk(_, index), Record::FileChunk(id)) => Some((index, id)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Chunks of an inode that no size commit covered yet, unattached ones included.
+#[must_use]
+pub fn unborn_chunks(store: &dyn MetaStore, ino: InodeNo) -> Vec<ChunkId> {
+    store
+        .range(&Key::Unborn(ino, ChunkId(0)), &Key::Unborn(ino, ChunkId(u64::MAX)), usize::MAX)
+        .into_iter()
+        .filter_map(|(key, _)| if let Key::Unborn(_, chunk) = key { Some(chunk) } else { None })
+        .collect()
+}
+
+/// All chunks from `from` on, at most `limit`: for the leader's start.
+#[must_use]
+pub fn chunks(store: &dyn MetaStore, from: ChunkId, limit: usize) -> Vec<(ChunkId, Chunk)> {
+    store
+        .range(&Key::Chunk(from), &Key::Chunk(ChunkId(u64::MAX)), limit)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Chunk(id), Record::Chunk(record)) => Some((id, record)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Chunks to be deleted from `from` on, at most `limit`.
+#[must_use]
+pub fn garbage(store: &dyn MetaStore, from: ChunkId, limit: usize) -> Vec<(ChunkId, Garbage)> {
+    store
+        .range(&Key::Garbage(from), &Key::Garbage(ChunkId(u64::MAX)), limit)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Garbage(id), Record::Garbage(record)) => Some((id, record)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Inodes without a name from `from` on, at most `limit`.
+#[must_use]
+pub fn orphans(store: &dyn MetaStore, from: InodeNo, limit: usize) -> Vec<InodeNo> {
+    store
+        .range(&Key::Orphan(from), &Key::Orphan(InodeNo(u64::MAX)), limit)
+        .into_iter()
+        .filter_map(|(key, _)| if let Key::Orphan(ino) = key { Some(ino) } else { None })
+        .collect()
+}
+
+/// The size that an unfinished truncation of `ino` cuts to.
+#[must_use]
+pub fn truncating(store: &dyn MetaStore, ino: InodeNo) -> Option<u64> {
+    typed!(store, Key::Truncating(ino), Truncating)
+}
+
+/// Unfinished truncations from `from` on, at most `limit`: inode, size. A new leader ends them first.
+#[must_use]
+pub fn truncations(store: &dyn MetaStore, from: InodeNo, limit: usize) -> Vec<(InodeNo, u64)> {
+    store
+        .range(&Key::Truncating(from), &Key::Truncating(InodeNo(u64::MAX)), limit)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Truncating(ino), Record::Truncating(size)) => Some((ino, size)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A chunkserver that ever registered.
+#[must_use]
+pub fn server(store: &dyn MetaStore, server: ServerId) -> Option<Server> {
+    typed!(store, Key::Server(server), Server)
+}
+
+/// All chunkservers that ever registered.
+#[must_use]
+pub fn servers(store: &dyn MetaStore) -> Vec<(ServerId, Server)> {
+    store
+        .range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Server(id), Record::Server(record)) => Some((id, record)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A registered client.
+#[must_use]
+pub fn client(store: &dyn MetaStore, client: ClientId) -> Option<Client> {
+    typed!(store, Key::Client(client), Client)
+}
+
+/// All registered clients.
+#[must_use]
+pub fn clients(store: &dyn MetaStore) -> Vec<(ClientId, Client)> {
+    store
+        .range(&Key::Client(ClientId(0)), &Key::Client(ClientId(u128::MAX)), usize::MAX)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Client(id), Record::Client(record)) => Some((id, record)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// The recorded outcome of one operation.
+#[must_use]
+pub fn reply(store: &dyn MetaStore, id: OpId) -> Option<Outcome> {
+    typed!(store, Key::Reply(id.client, id.op, id.part), Reply)
+}
+
+/// All locks of one file.
+#[must_use]
+pub fn locks(store: &dyn MetaStore, ino: InodeNo) -> Vec<Lock> {
+    typed!(store, Key::Locks(ino), Locks).unwrap_or_default()
+}
+
+/// Files with locks from `from` on, at most `limit`.
+#[must_use]
+pub fn locked_files(
+    store: &dyn MetaStore,
+    from: InodeNo,
+    limit: usize,
+) -> Vec<(InodeNo, Vec<Lock>)> {
+    store
+        .range(&Key::Locks(from), &Key::Locks(InodeNo(u64::MAX)), limit)
+        .into_iter()
+        .filter_map(|pair| match pair {
+            (Key::Locks(ino), Record::Locks(locks)) => Some((ino, locks)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// A lock that keeps (`client`, `owner`) from taking `start..=end` as `kind` now.
+#[must_use]
+pub fn test_lock(
+    store: &dyn MetaStore,
+    ino: InodeNo,
+    (client, owner): (ClientId, u64),
+    (start, end): (u64, u64),
+    kind: LockKind,
+) -> Option<Lock> {
+    let wanted = Lock { client, owner, start, end, kind, pid: 0 };
+    conflicting_lock(&locks(store, ino), &wanted)
+}
+
+pub(super) fn conflicting_lock(held: &[Lock], wanted: &Lock) -> Option<Lock> {
+    held.iter()
+        .find(|lock| {
+            (lock.client, lock.owner) != (wanted.client, wanted.owner)
+                && overlap(lock, wanted)
+                && (lock.kind == LockKind::Exclusive || wanted.kind == LockKind::Exclusive)
+        })
+        .copied()
+}
+
+pub(super) fn overlap(a: &Lock, b: &Lock) -> bool {
+    a.start <= b.end && b.start <= a.end
+}

@@ -1,0 +1,101 @@
+//! Exactly once: which command is new, which was answered before, and what is kept to know it.
+
+use super::transaction::{Answer, Transaction};
+use super::{Client, Key, MetaStore, Record, read};
+use crate::command::{Change, Command, Outcome};
+use crate::ids::{ClientId, OpId};
+use crate::namespace::{NAME_BYTES_MAX, NamespaceError};
+
+/// Most recorded results of one client; more are refused with `Busy`, none is ever evicted (DECISIONS 4).
+pub const OUTSTANDING_MAX: u32 = 1024;
+
+/// What to record the outcome under. `None`: nothing is recorded.
+pub(super) type Admitted = Option<(OpId, Client)>;
+
+/// What becomes of a command.
+pub(super) enum Admission {
+    Apply(Admitted),
+    Answered(Box<Outcome>),
+}
+
+impl Admission {
+    fn refused(error: NamespaceError) -> Self {
+        Self::Answered(Box::new(Outcome::Refused(error)))
+    }
+}
+
+/// Whether the command is to be applied.
+///
+/// Results that the client says it has are dropped first, so that a client at the limit can go on.
+pub(super) fn admit(store: &mut dyn MetaStore, command: &Command) -> Admission {
+    let Some(id) = command.id else { return Admission::Apply(None) };
+    // Both ends of a client's life are idempotent, and at both there is nowhere to record anything.
+    if matches!(command.change, Change::BeginClient { .. } | Change::EndClient { .. }) {
+        return Admission::Apply(None);
+    }
+    let Some(mut client) = read::client(store, id.client) else {
+        return Admission::refused(NamespaceError::NoSession);
+    };
+    if let Some(outcome) = read::reply(store, id) {
+        return Admission::Answered(Box::new(outcome));
+    }
+    if id.op < client.low_water {
+        return Admission::refused(NamespaceError::OutcomeUnknown);
+    }
+    // A mark above the operation that carries it would drop that operation's own result.
+    drop_replies(store, id.client, &mut client, command.low_water.min(id.op));
+    if OUTSTANDING_MAX <= client.reply_count {
+        store.put(Key::Client(id.client), Record::Client(client));
+        return Admission::refused(NamespaceError::Busy);
+    }
+    Admission::Apply(Some((id, client)))
+}
+
+/// Records the outcome of an admitted command.
+pub(super) fn record(store: &mut dyn MetaStore, admitted: Admitted, outcome: &Outcome) {
+    let Some((id, mut client)) = admitted else { return };
+    client.reply_count += 1;
+    store.put(Key::Client(id.client), Record::Client(client));
+    store.put(Key::Reply(id.client, id.op, id.part), Record::Reply(outcome.clone()));
+}
+
+fn drop_replies(store: &mut dyn MetaStore, id: ClientId, client: &mut Client, low_water: u64) {
+    if low_water <= client.low_water {
+        return;
+    }
+    let from = Key::Reply(id, client.low_water, 0);
+    let below = Key::Reply(id, low_water, 0);
+    // All of them: their number is limited when they are made.
+    for (key, _) in store.range(&from, &below, usize::MAX) {
+        store.delete(&key);
+        client.reply_count = client.reply_count.saturating_sub(1);
+    }
+    client.low_water = low_water;
+}
+
+/// Registers a client; known already: nothing happens.
+pub(super) fn begin_client(transaction: &mut Transaction<'_>, id: ClientId, name: &str) -> Answer {
+    if NAME_BYTES_MAX < name.len() {
+        return Err(NamespaceError::NameTooLong);
+    }
+    if read::client(transaction.store, id).is_none() {
+        let client =
+            Client { name: name.to_owned(), began: transaction.now, low_water: 0, reply_count: 0 };
+        transaction.store.put(Key::Client(id), Record::Client(client));
+    }
+    Ok(Outcome::Done)
+}
+
+/// Ends a client: registration, results and locks go. Unknown already: nothing happens.
+pub(super) fn end_client(transaction: &mut Transaction<'_>, id: ClientId) -> Answer {
+    if read::client(transaction.store, id).is_none() {
+        return Ok(Outcome::Done);
+    }
+    transaction.store.delete(&Key::Client(id));
+    let below = Key::Reply(id, u64::MAX, u32::MAX);
+    for (key, _) in transaction.store.range(&Key::Reply(id, 0, 0), &below, usize::MAX) {
+        transaction.store.delete(&key);
+    }
+    transaction.store.delete(&below);
+    Ok(if transaction.end_locks_of(id) { Outcome::LockChanged } else { Outcome::Done })
+}
