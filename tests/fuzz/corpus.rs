@@ -1,0 +1,454 @@
+//! Valid values to start from: every variant at least once.
+
+use dfs_core::chunk::{Chunk, Configuration, Garbage, Member, Preparing};
+use dfs_core::command::{
+    Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
+};
+use dfs_core::ids::{
+    ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
+};
+use dfs_core::meta::{Client, Key, Record, Server, Superblock};
+use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
+use dfs_core::time::WallTime;
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
+use dfs_proto::meta_rpc::{
+    ChunkLayout, EntryPlus, FailedMember, MemberAddress, MetaCall, MetaFailure, MetaReply,
+    MetaRequest, NameBytes, StatfsReply, Welcome,
+};
+
+const INO: InodeNo = InodeNo(0x1122_3344);
+const CHUNK: ChunkId = ChunkId(77);
+const CLIENT: ClientId = ClientId(0xaabb_ccdd);
+const TIME: WallTime = WallTime(1_700_000_000_123_456_789);
+
+fn name() -> Vec<u8> {
+    b"name".to_vec()
+}
+
+fn member(n: u32) -> Member {
+    Member { server: ServerId(n), disk: DiskId(u128::from(n) << 64) }
+}
+
+fn layout() -> Layout {
+    Layout { chunk_size: 64 << 20, record_log: false }
+}
+
+fn inode(body: Body) -> Inode {
+    Inode {
+        kind: FileKind::File,
+        mode: 0o644,
+        uid: 1,
+        gid: 2,
+        nlink: 1,
+        rdev: 0,
+        size: 5,
+        atime: TIME,
+        mtime: TIME,
+        ctime: TIME,
+        btime: TIME,
+        change: 3,
+        layout: layout(),
+        body,
+    }
+}
+
+fn attr() -> Attr {
+    inode(Body::Inline(vec![1, 2])).attr(INO)
+}
+
+fn lock() -> Lock {
+    Lock { client: CLIENT, owner: 9, start: 0, end: u64::MAX, kind: LockKind::Exclusive, pid: 44 }
+}
+
+fn chunk() -> Chunk {
+    Chunk {
+        ino: INO,
+        index: 4,
+        chunk_size: 4096,
+        active: Configuration {
+            version: ChunkVersion(3),
+            members: vec![member(1), member(2)],
+            primary: ServerId(1),
+        },
+        preparing: Some(Preparing {
+            version: ChunkVersion(4),
+            members: vec![member(1)],
+            learner: Some(member(3)),
+        }),
+        next_version: ChunkVersion(5),
+        attached: true,
+        born: false,
+        sealed: true,
+    }
+}
+
+pub(crate) fn chunk_layout() -> ChunkLayout {
+    ChunkLayout {
+        chunk: CHUNK,
+        ino: INO,
+        index: 4,
+        chunk_size: 4096,
+        version: ChunkVersion(3),
+        members: vec![MemberAddress { member: member(1), address: "127.0.0.1:1".to_owned() }],
+        primary: ServerId(1),
+        epoch: Epoch(2),
+        born: true,
+        sealed: false,
+        writable: true,
+    }
+}
+
+fn changes() -> Vec<Change> {
+    let create = |kind: NewKind| Change::Create {
+        parent: INO,
+        name: name(),
+        kind,
+        mode: 0o777,
+        umask: 0o22,
+        uid: 1,
+        gid: 1,
+        layout: Some(layout()),
+        open_existing: true,
+    };
+    let mut changes: Vec<Change> = [
+        NewKind::File,
+        NewKind::Directory,
+        NewKind::Symlink(name()),
+        NewKind::Fifo,
+        NewKind::Socket,
+        NewKind::CharDevice(5),
+        NewKind::BlockDevice(6),
+    ]
+    .into_iter()
+    .map(create)
+    .collect();
+    for mode in [RenameMode::Replace, RenameMode::NoReplace, RenameMode::Exchange] {
+        changes.push(Change::Rename {
+            from_parent: INO,
+            from: name(),
+            to_parent: INO,
+            to: name(),
+            mode,
+        });
+    }
+    for mode in [XattrMode::Set, XattrMode::Create, XattrMode::Replace] {
+        changes.push(Change::SetXattr { ino: INO, name: name(), value: vec![0; 9], mode });
+    }
+    changes.extend([
+        Change::Start { epoch: Epoch(1), nonce: 2, fs: FsId(3), replication: 3, min_replicas: 2 },
+        Change::BeginClient { client: CLIENT, name: "mount".to_owned() },
+        Change::EndClient { client: CLIENT },
+        Change::Link { ino: INO, parent: INO, name: name() },
+        Change::Unlink { parent: INO, name: name() },
+        Change::Rmdir { parent: INO, name: name() },
+        Change::SetAttr {
+            ino: INO,
+            mode: Some(1),
+            uid: None,
+            gid: Some(2),
+            atime: SetTime::Keep,
+            mtime: SetTime::To(TIME),
+            kill_priv: true,
+        },
+        Change::RemoveXattr { ino: INO, name: name() },
+        Change::Reclaim { ino: INO },
+        Change::InlineWrite {
+            ino: INO,
+            offset: 1,
+            data: vec![1; 40],
+            append: false,
+            mtime: Some(TIME),
+            kill_priv: false,
+        },
+        Change::InlineZero { ino: INO, offset: 1, len: 2, keep_size: true },
+        Change::InlineTruncate { ino: INO, size: 9 },
+        Change::AddChunk {
+            ino: INO,
+            index: 0,
+            members: vec![member(1)],
+            primary: ServerId(1),
+            attach: true,
+        },
+        Change::Spill { ino: INO, change_seen: 4, chunk: CHUNK },
+        Change::DropChunk { chunk: CHUNK },
+        Change::BeginWrite { ino: INO },
+        Change::CommitSize {
+            ino: INO,
+            size: 99,
+            mtime: None,
+            done_writing: true,
+            kill_priv: false,
+        },
+        Change::TruncateBegin { ino: INO, size: 1 },
+        Change::TruncateEnd { ino: INO, size: 1 },
+        Change::FreeChunks { ino: INO, first: 1, count: 2 },
+        Change::SealChunk { chunk: CHUNK },
+        Change::Reconfigure {
+            chunk: CHUNK,
+            version: ChunkVersion(2),
+            members: vec![member(1)],
+            learner: None,
+        },
+        Change::Activate { chunk: CHUNK, configuration: chunk().active },
+        Change::ForgetGarbage { chunk: CHUNK },
+        Change::RegisterServer { server: ServerId(1), disk: DiskId(2) },
+        Change::SetLock {
+            ino: INO,
+            client: CLIENT,
+            owner: 1,
+            start: 0,
+            end: 9,
+            kind: Some(LockKind::Shared),
+            pid: 1,
+        },
+    ]);
+    changes
+}
+
+pub(crate) fn commands() -> Vec<Command> {
+    let id = Some(OpId { client: CLIENT, op: 5, part: 1 });
+    changes().into_iter().map(|change| Command { at: TIME, id, low_water: 4, change }).collect()
+}
+
+pub(crate) fn outcomes() -> Vec<Outcome> {
+    vec![
+        Outcome::Done,
+        Outcome::Refused(NamespaceError::Invalid("text".to_owned())),
+        Outcome::Refused(NamespaceError::Busy),
+        Outcome::Entry { attr: attr(), created: true },
+        Outcome::Attr(attr()),
+        Outcome::Unlinked { ino: INO, nlink: 0 },
+        Outcome::Renamed { moved: INO, replaced: Some(INO) },
+        Outcome::Appended { offset: 4, attr: attr() },
+        Outcome::Chunk { chunk: CHUNK, record: chunk() },
+        Outcome::Truncating { tail: Some((CHUNK, 6)), attr: attr() },
+        Outcome::LockChanged,
+    ]
+}
+
+pub(crate) fn records() -> Vec<Record> {
+    let mut records: Vec<Record> = outcomes().into_iter().map(Record::Reply).collect();
+    records.extend(
+        [
+            Body::Inline(vec![1]),
+            Body::Chunks { chunk_count: 4, writing: true },
+            Body::Directory { parent: INO, entry_count: 1, next_cookie: 2 },
+            Body::Symlink(name()),
+            Body::Special,
+        ]
+        .map(|body| Record::Inode(inode(body))),
+    );
+    records.extend([
+        Record::Super(Superblock {
+            fs: FsId(1),
+            epoch: Epoch(2),
+            nonce: 3,
+            next_inode: 4,
+            next_chunk: 5,
+            now: TIME,
+            replication: 3,
+            min_replicas: 2,
+            inode_count: 6,
+            chunk_count: 7,
+            file_bytes: 8,
+        }),
+        Record::Dentry(Dentry { ino: INO, kind: FileKind::Fifo, cookie: 4 }),
+        Record::DirSlot { name: name(), ino: INO, kind: FileKind::Socket },
+        Record::FileChunk(CHUNK),
+        Record::Chunk(chunk()),
+        Record::Xattr(vec![0; 20]),
+        Record::Locks(vec![lock(), lock()]),
+        Record::Orphan,
+        Record::Truncating(5),
+        Record::Garbage(Garbage { members: vec![member(1)], version: ChunkVersion(4) }),
+        Record::Server(Server { disk: DiskId(1), registered: TIME }),
+        Record::Client(Client { name: "n".to_owned(), began: TIME, low_water: 3, reply_count: 1 }),
+    ]);
+    records
+}
+
+pub(crate) fn keys() -> Vec<Key> {
+    let mut keys = vec![Key::Super];
+    for n in [0, 1, 255, 256, u64::MAX] {
+        keys.extend([
+            Key::Inode(InodeNo(n)),
+            Key::Dentry(InodeNo(n), b"a".to_vec()),
+            Key::Dentry(InodeNo(n), b"ab".to_vec()),
+            Key::DirSlot(InodeNo(n), 256),
+            Key::DirSlot(InodeNo(n), 1),
+            Key::FileChunk(InodeNo(n), 2),
+            Key::Chunk(ChunkId(n)),
+            Key::Xattr(InodeNo(n), b"user.x".to_vec()),
+            Key::Locks(InodeNo(n)),
+            Key::Orphan(InodeNo(n)),
+            Key::Truncating(InodeNo(n)),
+            Key::Garbage(ChunkId(n)),
+            Key::Server(ServerId(n as u32)),
+            Key::Client(ClientId(u128::from(n) << 60)),
+            Key::Reply(ClientId(u128::from(n)), 256, 1),
+        ]);
+    }
+    keys
+}
+
+pub(crate) fn meta_requests() -> Vec<MetaRequest> {
+    let mut calls: Vec<MetaCall> =
+        changes().into_iter().map(|change| MetaCall::Change { op: 8, part: 0, change }).collect();
+    calls.extend([
+        MetaCall::Hello { name: "mount".to_owned() },
+        MetaCall::Ping,
+        MetaCall::Goodbye,
+        MetaCall::Lookup { parent: INO, name: name() },
+        MetaCall::GetAttr { ino: INO },
+        MetaCall::ReadDir { ino: INO, after_cookie: 1, max_entries: 1000, plus: true },
+        MetaCall::ReadLink { ino: INO },
+        MetaCall::GetXattr { ino: INO, name: name() },
+        MetaCall::ListXattrs { ino: INO },
+        MetaCall::Statfs,
+        MetaCall::Open { ino: INO, write: true },
+        MetaCall::Release { ino: INO, write: false },
+        MetaCall::Reopen { opens: vec![(INO, 2)] },
+        MetaCall::ReadInline { ino: INO },
+        MetaCall::Layout {
+            ino: INO,
+            index: 1,
+            write: true,
+            spill: false,
+            failed: Some(FailedMember { version: ChunkVersion(2), server: ServerId(1) }),
+        },
+        MetaCall::Layouts { ino: INO, first: 0, max: 9 },
+        MetaCall::Truncate { op: 1, ino: INO, size: 2 },
+        MetaCall::ReportBadBlock {
+            chunk: CHUNK,
+            version: ChunkVersion(1),
+            server: ServerId(1),
+            block: 3,
+        },
+        MetaCall::SetLock {
+            op: 1,
+            ino: INO,
+            owner: 1,
+            start: 0,
+            end: 5,
+            kind: None,
+            pid: 1,
+            wait_ms: 5,
+        },
+        MetaCall::TestLock { ino: INO, owner: 1, start: 0, end: 5, kind: LockKind::Shared },
+    ]);
+    calls.into_iter().map(|call| MetaRequest { client: CLIENT, low_water: 3, call }).collect()
+}
+
+pub(crate) fn meta_replies() -> Vec<MetaReply> {
+    let mut replies: Vec<MetaReply> = outcomes().into_iter().map(MetaReply::Outcome).collect();
+    let entry =
+        EntryPlus { cookie: 4, name: name(), ino: INO, kind: FileKind::File, attr: Some(attr()) };
+    replies.extend([
+        MetaReply::Welcome(Welcome {
+            fs: FsId(1),
+            epoch: Epoch(1),
+            nonce: 5,
+            now: TIME,
+            replication: 3,
+            min_replicas: 2,
+            client_lease_ms: 600_000,
+        }),
+        MetaReply::Attr(attr()),
+        MetaReply::Entries { entries: vec![entry.clone(), entry], end: true },
+        MetaReply::Bytes(vec![5; 30]),
+        MetaReply::Names(vec![NameBytes(name())]),
+        MetaReply::Statfs(StatfsReply {
+            total_bytes: 5,
+            free_bytes: 4,
+            available_bytes: 3,
+            inodes_total: 2,
+            inodes_free: 1,
+        }),
+        MetaReply::Opened { attr: attr(), content: Some(vec![1]) },
+        MetaReply::Layout(chunk_layout()),
+        MetaReply::Layouts(vec![chunk_layout(), chunk_layout()]),
+        MetaReply::Hole,
+        MetaReply::Conflict(Some(lock())),
+        MetaReply::Done,
+        MetaReply::Failed(MetaFailure::Unavailable { reason: "r".to_owned(), retry_after_ms: 1 }),
+        MetaReply::Failed(MetaFailure::Refused(NamespaceError::NotPermitted("p".to_owned()))),
+        MetaReply::Failed(MetaFailure::Warming { retry_after_ms: 2 }),
+        MetaReply::Failed(MetaFailure::NoSpace { reason: "n".to_owned() }),
+        MetaReply::Failed(MetaFailure::Busy { retry_after_ms: 2 }),
+        MetaReply::Failed(MetaFailure::BadRequest { reason: "b".to_owned() }),
+    ]);
+    replies
+}
+
+pub(crate) fn data_calls() -> Vec<DataCall> {
+    let version = ChunkVersion(3);
+    let mutation = WireMutation::Write { offset: 4 };
+    let mut calls: Vec<DataCall> = [
+        mutation,
+        WireMutation::Append { record: true, at_least: 4 },
+        WireMutation::Zero { offset: 1, len: 2 },
+        WireMutation::Truncate { len: 9 },
+    ]
+    .into_iter()
+    .map(|mutation| DataCall::Mutate {
+        layout: chunk_layout(),
+        client: CLIENT,
+        counter: 1,
+        low_water: 1,
+        mutation,
+    })
+    .collect();
+    calls.extend([
+        DataCall::Hello { fs: FsId(1), from: Peer::Client(CLIENT) },
+        DataCall::Hello { fs: FsId(1), from: Peer::Server(ServerId(2)) },
+        DataCall::Read { chunk: CHUNK, version, offset: 5, len: 6 },
+        DataCall::Stat { chunk: CHUNK, version },
+        DataCall::Sync { layout: chunk_layout() },
+        DataCall::SyncMember { chunk: CHUNK, version, seq: 4 },
+        DataCall::AllStable { chunk: CHUNK, version, seq: 4 },
+        DataCall::FetchSums { chunk: CHUNK },
+        DataCall::FetchBlock { chunk: CHUNK, source_version: version, source_seq: 4, block: 1 },
+    ]);
+    calls
+}
+
+pub(crate) fn data_replies() -> Vec<DataReply> {
+    let mut replies = vec![
+        DataReply::Welcome { fs: FsId(1), server: ServerId(1) },
+        DataReply::Read { replica_len: 5 },
+        DataReply::Stat { version: ChunkVersion(1), seq: 2, len: 3, sealed: true },
+        DataReply::Mutated { seq: 1, len: 2 },
+        DataReply::Appended { seq: 1, offset: 2, appended: 3, sealed: false },
+        DataReply::Synced { seq: 1, len: 2 },
+        DataReply::Sums {
+            version: ChunkVersion(1),
+            seq: 2,
+            len: 3,
+            sealed: false,
+            digest: 4,
+            client_table_bytes: 5,
+        },
+        DataReply::Block { crc: 6 },
+    ];
+    replies.extend(
+        [
+            DataFailure::NoReplica,
+            DataFailure::StaleVersion { asked: 1, promised: 2, have: 3 },
+            DataFailure::NotCurrent,
+            DataFailure::NotPrimary,
+            DataFailure::MemberFailed { server: ServerId(1), reason: "r".to_owned() },
+            DataFailure::BadBlock { block: 1 },
+            DataFailure::NoSpace { server: ServerId(1) },
+            DataFailure::OutcomeUnknown,
+            DataFailure::ChunkFull,
+            DataFailure::Gap { have: 1 },
+            DataFailure::Fenced { reason: "f".to_owned() },
+            DataFailure::Busy,
+            DataFailure::BadRequest { reason: "b".to_owned() },
+            DataFailure::StaleEpoch { asked: Epoch(1), current: Epoch(2) },
+            DataFailure::Disk { reason: "d".to_owned() },
+        ]
+        .map(DataReply::Failed),
+    );
+    replies
+}
