@@ -61,6 +61,11 @@ pub(super) const FIRST_COOKIE: u64 = 3;
 ///
 /// A command with an id is applied exactly once: a second arrival gets the recorded outcome and changes nothing.
 pub fn apply(store: &mut dyn MetaStore, command: &Command) -> Outcome {
+    if let Change::Start { epoch: _, nonce: _, fs, replication, min_replicas } = &command.change
+        && read::superblock(store).is_none()
+    {
+        init(store, *fs, *replication, *min_replicas, command.at);
+    }
     let Some(superblock) = read::superblock(store) else {
         return Outcome::Refused(NamespaceError::Invalid("no file system here".into()));
     };
@@ -95,7 +100,7 @@ pub(super) type Answer = Result<Outcome, NamespaceError>;
 impl Transaction<'_> {
     fn change(&mut self, change: &Change) -> Answer {
         match change {
-            Change::Start { epoch, nonce, fs } => self.start(*epoch, *nonce, *fs),
+            Change::Start { epoch, nonce, fs, replication: _, min_replicas: _ } => self.start(*epoch, *nonce, *fs),
             Change::BeginClient { client, name } => session::begin_client(self, *client, name),
             Change::EndClient { client } => session::end_client(self, *client),
 
