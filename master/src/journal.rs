@@ -18,6 +18,13 @@ mod format;
 mod lock;
 mod segments;
 
+#[cfg(test)]
+mod crash_tests;
+#[cfg(test)]
+mod faulty;
+#[cfg(test)]
+mod tests;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;

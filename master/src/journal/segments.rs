@@ -265,7 +265,8 @@ impl Segments {
                 at
             } else {
                 self.flush()?;
-                self.mark()?;
+                // The last marker too must be durable: the next segment's chain begins behind it.
+                self.finish()?;
                 self.roll(record.stored_bytes())?;
                 self.offset
             };
@@ -465,7 +466,9 @@ fn walk(
         walk.end = walk_segment(&bytes, *sequence, &mut walk.chain, contents);
         walk.kept.push((header.clone(), Arc::clone(file)));
         let end = usize::try_from(walk.end.offset).unwrap_or(usize::MAX);
-        if at + 1 == opened.len() && find_marker(&bytes, end, &header).is_some() {
+        // A marker at the end itself, torn so that only its payload is left, vouches for nothing
+        // more than what was found.
+        if at + 1 == opened.len() && find_marker(&bytes, end + 1, &header).is_some() {
             walk.damage = Some(Damage {
                 sequence: *sequence,
                 offset: walk.end.offset,
