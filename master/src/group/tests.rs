@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use super::log_store::LogStore;
 use super::machine::Machine;
-use super::snapshot_files::SnapshotFiles;
+use super::snapshot_files::{SnapshotFiles, SnapshotReader, verify};
 use super::types::TypeConfig;
 use super::*;
 
@@ -210,4 +210,209 @@ fn concurrent_proposals_share_entries_and_get_their_own_outcomes() {
         }
     }
     assert!(store.applied_index().unwrap() < 1600, "no two proposals shared an entry");
+}
+
+fn log_bytes(dir: &Path) -> usize {
+    std::fs::read_dir(dir.join("log")).unwrap().count()
+}
+
+#[test]
+fn the_log_is_purged_only_behind_the_older_of_two_snapshots() {
+    let dir = TempDir::new().unwrap();
+    let store = Recorder::default();
+    let group = open(dir.path(), &store);
+    for number in 0..40 {
+        group.propose_blocking(Bytes::from(vec![number; 10_000])).unwrap();
+    }
+    let files_before = log_bytes(dir.path());
+    let first = group.snapshot().unwrap();
+    assert_eq!(group.purge_behind(u64::MAX).unwrap(), None, "one snapshot is not enough");
+    propose(&group, 0..1);
+    group.snapshot().unwrap();
+    let purged = group.purge_behind(u64::MAX).unwrap();
+    assert_eq!(purged, Some(first.position.index));
+    propose(&group, 1..2);
+    group.snapshot().unwrap();
+    let kept = std::fs::read_dir(dir.path().join("snapshots")).unwrap().count();
+    assert_eq!(kept, 2);
+    group.shutdown();
+    assert!(log_bytes(dir.path()) < files_before);
+
+    // The store is lost: the newest snapshot and the log after it give it back.
+    let before = store.commands();
+    let lost = Recorder::default();
+    let group = open(dir.path(), &lost);
+    assert_eq!(lost.commands(), before);
+    assert_eq!(lost.state.lock().unwrap().installed_count, 1);
+    propose(&group, 2..5);
+    group.shutdown();
+    let group = open(dir.path(), &lost);
+    propose(&group, 5..6);
+    assert_eq!(lost.commands().len(), before.len() + 4);
+}
+
+#[test]
+fn a_damaged_snapshot_is_named_and_stops_the_purge() {
+    let dir = TempDir::new().unwrap();
+    let group = open(dir.path(), &Recorder::default());
+    for number in 0..20 {
+        group.propose_blocking(Bytes::from(vec![number; 10_000])).unwrap();
+    }
+    let older = group.snapshot().unwrap();
+    propose(&group, 0..1);
+    group.snapshot().unwrap();
+    let whole = std::fs::read(&older.path).unwrap();
+    // Somewhere in the third block.
+    let mut rotten = whole.clone();
+    let third_block =
+        whole.len() - 8 - (usize::try_from(older.content_bytes).unwrap() % 65_536) - 8;
+    rotten[third_block + 100] ^= 1;
+    std::fs::write(&older.path, &rotten).unwrap();
+    let err = group.purge_behind(u64::MAX).unwrap_err();
+    assert_eq!(
+        err.to_string(),
+        format!(
+            "{} is damaged at byte {third_block}: the block's checksum does not match",
+            older.path.display()
+        )
+    );
+    std::fs::write(&older.path, &whole).unwrap();
+    assert_eq!(group.purge_behind(u64::MAX).unwrap(), Some(older.position.index));
+}
+
+#[test]
+fn every_flipped_or_missing_byte_of_a_snapshot_is_noticed() {
+    let dir = TempDir::new().unwrap();
+    let files = SnapshotFiles::open(dir.path()).unwrap();
+    let position = Position { term: 3, node: 1, index: 77 };
+    let group_state = Bytes::from_static(b"group state");
+    let content: Vec<u8> = (0..=255).cycle().take(300).collect();
+    let info = files.write(position, &group_state, |out| out.write_all(&content)).unwrap();
+    let mut read = Vec::new();
+    let mut reader = SnapshotReader::open(&info.path).unwrap();
+    reader.read_to_end(&mut read).unwrap();
+    assert_eq!(read, content);
+    assert_eq!(reader.info.position, position);
+
+    let whole = std::fs::read(&info.path).unwrap();
+    for at in 0..whole.len() {
+        let mut flipped = whole.clone();
+        flipped[at] ^= 0x20;
+        std::fs::write(&info.path, &flipped).unwrap();
+        verify(&info.path).expect_err(&format!("byte {at} is flipped"));
+        std::fs::write(&info.path, &whole[..at]).unwrap();
+        verify(&info.path).expect_err(&format!("only {at} bytes are left"));
+    }
+}
+
+#[test]
+fn a_log_that_ends_before_the_store_is_refused_unless_the_loss_is_accepted() {
+    let dir = TempDir::new().unwrap();
+    let store = Recorder::default();
+    let group = open(dir.path(), &store);
+    propose(&group, 0..20);
+    group.shutdown();
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let err = Group::open(config(dir.path()), store.clone()).unwrap_err();
+    assert!(matches!(err, GroupError::LogBehindStore { last: None, .. }), "{err}");
+
+    let accepting = GroupConfig { accept_loss: true, ..config(dir.path()) };
+    let group = Group::open(accepting, store.clone()).unwrap();
+    propose(&group, 20..30);
+    group.shutdown();
+    let group = open(dir.path(), &store);
+    propose(&group, 30..31);
+    assert_eq!(store.commands(), (0..31).map(command).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_second_group_on_the_directory_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let _group = open(dir.path(), &Recorder::default());
+    let err = Group::open(config(dir.path()), Recorder::default()).unwrap_err();
+    let log = dir.path().join("log");
+    assert_eq!(err.to_string(), format!("{} is in use by another process", log.display()));
+}
+
+#[test]
+fn after_shutdown_proposals_say_so() {
+    let dir = TempDir::new().unwrap();
+    let store = Recorder::default();
+    let group = open(dir.path(), &store);
+    propose(&group, 0..3);
+    let other = group.clone();
+    group.shutdown();
+    assert_eq!(other.propose_blocking(command(3)), Err(ProposeError::Stopped));
+    assert_eq!(store.commands().len(), 3);
+}
+
+/// Waits in `apply` until it may go on.
+struct Slow {
+    recorder: Recorder,
+    go_on: mpsc::Receiver<()>,
+}
+
+impl Applier for Slow {
+    fn applied(&self) -> Option<Applied> {
+        self.recorder.applied()
+    }
+
+    fn apply(&mut self, at: &Applied, commands: &[Bytes]) -> Vec<Bytes> {
+        if !commands.is_empty() {
+            // An error means that the test does not hold it back any more.
+            let _ = self.go_on.recv();
+        }
+        self.recorder.apply(at, commands)
+    }
+
+    fn snapshot(&mut self) -> io::Result<SnapshotWriter> {
+        self.recorder.snapshot()
+    }
+
+    fn install(&mut self, at: &Applied, from: &mut dyn Read) -> io::Result<()> {
+        self.recorder.install(at, from)
+    }
+}
+
+#[test]
+fn what_waits_is_bounded_and_goes_into_few_entries() {
+    let dir = TempDir::new().unwrap();
+    let recorder = Recorder::default();
+    let (go, go_on) = mpsc::channel();
+    let group =
+        Group::open(config(dir.path()), Slow { recorder: recorder.clone(), go_on }).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let mut waiting = Vec::new();
+    let refused = loop {
+        let mut proposal = Box::pin(group.propose(command(waiting.len())));
+        // A refusal is there at once, an outcome is not: the store waits.
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        match proposal.as_mut().poll(&mut context) {
+            std::task::Poll::Ready(result) => break result,
+            std::task::Poll::Pending => waiting.push(proposal),
+        }
+        assert!(waiting.len() < 20_000, "the queue has no bound");
+    };
+    assert_eq!(refused, Err(ProposeError::Busy));
+    drop(go);
+    let before = recorder.applied_index().unwrap();
+    let count = waiting.len();
+    assert!(count >= 10_000);
+    for (number, proposal) in waiting.into_iter().enumerate() {
+        let (_, outcome) = runtime.block_on(proposal).unwrap();
+        assert_eq!(outcome, format!("did command {number}"));
+    }
+    let entries = recorder.applied_index().unwrap() - before;
+    assert!(entries < 60, "{count} commands took {entries} entries");
+}
+
+#[test]
+fn a_command_that_no_entry_could_hold_is_refused() {
+    let dir = TempDir::new().unwrap();
+    let group = open(dir.path(), &Recorder::default());
+    let command_bytes = proposer::COMMAND_BYTES_MAX + 1;
+    let err = group.propose_blocking(Bytes::from(vec![0; command_bytes])).unwrap_err();
+    assert_eq!(err, ProposeError::TooLarge { command_bytes });
+    // One larger than a segment is fine.
+    group.propose_blocking(Bytes::from(vec![0; 2 << 20])).unwrap();
 }
