@@ -1,6 +1,7 @@
 //! Decides. Namespace rules, chunk map, replica protocol, liveness, placement: told what happened and what
 //! time it is, returns what should be done. No I/O, no clock, no async, no randomness.
 
+pub mod check;
 pub mod chunk;
 pub mod cluster;
 pub mod command;

@@ -1,4 +1,22 @@
-//! master
+//! The metadata server: one log, the namespace and chunk map it makes, and the servers that hold the chunks.
+//!
+//! [`run`] is a whole process. A request comes in by `rpc` (clients) or `control` (chunkservers, tools), becomes a
+//! command in `group`'s log, is applied by `apply` to `store`, and is answered.
 
+pub mod apply;
+pub mod background;
+pub mod chunks;
+pub mod clients;
+pub mod config;
+pub mod control;
 pub mod group;
 pub mod journal;
+pub mod metrics;
+pub mod rpc;
+pub mod run;
+pub mod state;
+pub mod store;
+pub mod truncate;
+
+pub use config::Config;
+pub use run::{Server, run};

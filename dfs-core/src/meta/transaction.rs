@@ -100,7 +100,9 @@ pub(super) type Answer = Result<Outcome, NamespaceError>;
 impl Transaction<'_> {
     fn change(&mut self, change: &Change) -> Answer {
         match change {
-            Change::Start { epoch, nonce, fs, replication: _, min_replicas: _ } => self.start(*epoch, *nonce, *fs),
+            Change::Start { epoch, nonce, fs, replication: _, min_replicas: _ } => {
+                self.start(*epoch, *nonce, *fs)
+            }
             Change::BeginClient { client, name } => session::begin_client(self, *client, name),
             Change::EndClient { client } => session::end_client(self, *client),
 

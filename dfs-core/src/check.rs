@@ -1,0 +1,3 @@
+pub fn check(_: &dyn crate::meta::MetaStore) -> Vec<String> {
+    vec![]
+}

@@ -1,0 +1,263 @@
+//! What the master does without being asked: reclaiming, forgetting, ending leases, catching up returned members.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use dfs_core::chunk::{Chunk, Member};
+use dfs_core::cluster::Liveness;
+use dfs_core::command::Change;
+use dfs_core::ids::{ChunkId, InodeNo, ServerId};
+use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::time::Timestamp;
+use dfs_service::shutdown::Shutdown;
+
+use crate::clients::GRACE_MS;
+use crate::rpc::end_client;
+use crate::state::{Master, lock, now};
+
+const TICK: Duration = Duration::from_millis(250);
+/// Chunks looked at for missing members in one round, and configuration changes made for them at once.
+const REPAIRS_AT_ONCE: usize = 4;
+/// Entries of the log after which a snapshot is made and what is behind the older one purged.
+const SNAPSHOT_ENTRIES: u64 = 200_000;
+
+/// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
+pub async fn reclaim(
+    master: Arc<Master>,
+    mut inodes: tokio::sync::mpsc::UnboundedReceiver<InodeNo>,
+) {
+    while let Some(first) = inodes.recv().await {
+        let mut batch = vec![first];
+        while batch.len() < 256 {
+            let Ok(next) = inodes.try_recv() else { break };
+            batch.push(next);
+        }
+        let running: Vec<_> = batch
+            .into_iter()
+            .map(|ino| {
+                let master = Arc::clone(&master);
+                tokio::spawn(async move {
+                    let freed = master.propose_async(Change::Reclaim { ino }).await;
+                    lock(&master.clients).end_reclaim(ino);
+                    if let Err(error) = freed {
+                        // It stays an orphan, which the ticks look at.
+                        tracing::debug!(ino = ino.0, %error, "reclaim");
+                    }
+                })
+            })
+            .collect();
+        for task in running {
+            // A panic in the task is reported by its own thread.
+            let _ended = task.await;
+        }
+    }
+}
+
+/// The master's slow loop, on a thread of its own until `shutdown`.
+pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
+    let mut seen: HashMap<ServerId, Liveness> = HashMap::new();
+    let mut garbage_since: HashMap<ChunkId, Timestamp> = HashMap::new();
+    let mut snapshot_at = master.group.applied_index().unwrap_or(0);
+    let mut short_since: HashMap<ChunkId, Timestamp> = HashMap::new();
+    let mut round: u64 = 0;
+    while !shutdown.wait_for(TICK) {
+        round += 1;
+        say_transitions(master, &mut seen);
+        if round % 4 == 0 {
+            reclaim_orphans(master);
+            forget_garbage(master, &mut garbage_since);
+            end_leases(master);
+            master.finish_truncations();
+        }
+        if round % 4 == 2 {
+            complete_chunks(master, &mut short_since);
+        }
+        let index = master.group.applied_index().unwrap_or(0);
+        if snapshot_at + SNAPSHOT_ENTRIES <= index {
+            snapshot_at = index;
+            snapshot(master);
+        }
+    }
+}
+
+fn say_transitions(master: &Arc<Master>, seen: &mut HashMap<ServerId, Liveness>) {
+    let states: Vec<(ServerId, Liveness)> = {
+        let cluster = lock(&master.cluster);
+        let now = now();
+        cluster.rows().keys().map(|server| (*server, cluster.liveness(now, *server))).collect()
+    };
+    for (server, state) in states {
+        let before = seen.insert(server, state);
+        if before != Some(state) {
+            master.changed.tell();
+            match state {
+                Liveness::Dead => master.notice(format!("{server} is dead: silent for too long")),
+                Liveness::Suspect | Liveness::Alive => tracing::info!(%server, ?state, "server"),
+            }
+        }
+    }
+}
+
+fn reclaim_orphans(master: &Arc<Master>) {
+    if master.uptime_ms() < GRACE_MS {
+        return;
+    }
+    let orphans =
+        master.reader().range(&Key::Orphan(InodeNo(0)), &Key::Orphan(InodeNo(u64::MAX)), 10_000);
+    for (key, _) in orphans {
+        if let Key::Orphan(ino) = key {
+            master.maybe_reclaim(ino);
+        }
+    }
+}
+
+/// Drops garbage records whose members all reported, at least two heartbeats after the deletion, that it is gone.
+fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>) {
+    let old_enough = (2 * master.config.profile.interval_ms + 1_000) * 1_000_000;
+    let garbage =
+        master.reader().range(&Key::Garbage(ChunkId(0)), &Key::Garbage(ChunkId(u64::MAX)), 100_000);
+    let now = now();
+    let mut known = HashMap::with_capacity(garbage.len());
+    for (key, record) in garbage {
+        let (Key::Garbage(chunk), Record::Garbage(garbage)) = (key, record) else { continue };
+        let first_seen = since.get(&chunk).copied().unwrap_or(now);
+        known.insert(chunk, first_seen);
+        let gone = {
+            let cluster = lock(&master.cluster);
+            garbage.members.iter().all(|member| {
+                cluster.row(member.server).is_some_and(|row| {
+                    row.disk != member.disk
+                        || (row.inventory_complete && !row.replicas.contains_key(&chunk))
+                })
+            })
+        };
+        if gone && old_enough <= now.nanos_since(first_seen) {
+            let master = Arc::clone(master);
+            master.runtime.clone().spawn(async move {
+                if let Err(error) = master.propose_async(Change::ForgetGarbage { chunk }).await {
+                    tracing::debug!(chunk = chunk.0, %error, "forget garbage");
+                }
+            });
+        }
+    }
+    *since = known;
+}
+
+fn end_leases(master: &Arc<Master>) {
+    let expired = lock(&master.clients).expired(now());
+    for client in expired {
+        master
+            .notice(format!("client {client} was silent for 10 minutes: its locks and opens end"));
+        if let Err(error) = end_client(master, client) {
+            tracing::debug!(%client, %error, "end client");
+        }
+    }
+    if master.uptime_ms() < crate::clients::LEASE_MS {
+        return;
+    }
+    // Clients of an earlier reign that never spoke to this one.
+    let registered = master.reader().range(
+        &Key::Client(dfs_core::ids::ClientId(0)),
+        &Key::Client(dfs_core::ids::ClientId(u128::MAX)),
+        100_000,
+    );
+    for (key, _) in registered {
+        if let Key::Client(client) = key
+            && !lock(&master.clients).is_heard(client)
+            && let Err(error) = end_client(master, client)
+        {
+            tracing::debug!(%client, %error, "end client");
+        }
+    }
+}
+
+/// Gives chunks with too few members, or with a member that is not current, a configuration with what is here now:
+/// a server that came back with an older replica first, another one after the rebuild delay.
+fn complete_chunks(master: &Arc<Master>, short_since: &mut HashMap<ChunkId, Timestamp>) {
+    if master.is_warming() {
+        return;
+    }
+    let now = now();
+    let mut wanted: Vec<(ChunkId, Option<Member>)> = Vec::new();
+    let mut short = HashMap::new();
+    master.for_each_chunk(|chunk, record| {
+        if REPAIRS_AT_ONCE * 16 <= wanted.len() || !record.attached {
+            return;
+        }
+        if needs_readoption(master, chunk, record) {
+            wanted.push((chunk, None));
+        } else if record.active.members.len() < master.replication as usize {
+            let since = short_since.get(&chunk).copied().unwrap_or(now);
+            short.insert(chunk, since);
+            let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
+            if let Some(learner) =
+                choose_learner(master, chunk, record, delay <= now.nanos_since(since))
+            {
+                wanted.push((chunk, Some(learner)));
+            }
+        }
+    });
+    *short_since = short;
+    for batch in wanted.chunks(REPAIRS_AT_ONCE) {
+        std::thread::scope(|scope| {
+            for (chunk, learner) in batch {
+                scope.spawn(move || {
+                    if let Err(reason) = master.reconfigure(*chunk, *learner) {
+                        tracing::info!(chunk = chunk.0, reason, "chunk cannot be completed now");
+                    }
+                });
+            }
+        });
+    }
+}
+
+/// An attempt was left unfinished, or a live member is behind or rebooted while dirty.
+fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let behind = record.active.members.iter().any(|member| {
+        cluster.is_up(now, member)
+            && cluster.row(member.server).is_some_and(|row| {
+                row.replicas.get(&chunk).is_some_and(|replica| {
+                    replica.not_current || replica.version < record.active.version
+                })
+            })
+    });
+    let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
+    all_up && (behind || record.preparing.is_some())
+}
+
+fn choose_learner(
+    master: &Master,
+    chunk: ChunkId,
+    record: &Chunk,
+    anybody: bool,
+) -> Option<Member> {
+    let mut cluster = lock(&master.cluster);
+    let now = now();
+    let members: Vec<ServerId> = record.active.members.iter().map(|member| member.server).collect();
+    let returned = cluster
+        .rows()
+        .iter()
+        .filter(|(server, row)| !members.contains(server) && row.replicas.contains_key(&chunk))
+        .filter(|(server, _)| cluster.liveness(now, **server) == Liveness::Alive)
+        .map(|(server, row)| Member { server: *server, disk: row.disk })
+        .next();
+    match returned {
+        Some(member) => Some(member),
+        None if anybody => cluster.place(now, 1, record.chunk_size, &members).first().copied(),
+        None => None,
+    }
+}
+
+fn snapshot(master: &Arc<Master>) {
+    match master.group.snapshot() {
+        Ok(info) => tracing::info!(?info, "snapshot written and read back"),
+        Err(error) => return master.notice(format!("snapshot failed, the log is kept: {error}")),
+    }
+    match master.group.purge_behind(u64::MAX) {
+        Ok(purged) => tracing::info!(?purged, "log purged"),
+        Err(error) => master.notice(format!("log not purged: {error}")),
+    }
+}

@@ -1,0 +1,637 @@
+//! Carries out what `dfs_core::plan::reconfigure` chooses, and answers layouts.
+//!
+//! Order of a configuration change: `Reconfigure` committed → promises (durable) → adoptions (durable) → `Activate`
+//! committed → layouts with the new version are given out. One change per chunk at a time.
+
+use std::time::{Duration, Instant};
+
+use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
+use dfs_core::cluster::Liveness;
+use dfs_core::command::{Change, Outcome};
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, OpId, ServerId};
+use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::namespace::{Body, FileKind, Inode, NamespaceError};
+use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
+use dfs_proto::control::chunk_control_client::ChunkControlClient;
+use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MemberAddress, MetaFailure, MetaReply};
+use dfs_service::conn;
+
+use crate::state::{Master, accepted, lock, now};
+
+/// A member that has not promised by then is left out of the next attempt.
+const PROMISE_MAX: Duration = Duration::from_millis(1500);
+/// Copying a whole chunk from a peer, at worst.
+const ADOPT_MAX: Duration = Duration::from_secs(60);
+/// How long a server that did not answer is avoided.
+const UNRESPONSIVE_MS: u64 = 5_000;
+/// Attempts of one change before the asker is told to come back.
+const ATTEMPTS: u32 = 4;
+/// How long a request for a layout to write waits here before it is told to ask again.
+const LAYOUT_WAIT: Duration = Duration::from_secs(2);
+/// A write layout given out longer ago is no longer used: clients refetch after 5 s.
+pub const WRITE_LAYOUT_MS: u64 = 10_000;
+
+/// Which chunk of which file, and what for.
+#[derive(Clone, Copy, Debug)]
+pub struct LayoutRequest {
+    pub client: ClientId,
+    pub ino: InodeNo,
+    pub index: u64,
+    pub write: bool,
+    pub spill: bool,
+    pub failed: Option<FailedMember>,
+}
+
+impl Master {
+    pub fn inode(&self, ino: InodeNo) -> Result<Inode, MetaFailure> {
+        match self.reader().get(&Key::Inode(ino)) {
+            Some(Record::Inode(inode)) => Ok(inode),
+            _ => Err(MetaFailure::Refused(NamespaceError::Stale)),
+        }
+    }
+
+    #[must_use]
+    pub fn chunk(&self, chunk: ChunkId) -> Option<Chunk> {
+        match self.reader().get(&Key::Chunk(chunk)) {
+            Some(Record::Chunk(record)) => Some(record),
+            _ => None,
+        }
+    }
+
+    #[must_use]
+    pub fn file_chunk(&self, ino: InodeNo, index: u64) -> Option<ChunkId> {
+        match self.reader().get(&Key::FileChunk(ino, index)) {
+            Some(Record::FileChunk(chunk)) => Some(chunk),
+            _ => None,
+        }
+    }
+
+    /// The layout as members can be reached now.
+    #[must_use]
+    pub fn layout_of(&self, chunk: ChunkId, record: &Chunk) -> ChunkLayout {
+        let cluster = lock(&self.cluster);
+        let now = now();
+        let members: Vec<MemberAddress> = record
+            .active
+            .members
+            .iter()
+            .map(|member| MemberAddress {
+                member: *member,
+                address: cluster.address(now, member).unwrap_or_default().to_owned(),
+            })
+            .collect();
+        ChunkLayout {
+            chunk,
+            ino: record.ino,
+            index: record.index,
+            chunk_size: record.chunk_size,
+            version: record.active.version,
+            writable: self.min_replicas as usize <= members.len(),
+            members,
+            primary: record.active.primary,
+            epoch: self.epoch,
+            born: record.born,
+            sealed: record.sealed,
+        }
+    }
+
+    /// Answers a request for one chunk's layout.
+    ///
+    /// # Errors
+    /// `Warming`, `Unavailable`, `NoSpace`: come back; `Refused` otherwise.
+    pub fn layout(&self, request: &LayoutRequest) -> Result<MetaReply, MetaFailure> {
+        if request.write { self.layout_to_write(request) } else { self.layout_to_read(request) }
+    }
+
+    fn layout_to_read(&self, request: &LayoutRequest) -> Result<MetaReply, MetaFailure> {
+        let Some(chunk) = self.file_chunk(request.ino, request.index) else {
+            return Ok(MetaReply::Hole);
+        };
+        let Some(record) = self.chunk(chunk) else { return Ok(MetaReply::Hole) };
+        let layout = self.layout_of(chunk, &record);
+        if layout.members.iter().all(|member| member.address.is_empty()) {
+            return Err(self.nobody(&record));
+        }
+        Ok(MetaReply::Layout(layout))
+    }
+
+    fn nobody(&self, record: &Chunk) -> MetaFailure {
+        if self.is_warming() {
+            return MetaFailure::Warming { retry_after_ms: 100 };
+        }
+        let names: Vec<String> =
+            record.active.members.iter().map(|member| member.server.to_string()).collect();
+        MetaFailure::Unavailable {
+            reason: format!(
+                "no member of chunk {} of inode {} can be reached; its members are {}",
+                record.index,
+                record.ino.0,
+                names.join(", ")
+            ),
+            retry_after_ms: 250,
+        }
+    }
+
+    fn layout_to_write(&self, request: &LayoutRequest) -> Result<MetaReply, MetaFailure> {
+        let deadline = Instant::now() + LAYOUT_WAIT;
+        let mut failed = request.failed;
+        let mut spilled = None;
+        loop {
+            let seen = self.changed.count();
+            let chunk = match spilled {
+                Some(chunk) => chunk,
+                None => self.writable_chunk(request)?,
+            };
+            if request.spill {
+                spilled = Some(chunk);
+            }
+            let Some(record) = self.chunk(chunk) else {
+                return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
+            };
+            let reported =
+                failed.take().is_some_and(|failed| failed.version == record.active.version);
+            let all_up = {
+                let cluster = lock(&self.cluster);
+                record.active.members.iter().all(|member| cluster.is_up(now(), member))
+            };
+            if record.preparing.is_none() && all_up && !reported {
+                self.note_write_layout(chunk, request.client);
+                return Ok(MetaReply::Layout(self.layout_of(chunk, &record)));
+            }
+            if self.is_warming() && self.any_member_unheard(&record) {
+                return Err(MetaFailure::Warming { retry_after_ms: 100 });
+            }
+            match self.reconfigure(chunk, None) {
+                Ok(()) => {}
+                Err(reason) if deadline < Instant::now() => {
+                    return Err(MetaFailure::Unavailable { reason, retry_after_ms: 200 });
+                }
+                Err(_) => self.changed.wait(seen, Duration::from_millis(100)),
+            }
+        }
+    }
+
+    /// A member whose server has not reported since this master started.
+    fn any_member_unheard(&self, record: &Chunk) -> bool {
+        let cluster = lock(&self.cluster);
+        record.active.members.iter().any(|member| cluster.row(member.server).is_none())
+    }
+
+    /// The chunk to write, made if it is not there, with the file marked as being written.
+    fn writable_chunk(&self, request: &LayoutRequest) -> Result<ChunkId, MetaFailure> {
+        let inode = self.inode(request.ino)?;
+        if inode.kind != FileKind::File {
+            return Err(MetaFailure::Refused(NamespaceError::IsDirectory));
+        }
+        match &inode.body {
+            Body::Chunks { writing, .. } => {
+                if !writing {
+                    accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
+                }
+            }
+            Body::Inline(_) if request.spill => {}
+            Body::Inline(_) if inode.size == 0 => {
+                accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
+            }
+            Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => {
+                return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
+            }
+        }
+        if !request.spill
+            && let Some(chunk) = self.file_chunk(request.ino, request.index)
+        {
+            return Ok(chunk);
+        }
+        let members = {
+            let mut cluster = lock(&self.cluster);
+            cluster.place(now(), self.replication as usize, inode.layout.chunk_size, &[])
+        };
+        if members.len() < self.min_replicas as usize {
+            return Err(self.too_few_servers(members.len()));
+        }
+        let primary = self.choose_primary(&members);
+        let change = Change::AddChunk {
+            ino: request.ino,
+            index: request.index,
+            members,
+            primary,
+            attach: !request.spill,
+        };
+        match accepted(self.propose(None, 0, change)?)? {
+            Outcome::Chunk { chunk, .. } => Ok(chunk),
+            other => Err(MetaFailure::BadRequest {
+                reason: format!("adding a chunk was answered {other:?}"),
+            }),
+        }
+    }
+
+    fn too_few_servers(&self, found: usize) -> MetaFailure {
+        let cluster = lock(&self.cluster);
+        let now = now();
+        let alive = cluster
+            .rows()
+            .keys()
+            .filter(|server| cluster.liveness(now, **server) == Liveness::Alive)
+            .count();
+        if self.min_replicas as usize <= alive {
+            return MetaFailure::NoSpace {
+                reason: format!(
+                    "{alive} chunkservers are alive but only {found} have space for a new chunk"
+                ),
+            };
+        }
+        if self.is_warming() {
+            return MetaFailure::Warming { retry_after_ms: 100 };
+        }
+        MetaFailure::Unavailable {
+            reason: format!(
+                "{alive} chunkservers are alive, a new chunk needs at least {}",
+                self.min_replicas
+            ),
+            retry_after_ms: 250,
+        }
+    }
+
+    /// Spreads primaries: a member chosen by a counter, so that three servers share the work of one writer.
+    fn choose_primary(&self, members: &[Member]) -> ServerId {
+        let turn = usize::try_from(self.next_own_counter()).unwrap_or(0);
+        members[turn % members.len()].server
+    }
+
+    fn note_write_layout(&self, chunk: ChunkId, client: ClientId) {
+        let mut layouts = lock(&self.write_layouts);
+        layouts.entry(chunk).or_default().insert(client, now());
+        // Bounded by what can be written within the life of a layout.
+        if 100_000 < layouts.len() {
+            let limit = now();
+            layouts.retain(|_, holders| {
+                holders.retain(|_, at| limit.nanos_since(*at) < WRITE_LAYOUT_MS * 1_000_000);
+                !holders.is_empty()
+            });
+        }
+    }
+
+    /// Whether anybody but `client` may still write with a layout of `chunk`.
+    #[must_use]
+    pub fn write_layout_is_out(&self, chunk: ChunkId, client: ClientId) -> bool {
+        let now = now();
+        if now.nanos_since(self.started) < WRITE_LAYOUT_MS * 1_000_000 {
+            // The master before this one may have given some out.
+            return true;
+        }
+        lock(&self.write_layouts).get(&chunk).is_some_and(|holders| {
+            holders.iter().any(|(holder, at)| {
+                *holder != client && now.nanos_since(*at) < WRITE_LAYOUT_MS * 1_000_000
+            })
+        })
+    }
+
+    /// Moves `chunk` to its next configuration: reachable members, and `learner` if given. If another thread is at it,
+    /// waits for that one instead.
+    ///
+    /// # Errors
+    /// The reason, for people; ask again later.
+    pub fn reconfigure(&self, chunk: ChunkId, learner: Option<Member>) -> Result<(), String> {
+        if !lock(&self.reconfiguring).insert(chunk) {
+            let seen = self.changed.count();
+            if lock(&self.reconfiguring).contains(&chunk) {
+                self.changed.wait(seen, Duration::from_millis(500));
+            }
+            return Ok(());
+        }
+        let outcome = self.reconfigure_alone(chunk, learner);
+        lock(&self.reconfiguring).remove(&chunk);
+        self.changed.tell();
+        let label = if outcome.is_ok() { "activated" } else { "failed" };
+        self.metrics.reconfigurations.with_label_values(&[label]).inc();
+        outcome
+    }
+
+    fn reconfigure_alone(&self, chunk: ChunkId, mut learner: Option<Member>) -> Result<(), String> {
+        let mut last = String::new();
+        for _ in 0..ATTEMPTS {
+            let record = self.chunk(chunk).ok_or_else(|| format!("chunk {} is gone", chunk.0))?;
+            let preparing = {
+                let cluster = lock(&self.cluster);
+                plan(&record, self.min_replicas, learner, |member| cluster.is_up(now(), member))
+            }
+            .map_err(|wait| wait.to_string())?;
+            let change = Change::Reconfigure {
+                chunk,
+                version: preparing.version,
+                members: preparing.members.clone(),
+                learner: preparing.learner,
+            };
+            match self.propose(None, 0, change) {
+                Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
+                Err(error) => last = error.to_string(),
+                Ok(_) => match self.attempt(chunk, &record, &preparing) {
+                    Ok(version) => {
+                        let members: Vec<String> = preparing
+                            .members
+                            .iter()
+                            .chain(&preparing.learner)
+                            .map(|m| m.server.to_string())
+                            .collect();
+                        tracing::info!(
+                            chunk = chunk.0,
+                            version = version.0,
+                            members = members.join(","),
+                            "configuration activated"
+                        );
+                        return Ok(());
+                    }
+                    Err(Failed::Member(member, reason)) => {
+                        last = format!(
+                            "{} failed to take up version {}: {reason}",
+                            member.server, preparing.version.0
+                        );
+                        tracing::info!(chunk = chunk.0, "{last}");
+                        if Some(member) == learner {
+                            learner = None;
+                            if preparing.members.len() == record.active.members.len() {
+                                return Err(last);
+                            }
+                        } else {
+                            lock(&self.cluster).on_unresponsive(
+                                now(),
+                                member.server,
+                                UNRESPONSIVE_MS,
+                            );
+                        }
+                    }
+                    Err(Failed::Final(reason)) => return Err(reason),
+                },
+            }
+        }
+        Err(last)
+    }
+
+    fn attempt(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+    ) -> Result<ChunkVersion, Failed> {
+        let everybody: Vec<Member> =
+            preparing.members.iter().copied().chain(preparing.learner).collect();
+        let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
+        let source = match choose_source(record, preparing, &reports) {
+            Source::Adopt(report) => Some(report),
+            Source::Empty => None,
+            Source::OnlyRebooted { best } => {
+                let waited = self.uptime_ms()
+                    >= self.config.profile.rebuild_delay_ms.max(self.config.profile.dead_after_ms);
+                if !waited {
+                    return Err(Failed::Final(
+                        "only members that rebooted with unsynced data are reachable: waiting for another".to_owned(),
+                    ));
+                }
+                self.notice(format!(
+                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back",
+                    chunk.0, best.member.server
+                ));
+                Some(best)
+            }
+            Source::DataLost => {
+                return Err(Failed::Final(format!(
+                    "no reachable member of chunk {} holds version {}: their data is gone",
+                    chunk.0, record.active.version.0
+                )));
+            }
+        };
+        self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
+        let primary = match &source {
+            // The old primary has the connections; otherwise whoever was first.
+            _ if everybody.iter().any(|member| member.server == record.active.primary) => {
+                record.active.primary
+            }
+            Some(report) => report.member.server,
+            None => everybody[0].server,
+        };
+        let configuration =
+            Configuration { version: preparing.version, members: everybody, primary };
+        match self.propose(None, 0, Change::Activate { chunk, configuration }) {
+            Ok(Outcome::Refused(error)) => {
+                Err(Failed::Final(format!("activation refused: {error}")))
+            }
+            Err(error) => Err(Failed::Final(error.to_string())),
+            Ok(_) => Ok(preparing.version),
+        }
+    }
+
+    fn control(&self, address: &str) -> ChunkControlClient<tonic::transport::Channel> {
+        let channel = lock(&self.channels)
+            .entry(address.to_owned())
+            .or_insert_with(|| {
+                let _in_runtime = self.runtime.enter();
+                conn::control_channel(address, &self.config.key)
+            })
+            .clone();
+        ChunkControlClient::new(channel)
+    }
+
+    fn address_of(&self, member: &Member) -> Result<String, Failed> {
+        lock(&self.cluster)
+            .address(now(), member)
+            .map(str::to_owned)
+            .ok_or_else(|| Failed::Member(*member, "not reachable".to_owned()))
+    }
+
+    fn collect_promises(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+        everybody: &[Member],
+    ) -> Result<Vec<PromiseReport>, Failed> {
+        let calls: Vec<_> = everybody
+            .iter()
+            .map(|member| {
+                let request = PromiseRequest {
+                    epoch: self.epoch.0,
+                    nonce: self.nonce,
+                    chunk: chunk.0,
+                    version: preparing.version.0,
+                    inode: record.ino.0,
+                    index: record.index,
+                    chunk_size: record.chunk_size,
+                    // Version 1 is made by the first operation: a member that saw none still may promise.
+                    learner: Some(*member) == preparing.learner || record.active.version.0 == 1,
+                };
+                let mut client = self.control(&self.address_of(member)?);
+                let member = *member;
+                Ok(self.runtime.spawn(async move {
+                    (member, tokio::time::timeout(PROMISE_MAX, client.promise(request)).await)
+                }))
+            })
+            .collect::<Result<_, Failed>>()?;
+        let mut reports = Vec::new();
+        let mut failed = None;
+        for call in calls {
+            match self.runtime.block_on(call) {
+                Ok((member, Ok(Ok(report)))) => {
+                    reports.push(promise_report(member, &report.into_inner()))
+                }
+                Ok((member, Ok(Err(status)))) => {
+                    failed = Some(Failed::Member(member, status.message().to_owned()))
+                }
+                Ok((member, Err(_))) => {
+                    failed =
+                        Some(Failed::Member(member, format!("no promise within {PROMISE_MAX:?}")))
+                }
+                Err(error) => return Err(Failed::Final(error.to_string())),
+            }
+        }
+        match failed {
+            Some(failed) => Err(failed),
+            None => Ok(reports),
+        }
+    }
+
+    fn adopt(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+        everybody: &[Member],
+        source: Option<&PromiseReport>,
+    ) -> Result<(), Failed> {
+        let source_address = match source {
+            Some(report) => self.address_of(&report.member)?,
+            None => String::new(),
+        };
+        let mut calls = Vec::new();
+        for member in everybody {
+            let request = AdoptRequest {
+                epoch: self.epoch.0,
+                nonce: self.nonce,
+                chunk: chunk.0,
+                version: preparing.version.0,
+                // Nobody as the source: everybody takes up the empty chunk.
+                source_server: source.map(|s| s.member.server.to_string()).unwrap_or_default(),
+                source_address: source_address.clone(),
+                source_version: source.map_or(0, |s| s.version.0),
+                source_seq: source.map_or(0, |s| s.seq),
+                source_digest: source.map_or(0, |s| s.digest),
+                inode: record.ino.0,
+                index: record.index,
+                chunk_size: record.chunk_size,
+            };
+            let is_source = source.is_some_and(|s| s.member == *member);
+            calls.push((is_source, *member, request));
+        }
+        // The source last: once it has taken up the new version its old position can no longer be copied.
+        calls.sort_by_key(|(is_source, ..)| *is_source);
+        for last in [false, true] {
+            let mut running = Vec::new();
+            for (_, member, request) in calls.iter().filter(|(is_source, ..)| *is_source == last) {
+                let mut client = self.control(&self.address_of(member)?);
+                let (member, request) = (*member, request.clone());
+                running.push(self.runtime.spawn(async move {
+                    (member, tokio::time::timeout(ADOPT_MAX, client.adopt(request)).await)
+                }));
+            }
+            let mut failed = None;
+            for call in running {
+                match self.runtime.block_on(call) {
+                    Ok((_, Ok(Ok(_)))) => {}
+                    Ok((member, Ok(Err(status)))) => {
+                        failed = Some(Failed::Member(member, status.message().to_owned()));
+                    }
+                    Ok((member, Err(_))) => {
+                        failed = Some(Failed::Member(
+                            member,
+                            format!("not adopted within {ADOPT_MAX:?}"),
+                        ));
+                    }
+                    Err(error) => return Err(Failed::Final(error.to_string())),
+                }
+            }
+            if let Some(failed) = failed {
+                return Err(failed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Chunk `index` in a configuration that can be written now, waiting up to `wait` for one.
+    ///
+    /// # Errors
+    /// As [`Self::layout`].
+    pub fn existing_layout_to_write(
+        &self,
+        chunk: ChunkId,
+        wait: Duration,
+    ) -> Result<ChunkLayout, MetaFailure> {
+        let deadline = Instant::now() + wait;
+        loop {
+            let seen = self.changed.count();
+            let Some(record) = self.chunk(chunk) else {
+                return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
+            };
+            let all_up = {
+                let cluster = lock(&self.cluster);
+                record.active.members.iter().all(|member| cluster.is_up(now(), member))
+            };
+            if record.preparing.is_none() && all_up {
+                return Ok(self.layout_of(chunk, &record));
+            }
+            if let Err(reason) = self.reconfigure(chunk, None) {
+                if deadline < Instant::now() {
+                    return Err(MetaFailure::Unavailable { reason, retry_after_ms: 200 });
+                }
+                self.changed.wait(seen, Duration::from_millis(100));
+            }
+        }
+    }
+
+    /// Fences `chunk`: live members promise a version that will never be used, so that no write under the present one
+    /// is accepted any more.
+    ///
+    /// # Errors
+    /// The reason, if a live member did not promise.
+    pub fn fence(&self, chunk: ChunkId, record: &Chunk) -> Result<(), String> {
+        let preparing = Preparing { version: record.next_version, members: vec![], learner: None };
+        let live: Vec<Member> = {
+            let cluster = lock(&self.cluster);
+            record
+                .active
+                .members
+                .iter()
+                .copied()
+                .filter(|member| cluster.is_up(now(), member))
+                .collect()
+        };
+        match self.collect_promises(chunk, record, &preparing, &live) {
+            Ok(_) => Ok(()),
+            Err(Failed::Member(member, reason)) => Err(format!("{}: {reason}", member.server)),
+            Err(Failed::Final(reason)) => Err(reason),
+        }
+    }
+
+    /// What one request as a client of its own needs.
+    #[must_use]
+    pub fn own_op(&self) -> OpId {
+        OpId { client: self.own_client, op: self.next_own_counter(), part: 0 }
+    }
+}
+
+enum Failed {
+    /// Leave this one out and try again.
+    Member(Member, String),
+    Final(String),
+}
+
+fn promise_report(member: Member, report: &ReplicaReport) -> PromiseReport {
+    PromiseReport {
+        member,
+        promised: ChunkVersion(report.promised),
+        version: ChunkVersion(report.version),
+        seq: report.seq,
+        len: report.len,
+        digest: report.digest,
+        not_current: report.not_current,
+    }
+}

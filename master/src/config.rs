@@ -1,0 +1,45 @@
+//! What a master is started with.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use dfs_core::cluster::LivenessProfile;
+use dfs_service::conn::ClusterKey;
+
+/// Settings of one master process, checked by [`Config::check`].
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Its directory: log, store, snapshots, lock file.
+    pub dir: PathBuf,
+    /// Where it listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// The bound address is written here once it serves.
+    pub address_file: Option<PathBuf>,
+    pub key: ClusterKey,
+    pub profile: LivenessProfile,
+    /// Copies of each chunk, and below how many reachable ones writes wait. Taken at the first start, kept after.
+    pub replication: u32,
+    pub min_replicas: u32,
+    /// Start although what is found on disk shows that acknowledged changes are missing.
+    pub accept_loss: bool,
+    /// Size of a log segment in bytes.
+    pub segment_bytes: u64,
+}
+
+impl Config {
+    /// # Errors
+    /// If the numbers contradict each other.
+    pub fn check(self) -> anyhow::Result<Self> {
+        let Self { replication, min_replicas, profile, .. } = &self;
+        anyhow::ensure!(
+            (1..=8).contains(replication),
+            "replication {replication} is out of range: 1 to 8 copies of each chunk"
+        );
+        anyhow::ensure!(
+            (1..=*replication).contains(min_replicas),
+            "min-replicas {min_replicas} must be from 1 to replication ({replication})"
+        );
+        profile.check()?;
+        Ok(self)
+    }
+}

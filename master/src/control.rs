@@ -1,0 +1,480 @@
+//! The control door: heartbeats of chunkservers and people's tools, over tonic.
+
+use std::collections::BTreeMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use dfs_core::check;
+use dfs_core::chunk::Chunk;
+use dfs_core::cluster::{Heartbeat, Liveness, Replica};
+use dfs_core::command::Change;
+use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
+use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_proto::control::admin_server::Admin;
+use dfs_proto::control::master_control_server::MasterControl;
+use dfs_proto::control::{
+    ChunkTotals, FsckFinding, FsckRequest, HeartbeatReply, HeartbeatRequest, LocateReply,
+    LocateRequest, LocatedChunk, ServerStatus, StatusReply, StatusRequest,
+};
+use tokio_stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::state::{Master, lock, now};
+
+/// Both services, on one master.
+#[derive(Clone, Debug)]
+pub struct Control(pub Arc<Master>);
+
+type Replies<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl MasterControl for Control {
+    type HeartbeatStream = Replies<HeartbeatReply>;
+
+    async fn heartbeat(
+        &self,
+        request: Request<Streaming<HeartbeatRequest>>,
+    ) -> Result<Response<Self::HeartbeatStream>, Status> {
+        let mut beats = request.into_inner();
+        let master = Arc::clone(&self.0);
+        let (answer, answers) = tokio::sync::mpsc::channel(4);
+        tokio::spawn(async move {
+            let mut who = None;
+            while let Some(Ok(beat)) = beats.next().await {
+                let sequence = beat.sequence;
+                let reply = match take(&master, beat).await {
+                    Ok((server, incarnation, reply)) => {
+                        who = Some((server, incarnation));
+                        reply
+                    }
+                    Err(reason) => {
+                        master.notice(format!("heartbeat refused: {reason}"));
+                        HeartbeatReply {
+                            sequence,
+                            status: "refused".to_owned(),
+                            reason,
+                            ..identity(&master)
+                        }
+                    }
+                };
+                if answer.send(Ok(reply)).await.is_err() {
+                    break;
+                }
+            }
+            if let Some((server, incarnation)) = who {
+                lock(&master.cluster).on_disconnect(server, incarnation);
+                tracing::info!(%server, "heartbeat connection closed: suspect");
+                master.changed.tell();
+            }
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(answers))))
+    }
+}
+
+fn identity(master: &Master) -> HeartbeatReply {
+    HeartbeatReply {
+        fs: master.fs.0.to_be_bytes().to_vec(),
+        epoch: master.epoch.0,
+        nonce: master.nonce,
+        log_index: master.group.applied_index().unwrap_or(0),
+        heartbeat_interval_ms: u32::try_from(master.config.profile.interval_ms).unwrap_or(u32::MAX),
+        dead_after_ms: u32::try_from(master.config.profile.dead_after_ms).unwrap_or(u32::MAX),
+        ..HeartbeatReply::default()
+    }
+}
+
+fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
+    <[u8; 16]>::try_from(bytes)
+        .map(u128::from_be_bytes)
+        .map_err(|_| format!("{what} of {} bytes, expected 16", bytes.len()))
+}
+
+async fn take(
+    master: &Arc<Master>,
+    beat: HeartbeatRequest,
+) -> Result<(ServerId, u64, HeartbeatReply), String> {
+    let server: ServerId =
+        beat.server.parse().map_err(|error: dfs_core::ids::BadServerId| error.to_string())?;
+    let disk = DiskId(id128(&beat.disk, "disk id")?);
+    if !beat.fs.is_empty() && id128(&beat.fs, "file system id")? != master.fs.0 {
+        return Err(format!("{server} belongs to another file system"));
+    }
+    master.check_age(server, &beat)?;
+    if let Some(other) = master.disk_in_use(server, disk, beat.incarnation) {
+        return Err(format!(
+            "{server} is alive with another disk at {other}: give the new server another id"
+        ));
+    }
+    let known = matches!(master.reader().get(&Key::Server(server)), Some(Record::Server(row)) if row.disk == disk);
+    if !known {
+        master
+            .propose_async(Change::RegisterServer { server, disk })
+            .await
+            .map_err(|error| format!("register {server}: {error}"))?;
+        tracing::info!(%server, address = beat.address, "chunkserver registered");
+    }
+    for failure in &beat.member_failures {
+        tracing::info!(
+            from = %server,
+            chunk = failure.chunk,
+            version = failure.version,
+            member = failure.server,
+            reason = failure.reason,
+            "member failed"
+        );
+    }
+    let replicas = beat
+        .replicas
+        .iter()
+        .map(|report| {
+            let replica = Replica {
+                version: ChunkVersion(report.version),
+                seq: report.seq,
+                len: report.len,
+                not_current: report.not_current,
+            };
+            (ChunkId(report.chunk), replica)
+        })
+        .collect();
+    let (incarnation, leaving) = (beat.incarnation, beat.leaving);
+    let sequence = beat.sequence;
+    let heard = {
+        let mut cluster = lock(&master.cluster);
+        let heard = cluster.on_heartbeat(
+            now(),
+            Heartbeat {
+                server,
+                disk,
+                incarnation,
+                address: beat.address,
+                full_inventory: beat.full_inventory,
+                replicas,
+                gone: beat.gone.iter().map(|chunk| ChunkId(*chunk)).collect(),
+                chunk_count: beat.chunk_count,
+                used_bytes: beat.used_bytes,
+                free_bytes: beat.free_bytes,
+                total_bytes: beat.total_bytes,
+            },
+        );
+        if leaving {
+            cluster.on_disconnect(server, incarnation);
+        }
+        heard
+    };
+    if heard.returned {
+        tracing::info!(%server, "alive");
+        master.changed.tell();
+    }
+    let reply = HeartbeatReply {
+        sequence,
+        status: "alive".to_owned(),
+        chunks_to_delete: master.garbage_of(server, disk),
+        want_full_inventory: heard.want_full_inventory,
+        ..identity(master)
+    };
+    Ok((server, incarnation, reply))
+}
+
+impl Master {
+    /// A server that has met a later reign than ours means that our directory is an old copy (DECISIONS 5).
+    fn check_age(&self, server: ServerId, beat: &HeartbeatRequest) -> Result<(), String> {
+        let ahead =
+            self.epoch.0 < beat.epoch || (self.epoch.0 == beat.epoch && self.nonce != beat.nonce);
+        if !ahead {
+            return Ok(());
+        }
+        let text = format!(
+            "this directory is older than the cluster: {server} has served epoch {}, here it is {}",
+            beat.epoch, self.epoch.0
+        );
+        tracing::error!("{text}; start with --accept-loss to go on with what is here");
+        // Nothing of ours may reach the cluster any more.
+        crate::run::stop_older_than_cluster(beat.epoch);
+        Err(text)
+    }
+
+    fn disk_in_use(&self, server: ServerId, disk: DiskId, incarnation: u64) -> Option<String> {
+        let cluster = lock(&self.cluster);
+        let row = cluster.row(server)?;
+        let other = row.disk != disk || row.incarnation != incarnation;
+        (other && row.disk != disk && cluster.liveness(now(), server) == Liveness::Alive)
+            .then(|| row.address.clone())
+    }
+
+    /// Chunks that `server` should delete, at most 1,000 at a time.
+    fn garbage_of(&self, server: ServerId, disk: DiskId) -> Vec<u64> {
+        let reader = self.reader();
+        let mut found = Vec::new();
+        let mut from = Key::Garbage(ChunkId(0));
+        loop {
+            let page = reader.range(&from, &Key::Garbage(ChunkId(u64::MAX)), 1000);
+            let full = page.len() == 1000;
+            for (key, record) in page {
+                if let (Key::Garbage(chunk), Record::Garbage(garbage)) = (key, record) {
+                    if garbage
+                        .members
+                        .iter()
+                        .any(|member| member.server == server && member.disk == disk)
+                    {
+                        found.push(chunk.0);
+                    }
+                    from = Key::Garbage(ChunkId(chunk.0 + 1));
+                }
+            }
+            if !full || 1000 <= found.len() {
+                found.truncate(1000);
+                return found;
+            }
+        }
+    }
+
+    /// Calls `each` with every chunk of the map.
+    pub fn for_each_chunk(&self, mut each: impl FnMut(ChunkId, &Chunk)) {
+        let reader = self.reader();
+        let mut from = Key::Chunk(ChunkId(0));
+        loop {
+            let page = reader.range(&from, &Key::Chunk(ChunkId(u64::MAX)), 4096);
+            if page.is_empty() {
+                return;
+            }
+            for (key, record) in page {
+                if let (Key::Chunk(chunk), Record::Chunk(record)) = (key, record) {
+                    each(chunk, &record);
+                    from = Key::Chunk(ChunkId(chunk.0 + 1));
+                }
+            }
+        }
+    }
+
+    fn totals(&self) -> ChunkTotals {
+        let mut totals = ChunkTotals::default();
+        let replication = self.replication as usize;
+        self.for_each_chunk(|chunk, record| {
+            let cluster = lock(&self.cluster);
+            let now = now();
+            let (mut current, mut may_return) = (0, false);
+            for member in &record.active.members {
+                let row = cluster.row(member.server).filter(|row| row.disk == member.disk);
+                let alive =
+                    row.is_some() && cluster.liveness(now, member.server) == Liveness::Alive;
+                // An unborn chunk has no file yet: being able to take one is all it needs.
+                let holds = row.is_some_and(|row| match row.replicas.get(&chunk) {
+                    Some(replica) => {
+                        replica.version == record.active.version && !replica.not_current
+                    }
+                    None => !record.born || !row.inventory_complete,
+                });
+                if alive && holds {
+                    current += 1;
+                } else if row
+                    .is_none_or(|row| row.replicas.contains_key(&chunk) || !row.inventory_complete)
+                {
+                    may_return = true;
+                }
+            }
+            totals.total += 1;
+            match current {
+                n if replication <= n => totals.safe += 1,
+                0 if may_return => totals.unavailable += 1,
+                0 => totals.lost += 1,
+                1 => totals.endangered += 1,
+                _ => totals.degraded += 1,
+            }
+        });
+        totals
+    }
+}
+
+#[tonic::async_trait]
+impl Admin for Control {
+    async fn status(
+        &self,
+        _request: Request<StatusRequest>,
+    ) -> Result<Response<StatusReply>, Status> {
+        let master = Arc::clone(&self.0);
+        let reply = tokio::task::spawn_blocking(move || status(&master))
+            .await
+            .map_err(|error| Status::internal(error.to_string()))?;
+        Ok(Response::new(reply))
+    }
+
+    async fn locate(
+        &self,
+        request: Request<LocateRequest>,
+    ) -> Result<Response<LocateReply>, Status> {
+        let ino = InodeNo(request.into_inner().inode);
+        let master = Arc::clone(&self.0);
+        let found = master.reader().range(
+            &Key::FileChunk(ino, 0),
+            &Key::FileChunk(InodeNo(ino.0 + 1), 0),
+            usize::MAX,
+        );
+        let mut chunks = Vec::new();
+        for (key, record) in found {
+            let (Key::FileChunk(_, index), Record::FileChunk(chunk)) = (key, record) else {
+                continue;
+            };
+            let Some(record) = master.chunk(chunk) else { continue };
+            let cluster = lock(&master.cluster);
+            let now = now();
+            let names = |live_only: bool| {
+                let members = record
+                    .active
+                    .members
+                    .iter()
+                    .filter(|member| !live_only || cluster.is_up(now, member));
+                members.map(|member| member.server.to_string()).collect::<Vec<_>>()
+            };
+            chunks.push(LocatedChunk {
+                index,
+                id: chunk.0,
+                version: record.active.version.0,
+                servers: names(false),
+                primary: record.active.primary.to_string(),
+                live: names(true),
+            });
+        }
+        Ok(Response::new(LocateReply { chunks }))
+    }
+
+    type FsckStream = Replies<FsckFinding>;
+
+    async fn fsck(
+        &self,
+        request: Request<FsckRequest>,
+    ) -> Result<Response<Self::FsckStream>, Status> {
+        let replicas = request.into_inner().replicas;
+        let master = Arc::clone(&self.0);
+        let (send, findings) = tokio::sync::mpsc::channel(64);
+        tokio::task::spawn_blocking(move || {
+            let mut tell = |kind: &str, text: String, checked: u64| {
+                let finding = FsckFinding { kind: kind.to_owned(), text, checked };
+                // The asker is gone: the rest is cheap enough to finish.
+                let _gone = send.blocking_send(Ok(finding));
+            };
+            fsck(&master, replicas, &mut tell);
+        });
+        Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(findings))))
+    }
+}
+
+fn status(master: &Arc<Master>) -> StatusReply {
+    let chunks = master.totals();
+    let superblock = match master.reader().get(&Key::Super) {
+        Some(Record::Super(superblock)) => superblock,
+        _ => return StatusReply::default(),
+    };
+    let registered: BTreeMap<ServerId, ()> = master
+        .reader()
+        .range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX)
+        .into_iter()
+        .filter_map(|(key, _)| match key {
+            Key::Server(server) => Some((server, ())),
+            _ => None,
+        })
+        .collect();
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let servers = registered
+        .keys()
+        .map(|server| match cluster.row(*server) {
+            Some(row) => ServerStatus {
+                id: server.to_string(),
+                state: match cluster.liveness(now, *server) {
+                    Liveness::Alive => "alive",
+                    Liveness::Suspect => "suspect",
+                    Liveness::Dead => "dead",
+                }
+                .to_owned(),
+                address: row.address.clone(),
+                chunks: row.chunk_count,
+                used_bytes: row.used_bytes,
+                free_bytes: row.free_bytes,
+                last_heartbeat_ms_ago: i64::try_from(now.nanos_since(row.heard_at) / 1_000_000)
+                    .unwrap_or(i64::MAX),
+            },
+            None => ServerStatus {
+                id: server.to_string(),
+                state: if master.is_warming() { "suspect" } else { "dead" }.to_owned(),
+                last_heartbeat_ms_ago: -1,
+                ..ServerStatus::default()
+            },
+        })
+        .collect();
+    drop(cluster);
+    StatusReply {
+        servers,
+        chunks: Some(chunks),
+        fs: master.fs.0.to_be_bytes().to_vec(),
+        epoch: master.epoch.0,
+        inodes: superblock.inode_count,
+        file_bytes: superblock.file_bytes,
+        phase: if master.is_warming() { "warming" } else { "serving" }.to_owned(),
+        replication: master.replication,
+        min_replicas: master.min_replicas,
+        clients: lock(&master.clients).len() as u64,
+        log_index: master.group.applied_index().unwrap_or(0),
+        notices: master.notices(),
+    }
+}
+
+/// Checks the metadata against itself, and each member's last report against the map.
+fn fsck(master: &Arc<Master>, replicas: bool, tell: &mut dyn FnMut(&str, String, u64)) {
+    let violations = check::check(&master.reader());
+    for violation in &violations {
+        tell("violation", violation.to_string(), 0);
+    }
+    let mut checked = 0;
+    let mut found = Vec::new();
+    if replicas {
+        master.for_each_chunk(|chunk, record| {
+            checked += 1;
+            let cluster = lock(&master.cluster);
+            let now = now();
+            for member in &record.active.members {
+                let problem = match cluster.row(member.server).filter(|row| row.disk == member.disk)
+                {
+                    None => Some("is not here, or came back with another disk".to_owned()),
+                    Some(_) if cluster.liveness(now, member.server) != Liveness::Alive => {
+                        Some("is not alive".to_owned())
+                    }
+                    Some(row) => match row.replicas.get(&chunk) {
+                        None if record.born => Some("does not hold it".to_owned()),
+                        None => None,
+                        Some(replica) if replica.version != record.active.version => {
+                            Some(format!("holds version {}", replica.version.0))
+                        }
+                        Some(replica) if replica.not_current => {
+                            Some("rebooted with unsynced data".to_owned())
+                        }
+                        Some(_) => None,
+                    },
+                };
+                if let Some(problem) = problem {
+                    found.push(format!(
+                        "chunk {} (inode {}, index {}) version {}: {} {problem}",
+                        chunk.0, record.ino.0, record.index, record.active.version.0, member.server
+                    ));
+                }
+            }
+            if record.active.members.len() < master.replication as usize {
+                found.push(format!(
+                    "chunk {} (inode {}, index {}) has {} members, {} are wanted",
+                    chunk.0,
+                    record.ino.0,
+                    record.index,
+                    record.active.members.len(),
+                    master.replication
+                ));
+            }
+        });
+    }
+    for text in found {
+        tell("violation", text, checked);
+    }
+    let inodes = match master.reader().get(&Key::Super) {
+        Some(Record::Super(superblock)) => superblock.inode_count,
+        _ => 0,
+    };
+    tell("progress", format!("{inodes} inodes and {checked} chunks checked"), inodes + checked);
+}

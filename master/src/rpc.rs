@@ -1,0 +1,380 @@
+//! Clients' requests: one thread per connection decodes, calls, answers.
+
+use std::io::BufReader;
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_core::command::{Change, Outcome};
+use dfs_core::ids::{ClientId, InodeNo, OpId};
+use dfs_core::meta::{self, Key, MetaStore, Record};
+use dfs_core::namespace::{Body, NamespaceError};
+use dfs_core::time::WallTime;
+use dfs_proto::codec::Wire;
+use dfs_proto::frame::FrameKind;
+use dfs_proto::frame_conn::{FrameWriter, read_frame};
+use dfs_proto::meta_rpc::{
+    EntryPlus, MetaCall, MetaFailure, MetaReply, MetaRequest, NameBytes, StatfsReply, Welcome,
+};
+use dfs_service::clock;
+
+use crate::chunks::LayoutRequest;
+use crate::clients::LEASE_MS;
+use crate::state::{Master, accepted, lock, now};
+
+/// Most entries and layouts in one answer.
+const READDIR_MAX: u32 = 4096;
+const LAYOUTS_MAX: u32 = 1024;
+/// A waiting lock request is answered by then; the client asks again.
+const LOCK_WAIT_MAX_MS: u32 = 20_000;
+
+/// Serves one connection until it closes or sends something that is no request.
+pub fn serve(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
+    let writer = match stream.try_clone() {
+        Ok(stream) => FrameWriter::new(stream),
+        Err(error) => return tracing::warn!(%peer, %error, "connection"),
+    };
+    let mut input = BufReader::with_capacity(64 << 10, stream);
+    loop {
+        let frame = match read_frame(&mut input) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(error) => {
+                if error.kind() == std::io::ErrorKind::InvalidData {
+                    master.metrics.bad_frames.inc();
+                    tracing::warn!(%peer, %error, "connection closed");
+                }
+                return writer.close();
+            }
+        };
+        let request = match MetaRequest::from_bytes(&frame.args) {
+            Ok(request) if frame.header.kind != FrameKind::Reply => request,
+            Ok(_) => return writer.close(),
+            Err(error) => {
+                master.metrics.bad_frames.inc();
+                tracing::warn!(%peer, %error, "connection closed: request cannot be read");
+                return writer.close();
+            }
+        };
+        let reply = answer(master, request).unwrap_or_else(MetaReply::Failed);
+        if frame.header.kind == FrameKind::Request
+            && writer.reply(frame.header.request, &reply.to_bytes(), &[], None).is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaFailure> {
+    let MetaRequest { client, low_water, call } = request;
+    lock(&master.clients).heard(now(), client);
+    master.metrics.requests.with_label_values(&[name_of(&call)]).inc();
+    match call {
+        MetaCall::Hello { name } => hello(master, client, name),
+        MetaCall::Ping => Ok(MetaReply::Done),
+        MetaCall::Goodbye => {
+            end_client(master, client)?;
+            Ok(MetaReply::Done)
+        }
+        MetaCall::Change { op, part, change } => {
+            change_of_client(master, OpId { client, op, part }, low_water, change)
+                .map(MetaReply::Outcome)
+        }
+        MetaCall::Lookup { parent, name } => {
+            Ok(MetaReply::Attr(meta::lookup(&master.reader(), parent, &name)?))
+        }
+        MetaCall::GetAttr { ino } => match meta::attr(&master.reader(), ino) {
+            Some(attr) => Ok(MetaReply::Attr(attr)),
+            None => Err(NamespaceError::Stale.into()),
+        },
+        MetaCall::ReadDir { ino, after_cookie, max_entries, plus } => {
+            read_dir(master, ino, after_cookie, max_entries.clamp(1, READDIR_MAX), plus)
+        }
+        MetaCall::ReadLink { ino } => match master.inode(ino)?.body {
+            Body::Symlink(target) => Ok(MetaReply::Bytes(target)),
+            _ => Err(NamespaceError::Invalid("not a symbolic link".to_owned()).into()),
+        },
+        MetaCall::GetXattr { ino, name } => {
+            master.inode(ino)?;
+            match master.reader().get(&Key::Xattr(ino, name)) {
+                Some(Record::Xattr(value)) => Ok(MetaReply::Bytes(value)),
+                _ => Err(NamespaceError::NoAttribute.into()),
+            }
+        }
+        MetaCall::ListXattrs { ino } => {
+            master.inode(ino)?;
+            let found = master.reader().range(
+                &Key::Xattr(ino, Vec::new()),
+                &Key::Xattr(InodeNo(ino.0 + 1), Vec::new()),
+                usize::MAX,
+            );
+            let names = found.into_iter().filter_map(|(key, _)| match key {
+                Key::Xattr(_, name) => Some(NameBytes(name)),
+                _ => None,
+            });
+            Ok(MetaReply::Names(names.collect()))
+        }
+        MetaCall::Statfs => Ok(MetaReply::Statfs(statfs(master))),
+        MetaCall::Open { ino, write: _ } => {
+            if !lock(&master.clients).open(client, ino) {
+                return Err(NamespaceError::Stale.into());
+            }
+            opened(master, ino).inspect_err(|_| {
+                lock(&master.clients).release(client, ino);
+            })
+        }
+        MetaCall::Release { ino, write: _ } => {
+            let last = lock(&master.clients).release(client, ino);
+            if last && meta::attr(&master.reader(), ino).is_some_and(|attr| attr.nlink == 0) {
+                master.maybe_reclaim(ino);
+            }
+            Ok(MetaReply::Done)
+        }
+        MetaCall::Reopen { opens } => {
+            lock(&master.clients).reopen(client, &opens);
+            Ok(MetaReply::Done)
+        }
+        MetaCall::ReadInline { ino } => opened(master, ino),
+        MetaCall::Layout { ino, index, write, spill, failed } => {
+            master.layout(&LayoutRequest { client, ino, index, write, spill, failed })
+        }
+        MetaCall::Layouts { ino, first, max } => {
+            Ok(layouts(master, ino, first, max.clamp(1, LAYOUTS_MAX)))
+        }
+        MetaCall::Truncate { op, ino, size } => {
+            let outcome = master.truncate(OpId { client, op, part: 0 }, low_water, ino, size)?;
+            Ok(MetaReply::Outcome(outcome))
+        }
+        MetaCall::ReportBadBlock { chunk, version, server, block } => {
+            master.notice(format!(
+                "{server} has a bad block {block} in chunk {} version {}",
+                chunk.0, version.0
+            ));
+            Ok(MetaReply::Done)
+        }
+        MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms } => {
+            let change = Change::SetLock { ino, client, owner, start, end, kind, pid };
+            set_lock(
+                master,
+                OpId { client, op, part: 0 },
+                low_water,
+                &change,
+                wait_ms.min(LOCK_WAIT_MAX_MS),
+            )
+        }
+        MetaCall::TestLock { ino, owner, start, end, kind } => Ok(MetaReply::Conflict(
+            meta::test_lock(&master.reader(), ino, (client, owner), (start, end), kind),
+        )),
+    }
+}
+
+fn name_of(call: &MetaCall) -> &'static str {
+    match call {
+        MetaCall::Hello { .. } => "hello",
+        MetaCall::Change { .. } => "change",
+        MetaCall::Ping => "ping",
+        MetaCall::Goodbye => "goodbye",
+        MetaCall::Lookup { .. } => "lookup",
+        MetaCall::GetAttr { .. } => "getattr",
+        MetaCall::ReadDir { .. } => "readdir",
+        MetaCall::ReadLink { .. } => "readlink",
+        MetaCall::GetXattr { .. } | MetaCall::ListXattrs { .. } => "xattr",
+        MetaCall::Statfs => "statfs",
+        MetaCall::Open { .. } | MetaCall::ReadInline { .. } => "open",
+        MetaCall::Release { .. } => "release",
+        MetaCall::Reopen { .. } => "reopen",
+        MetaCall::Layout { .. } | MetaCall::Layouts { .. } => "layout",
+        MetaCall::Truncate { .. } => "truncate",
+        MetaCall::ReportBadBlock { .. } => "bad_block",
+        MetaCall::SetLock { .. } | MetaCall::TestLock { .. } => "lock",
+    }
+}
+
+fn hello(master: &Arc<Master>, client: ClientId, name: String) -> Result<MetaReply, MetaFailure> {
+    if master.reader().get(&Key::Client(client)).is_none() {
+        accepted(master.propose(None, 0, Change::BeginClient { client, name })?)?;
+    }
+    Ok(MetaReply::Welcome(Welcome {
+        fs: master.fs,
+        epoch: master.epoch,
+        nonce: master.nonce,
+        now: WallTime(clock::wall_nanos()),
+        replication: master.replication,
+        min_replicas: master.min_replicas,
+        client_lease_ms: u32::try_from(LEASE_MS).unwrap_or(u32::MAX),
+    }))
+}
+
+/// Ends a client, by its own word or because its lease is over.
+///
+/// # Errors
+/// If the log does not take it now.
+pub fn end_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFailure> {
+    master.propose(None, 0, Change::EndClient { client })?;
+    let freed = lock(&master.clients).end(client);
+    master.changed.tell();
+    for ino in freed {
+        if meta::attr(&master.reader(), ino).is_some_and(|attr| attr.nlink == 0) {
+            master.maybe_reclaim(ino);
+        }
+    }
+    Ok(())
+}
+
+fn change_of_client(
+    master: &Arc<Master>,
+    id: OpId,
+    low_water: u64,
+    change: Change,
+) -> Result<Outcome, MetaFailure> {
+    let forbidden = match &change {
+        Change::Create { .. }
+        | Change::Link { .. }
+        | Change::Unlink { .. }
+        | Change::Rmdir { .. }
+        | Change::Rename { .. }
+        | Change::SetAttr { .. }
+        | Change::SetXattr { .. }
+        | Change::RemoveXattr { .. }
+        | Change::InlineWrite { .. }
+        | Change::InlineZero { .. }
+        | Change::InlineTruncate { .. }
+        | Change::Spill { .. }
+        | Change::DropChunk { .. }
+        | Change::BeginWrite { .. }
+        | Change::CommitSize { .. }
+        | Change::FreeChunks { .. }
+        | Change::SealChunk { .. } => false,
+        Change::SetLock { client, .. } => *client != id.client,
+        Change::Start { .. }
+        | Change::BeginClient { .. }
+        | Change::EndClient { .. }
+        | Change::Reclaim { .. }
+        | Change::AddChunk { .. }
+        | Change::TruncateBegin { .. }
+        | Change::TruncateEnd { .. }
+        | Change::Reconfigure { .. }
+        | Change::Activate { .. }
+        | Change::ForgetGarbage { .. }
+        | Change::RegisterServer { .. } => true,
+    };
+    if forbidden {
+        return Err(MetaFailure::BadRequest {
+            reason: "this change is the master's own".to_owned(),
+        });
+    }
+    let unlocks = matches!(change, Change::SetLock { kind: None, .. });
+    let outcome = master.propose(Some(id), low_water, change)?;
+    match &outcome {
+        Outcome::Unlinked { ino, nlink: 0 } | Outcome::Renamed { replaced: Some(ino), .. } => {
+            if meta::attr(&master.reader(), *ino).is_some_and(|attr| attr.nlink == 0) {
+                master.maybe_reclaim(*ino);
+            }
+        }
+        Outcome::LockChanged => master.changed.tell(),
+        _ if unlocks => master.changed.tell(),
+        _ => {}
+    }
+    Ok(outcome)
+}
+
+fn opened(master: &Arc<Master>, ino: InodeNo) -> Result<MetaReply, MetaFailure> {
+    let inode = master.inode(ino)?;
+    let attr = inode.attr(ino);
+    let content = match inode.body {
+        Body::Inline(content) => Some(content),
+        _ => None,
+    };
+    Ok(MetaReply::Opened { attr, content })
+}
+
+fn read_dir(
+    master: &Arc<Master>,
+    ino: InodeNo,
+    after_cookie: u64,
+    max_entries: u32,
+    plus: bool,
+) -> Result<MetaReply, MetaFailure> {
+    let reader = master.reader();
+    let found = meta::readdir(&reader, ino, after_cookie, max_entries as usize)?;
+    let end = found.len() < max_entries as usize;
+    let entries = found
+        .into_iter()
+        .map(|entry| EntryPlus {
+            attr: if plus { meta::attr(&reader, entry.ino) } else { None },
+            cookie: entry.cookie,
+            name: entry.name,
+            ino: entry.ino,
+            kind: entry.kind,
+        })
+        .collect();
+    Ok(MetaReply::Entries { entries, end })
+}
+
+fn layouts(master: &Arc<Master>, ino: InodeNo, first: u64, max: u32) -> MetaReply {
+    let found = master.reader().range(
+        &Key::FileChunk(ino, first),
+        &Key::FileChunk(InodeNo(ino.0 + 1), 0),
+        max as usize,
+    );
+    let layouts = found
+        .into_iter()
+        .filter_map(|(_, record)| match record {
+            Record::FileChunk(chunk) => {
+                master.chunk(chunk).map(|record| master.layout_of(chunk, &record))
+            }
+            _ => None,
+        })
+        .collect();
+    MetaReply::Layouts(layouts)
+}
+
+fn statfs(master: &Arc<Master>) -> StatfsReply {
+    let (total, free) = {
+        let cluster = lock(&master.cluster);
+        let now = now();
+        cluster
+            .rows()
+            .iter()
+            .filter(|(server, _)| {
+                cluster.liveness(now, **server) != dfs_core::cluster::Liveness::Dead
+            })
+            .fold((0_u64, 0_u64), |(total, free), (_, row)| {
+                (total.saturating_add(row.total_bytes), free.saturating_add(row.free_bytes))
+            })
+    };
+    let copies = u64::from(master.replication.max(1));
+    let inodes = match master.reader().get(&Key::Super) {
+        Some(Record::Super(superblock)) => superblock.inode_count,
+        _ => 0,
+    };
+    // Inode numbers never run out; `df -i` wants a total that leaves room.
+    let inodes_free = 1 << 32;
+    StatfsReply {
+        total_bytes: total / copies,
+        free_bytes: free / copies,
+        available_bytes: free / copies,
+        inodes_total: inodes + inodes_free,
+        inodes_free,
+    }
+}
+
+fn set_lock(
+    master: &Arc<Master>,
+    id: OpId,
+    low_water: u64,
+    change: &Change,
+    wait_ms: u32,
+) -> Result<MetaReply, MetaFailure> {
+    let deadline = Instant::now() + Duration::from_millis(u64::from(wait_ms));
+    for part in 0.. {
+        let seen = master.changed.count();
+        let outcome = change_of_client(master, OpId { part, ..id }, low_water, change.clone())?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if outcome != Outcome::Refused(NamespaceError::Locked) || left.is_zero() {
+            return Ok(MetaReply::Outcome(outcome));
+        }
+        master.changed.wait(seen, left);
+    }
+    Err(MetaFailure::Busy { retry_after_ms: 20 })
+}

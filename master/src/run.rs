@@ -1,0 +1,247 @@
+//! A master process from its directory to its last request.
+//!
+//! Order of a start: directory locked and log replayed → a new reign logged → port opened → heartbeats and requests.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use dfs_core::command::{Change, Command, Outcome};
+use dfs_core::ids::{ClientId, Epoch, FsId};
+use dfs_core::meta::{self, Key, MetaStore, Record, Superblock};
+use dfs_core::time::WallTime;
+use dfs_proto::codec::Wire;
+use dfs_proto::control::admin_server::AdminServer;
+use dfs_proto::control::master_control_server::MasterControlServer;
+use dfs_service::clock;
+use dfs_service::conn::{Acceptor, Limits, control_incoming};
+use dfs_service::shutdown::Shutdown;
+
+use crate::apply::StoreApplier;
+use crate::background;
+use crate::config::Config;
+use crate::control::Control;
+use crate::group::{Group, GroupConfig};
+use crate::metrics::Metrics;
+use crate::state::Master;
+use crate::store::RedbStore;
+
+/// Epoch of a later reign that a chunkserver told us of; 0: none.
+static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
+
+/// Ends this process soon: the cluster has seen reign `epoch`, which this directory knows nothing of.
+pub fn stop_older_than_cluster(epoch: u64) {
+    LATER_REIGN.fetch_max(epoch, Ordering::AcqRel);
+}
+
+/// Runs a master until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What kept it from starting, or from going on.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("handle signals")?;
+    let server = Server::start(config)?;
+    loop {
+        if shutdown.wait_for(std::time::Duration::from_millis(200)) {
+            break;
+        }
+        let later = LATER_REIGN.load(Ordering::Acquire);
+        if later != 0 {
+            server.stop();
+            anyhow::bail!(
+                "this directory is older than the cluster: a chunkserver has served epoch {later}; restore a newer copy, \
+                 or start with --accept-loss to go on with what is here"
+            );
+        }
+    }
+    server.stop();
+    tracing::info!("stopped");
+    Ok(())
+}
+
+/// A started master; stops when told.
+#[derive(Debug)]
+pub struct Server {
+    pub address: std::net::SocketAddr,
+    pub master: Arc<Master>,
+    acceptor: dfs_service::conn::AcceptorHandle,
+    background: std::thread::JoinHandle<()>,
+    shutdown: Shutdown,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Server {
+    /// Starts a master and returns once it serves.
+    ///
+    /// # Errors
+    /// What kept it from starting.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        let config = config.check()?;
+        std::fs::create_dir_all(&config.dir)
+            .with_context(|| format!("make the master directory {}", config.dir.display()))?;
+        let acceptor = Acceptor::bind(config.listen, config.key.clone(), Limits::default())?;
+        let address = acceptor.local_addr().context("read the bound address")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .context("start the control runtime")?;
+        let (group, store) = open_state(&config)?;
+        let superblock = begin_reign(&config, &group, &store)?;
+        tracing::info!(
+            fs = %superblock.fs,
+            epoch = superblock.epoch.0,
+            dir = %config.dir.display(),
+            "reign begins"
+        );
+        let (reclaim, reclaimed) = tokio::sync::mpsc::unbounded_channel();
+        let own_client = ClientId(random128()?);
+        let metrics = Metrics::new().context("register metrics")?;
+        let address_file = config.address_file.clone();
+        let master = Arc::new(Master::assemble(
+            config,
+            group,
+            store,
+            &superblock,
+            own_client,
+            runtime.handle().clone(),
+            reclaim,
+            metrics,
+        ));
+        runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
+        let shutdown = Shutdown::new();
+        let background = {
+            let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
+            std::thread::Builder::new()
+                .name("background".to_owned())
+                .spawn(move || background::run(&master, &shutdown))
+                .context("start the background thread")?
+        };
+        let (control, connections) = tokio::sync::mpsc::channel(16);
+        let service = Control(Arc::clone(&master));
+        runtime.spawn(async move {
+            let served = tonic::transport::Server::builder()
+                .add_service(
+                    MasterControlServer::new(service.clone()).max_decoding_message_size(64 << 20),
+                )
+                .add_service(AdminServer::new(service))
+                .serve_with_incoming(control_incoming(connections))
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "control service ended");
+            }
+        });
+        let on_frames = {
+            let master = Arc::clone(&master);
+            Arc::new(move |stream, peer| crate::rpc::serve(&master, stream, peer))
+        };
+        let acceptor = acceptor
+            .run(on_frames, control, runtime.handle().clone())
+            .context("start accepting")?;
+        if let Some(path) = &address_file {
+            write_address(path, address)?;
+        }
+        tracing::info!(%address, "master serves");
+        Ok(Self { address, master, acceptor, background, shutdown, runtime })
+    }
+
+    /// Stops serving; everything acknowledged is in the log.
+    pub fn stop(self) {
+        self.shutdown.ask();
+        self.acceptor.stop();
+        // It ends within a tick.
+        let _ended = self.background.join();
+        self.master.group.shutdown();
+        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+    }
+}
+
+fn write_address(path: &Path, address: std::net::SocketAddr) -> anyhow::Result<()> {
+    let temporary = path.with_extension("new");
+    std::fs::write(&temporary, format!("{address}\n"))
+        .and_then(|()| std::fs::rename(&temporary, path))
+        .with_context(|| format!("write the address file {}", path.display()))
+}
+
+fn random128() -> anyhow::Result<u128> {
+    let mut bytes = [0; 16];
+    getrandom::fill(&mut bytes).context("draw random bytes")?;
+    Ok(u128::from_ne_bytes(bytes))
+}
+
+fn store_path(dir: &Path) -> PathBuf {
+    dir.join("state.redb")
+}
+
+/// Opens log and store; a store that cannot be read is made anew from the log, of which it is a cache.
+fn open_state(config: &Config) -> anyhow::Result<(Group, Arc<RedbStore>)> {
+    let path = store_path(&config.dir);
+    let store = match RedbStore::open(&path) {
+        Ok(store) => store,
+        Err(error) => {
+            tracing::warn!(%error, path = %path.display(), "the state cannot be read: made anew from snapshot and log");
+            let aside = path.with_extension("damaged");
+            std::fs::rename(&path, &aside).with_context(|| {
+                format!("put the damaged {} aside as {}", path.display(), aside.display())
+            })?;
+            RedbStore::open(&path).with_context(|| format!("make {}", path.display()))?
+        }
+    };
+    let store = Arc::new(store);
+    let group_config =
+        GroupConfig { accept_loss: config.accept_loss, ..GroupConfig::new(&config.dir) }
+            .segment_bytes(config.segment_bytes);
+    let group = Group::open(group_config, StoreApplier::new(Arc::clone(&store)))
+        .with_context(|| format!("open the log in {}", config.dir.display()))?;
+    if let Some(cut) = group.cut() {
+        tracing::warn!(?cut, "the log's end was cut");
+    }
+    Ok((group, store))
+}
+
+/// Logs the start of this reign, and at the very first start the file system itself.
+fn begin_reign(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Result<Superblock> {
+    let before = match store.reader().get(&Key::Super) {
+        Some(Record::Super(superblock)) => Some(superblock),
+        _ => None,
+    };
+    let fs = match &before {
+        Some(superblock) => superblock.fs,
+        None => FsId(random128()?),
+    };
+    if let Some(superblock) = &before
+        && (superblock.replication, superblock.min_replicas)
+            != (config.replication, config.min_replicas)
+    {
+        tracing::info!(
+            replication = superblock.replication,
+            min_replicas = superblock.min_replicas,
+            "replication stays as it was when the file system was made"
+        );
+    }
+    let known = before.as_ref().map_or(0, |superblock| superblock.epoch.0);
+    let epoch = Epoch(
+        known.max(LATER_REIGN.load(Ordering::Acquire)) + if config.accept_loss { 1_000 } else { 1 },
+    );
+    let nonce = u64::try_from(random128()? >> 64)?;
+    let start = Change::Start {
+        epoch,
+        nonce,
+        fs,
+        replication: config.replication,
+        min_replicas: config.min_replicas,
+    };
+    let command =
+        Command { at: WallTime(clock::wall_nanos()), id: None, low_water: 0, change: start };
+    let (_, outcome) = group
+        .propose_blocking(Bytes::from(command.to_bytes()))
+        .context("log the start of this reign")?;
+    match Outcome::from_bytes(&outcome).context("read the answer to the start")? {
+        Outcome::Done => {}
+        other => anyhow::bail!("the start of reign {} was answered {other:?}", epoch.0),
+    }
+    meta::superblock(&store.reader()).context("the superblock is missing after the start")
+}

@@ -1,0 +1,246 @@
+//! The running master: the one log, the store it fills, and what is only in memory.
+//!
+//! Order of a change: proposed → committed and durable in the log → applied by the one apply thread → answered. Reads
+//! are served from the store as of the last applied batch, on the asker's own thread.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use dfs_core::cluster::Cluster;
+use dfs_core::command::{Change, Command, Outcome};
+use dfs_core::ids::{ChunkId, ClientId, Epoch, FsId, InodeNo, OpId};
+use dfs_core::meta::MetaStore;
+use dfs_core::namespace::NamespaceError;
+use dfs_core::time::{Timestamp, WallTime};
+use dfs_proto::codec::Wire;
+use dfs_proto::meta_rpc::MetaFailure;
+use dfs_service::clock;
+
+use crate::clients::Clients;
+use crate::config::Config;
+use crate::group::{Group, ProposeError};
+use crate::metrics::Metrics;
+use crate::store::RedbStore;
+
+/// What all threads of a master share.
+pub struct Master {
+    pub config: Config,
+    pub group: Group,
+    pub store: Arc<RedbStore>,
+    pub fs: FsId,
+    pub epoch: Epoch,
+    /// Random, new at each start: clients send their opens again when it changes.
+    pub nonce: u64,
+    pub replication: u32,
+    pub min_replicas: u32,
+    pub started: Timestamp,
+    pub cluster: Mutex<Cluster>,
+    pub clients: Mutex<Clients>,
+    /// Chunks with a configuration change running: one at a time each.
+    pub reconfiguring: Mutex<HashSet<ChunkId>>,
+    /// Told when a configuration, a server or a lock changed.
+    pub changed: Changed,
+    /// Who was given a layout to write with, and when (DECISIONS 8).
+    pub write_layouts: Mutex<HashMap<ChunkId, BTreeMap<ClientId, Timestamp>>>,
+    /// Truncations running now: a repeated request waits for the first.
+    pub truncating: Mutex<HashSet<InodeNo>>,
+    pub runtime: tokio::runtime::Handle,
+    pub channels: Mutex<HashMap<String, tonic::transport::Channel>>,
+    pub reclaim: tokio::sync::mpsc::UnboundedSender<InodeNo>,
+    pub metrics: Metrics,
+    /// Counts requests this master itself makes as a client of chunkservers.
+    pub own_client: ClientId,
+    pub own_counter: AtomicU64,
+    notices: Mutex<VecDeque<String>>,
+}
+
+impl std::fmt::Debug for Master {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Master")
+            .field("fs", &self.fs)
+            .field("epoch", &self.epoch)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Most notices kept for `dfs status`.
+const NOTICES_MAX: usize = 100;
+
+/// Locks a mutex; a panic elsewhere has already ended the process or will be seen by its own caller.
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A counter that can be waited on.
+#[derive(Debug, Default)]
+pub struct Changed {
+    count: Mutex<u64>,
+    told: Condvar,
+}
+
+impl Changed {
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        *lock(&self.count)
+    }
+
+    pub fn tell(&self) {
+        *lock(&self.count) += 1;
+        self.told.notify_all();
+    }
+
+    /// Waits until the count passes `seen`, at most `timeout`.
+    pub fn wait(&self, seen: u64, timeout: Duration) {
+        let count = lock(&self.count);
+        let _count = self
+            .told
+            .wait_timeout_while(count, timeout, |count| *count == seen)
+            .unwrap_or_else(PoisonError::into_inner);
+    }
+}
+
+#[must_use]
+pub fn now() -> Timestamp {
+    Timestamp(clock::monotonic_nanos())
+}
+
+impl Master {
+    pub fn new_notices() -> Mutex<VecDeque<String>> {
+        Mutex::new(VecDeque::new())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the parts a master is assembled from, once")]
+    pub fn assemble(
+        config: Config,
+        group: Group,
+        store: Arc<RedbStore>,
+        superblock: &dfs_core::meta::Superblock,
+        own_client: ClientId,
+        runtime: tokio::runtime::Handle,
+        reclaim: tokio::sync::mpsc::UnboundedSender<InodeNo>,
+        metrics: Metrics,
+    ) -> Self {
+        Self {
+            fs: superblock.fs,
+            epoch: superblock.epoch,
+            nonce: superblock.nonce,
+            replication: superblock.replication,
+            min_replicas: superblock.min_replicas,
+            started: now(),
+            cluster: Mutex::new(Cluster::new(config.profile)),
+            clients: Mutex::default(),
+            reconfiguring: Mutex::default(),
+            changed: Changed::default(),
+            write_layouts: Mutex::default(),
+            truncating: Mutex::default(),
+            channels: Mutex::default(),
+            notices: Self::new_notices(),
+            own_counter: AtomicU64::new(1),
+            config,
+            group,
+            store,
+            own_client,
+            runtime,
+            reclaim,
+            metrics,
+        }
+    }
+
+    /// The state as of the last applied batch.
+    #[must_use]
+    pub fn reader(&self) -> impl MetaStore + '_ {
+        self.store.reader()
+    }
+
+    /// Logs and applies `change`.
+    ///
+    /// # Errors
+    /// `Busy` if nothing was done; refusals of the state machine are outcomes, not errors.
+    pub fn propose(
+        &self,
+        id: Option<OpId>,
+        low_water: u64,
+        change: Change,
+    ) -> Result<Outcome, MetaFailure> {
+        let command = Command { at: WallTime(clock::wall_nanos()), id, low_water, change };
+        let answered = self.group.propose_blocking(command.to_bytes().into());
+        decode_outcome(answered)
+    }
+
+    /// As [`Self::propose`], without waiting on this thread.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    pub async fn propose_async(&self, change: Change) -> Result<Outcome, MetaFailure> {
+        let command = Command { at: WallTime(clock::wall_nanos()), id: None, low_water: 0, change };
+        decode_outcome(self.group.propose(command.to_bytes().into()).await)
+    }
+
+    /// What a person should know; also logged. Repeats of the last one are dropped.
+    pub fn notice(&self, text: String) {
+        tracing::warn!("{text}");
+        let mut notices = lock(&self.notices);
+        if notices.back() != Some(&text) {
+            notices.push_back(text);
+        }
+        while NOTICES_MAX < notices.len() {
+            notices.pop_front();
+        }
+    }
+
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        lock(&self.notices).iter().cloned().collect()
+    }
+
+    /// Whether servers may still be about to report what they hold (DECISIONS 17).
+    #[must_use]
+    pub fn is_warming(&self) -> bool {
+        now().nanos_since(self.started) < self.config.profile.dead_after_ms * 1_000_000
+    }
+
+    #[must_use]
+    pub fn uptime_ms(&self) -> u64 {
+        now().nanos_since(self.started) / 1_000_000
+    }
+
+    /// Frees `ino` in the background if it has no name and nobody has it open.
+    pub fn maybe_reclaim(&self, ino: InodeNo) {
+        if crate::clients::GRACE_MS <= self.uptime_ms() && lock(&self.clients).begin_reclaim(ino) {
+            // Fails only when the master stops: the orphan is found at the next start.
+            let _stopping = self.reclaim.send(ino);
+        }
+    }
+
+    #[must_use]
+    pub fn next_own_counter(&self) -> u64 {
+        self.own_counter.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+fn decode_outcome(
+    answered: Result<(u64, bytes::Bytes), ProposeError>,
+) -> Result<Outcome, MetaFailure> {
+    match answered {
+        Ok((_, bytes)) => Outcome::from_bytes(&bytes).map_err(|error| MetaFailure::BadRequest {
+            reason: format!("the state machine's answer cannot be read: {error}"),
+        }),
+        Err(error) => {
+            tracing::debug!(%error, "propose");
+            Err(MetaFailure::Busy { retry_after_ms: 20 })
+        }
+    }
+}
+
+/// An outcome's refusal as an error, everything else as it is.
+///
+/// # Errors
+/// The refusal.
+pub fn accepted(outcome: Outcome) -> Result<Outcome, NamespaceError> {
+    match outcome {
+        Outcome::Refused(error) => Err(error),
+        other => Ok(other),
+    }
+}

@@ -1,0 +1,214 @@
+//! Truncation of files in chunks (DECISIONS 8).
+//!
+//! Order: intent logged, freed chunks taken out of the file → their members fenced if somebody else may still write
+//! them → the tail cut through its primary, stable → the end logged → the reply. A master that stops in between
+//! finishes what it finds logged when it starts again.
+
+use std::time::Duration;
+
+use dfs_core::chunk::Chunk;
+use dfs_core::command::{Change, Outcome};
+use dfs_core::ids::{ChunkId, InodeNo, OpId};
+use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::namespace::{Body, NamespaceError};
+use dfs_proto::codec::Wire;
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
+use dfs_proto::frame_conn::LoneClient;
+use dfs_proto::meta_rpc::{ChunkLayout, MetaFailure};
+use dfs_service::conn::{self, Door};
+
+use crate::state::{Master, accepted, lock};
+
+const DATA_CALL_MAX: Duration = Duration::from_secs(10);
+const TAIL_ATTEMPTS: u32 = 8;
+
+impl Master {
+    /// Cuts or grows `ino` to `size`; exactly once for `id` (parts 0 and 1).
+    ///
+    /// # Errors
+    /// As changes, and `Unavailable` if the tail's members cannot be reached: the client asks again with the same id.
+    pub fn truncate(
+        &self,
+        id: OpId,
+        low_water: u64,
+        ino: InodeNo,
+        size: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        // One at a time per file; a repeated request waits for the first and then finds its answer.
+        if !lock(&self.truncating).insert(ino) {
+            return Err(MetaFailure::Busy { retry_after_ms: 10 });
+        }
+        let outcome = self.truncate_alone(id, low_water, ino, size);
+        lock(&self.truncating).remove(&ino);
+        outcome
+    }
+
+    fn truncate_alone(
+        &self,
+        id: OpId,
+        low_water: u64,
+        ino: InodeNo,
+        size: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        if let Some(Record::Reply(answered)) = self.reader().get(&Key::Reply(id.client, id.op, 1)) {
+            return Ok(answered);
+        }
+        let inode = self.inode(ino)?;
+        let inline = match &inode.body {
+            Body::Inline(_) => true,
+            Body::Chunks { .. } => false,
+            Body::Directory { .. } => {
+                return Err(MetaFailure::Refused(NamespaceError::IsDirectory));
+            }
+            Body::Symlink(_) | Body::Special => {
+                return Err(MetaFailure::Refused(NamespaceError::Invalid(
+                    "not a regular file".to_owned(),
+                )));
+            }
+        };
+        if inline {
+            return self.propose(
+                Some(OpId { part: 1, ..id }),
+                low_water,
+                Change::InlineTruncate { ino, size },
+            );
+        }
+        let freed = if size < inode.size {
+            self.chunks_beyond(ino, size, inode.layout.chunk_size)
+        } else {
+            vec![]
+        };
+        let begun = self.propose(
+            Some(OpId { part: 0, ..id }),
+            low_water,
+            Change::TruncateBegin { ino, size },
+        )?;
+        let tail = match accepted(begun)? {
+            Outcome::Truncating { tail, .. } => tail,
+            other => {
+                return Err(MetaFailure::BadRequest {
+                    reason: format!("truncate was answered {other:?}"),
+                });
+            }
+        };
+        for (chunk, record) in &freed {
+            if self.write_layout_is_out(*chunk, id.client) {
+                self.fence(*chunk, record)
+                    .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
+            }
+            lock(&self.write_layouts).remove(chunk);
+        }
+        self.cut_tail(tail)?;
+        self.propose(Some(OpId { part: 1, ..id }), low_water, Change::TruncateEnd { ino, size })
+    }
+
+    fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<(ChunkId, Chunk)> {
+        let first = size.div_ceil(chunk_size);
+        let reader = self.reader();
+        reader
+            .range(&Key::FileChunk(ino, first), &Key::FileChunk(InodeNo(ino.0 + 1), 0), usize::MAX)
+            .into_iter()
+            .filter_map(|(_, record)| match record {
+                Record::FileChunk(chunk) => self.chunk(chunk).map(|record| (chunk, record)),
+                _ => None,
+            })
+            .collect()
+    }
+
+    fn cut_tail(&self, tail: Option<(ChunkId, u64)>) -> Result<(), MetaFailure> {
+        let Some((chunk, len)) = tail else { return Ok(()) };
+        let mut last = String::new();
+        for _ in 0..TAIL_ATTEMPTS {
+            let layout = self.existing_layout_to_write(chunk, Duration::from_secs(2))?;
+            match self.cut_at_primary(&layout, len) {
+                Ok(()) => return Ok(()),
+                Err(reason) => {
+                    last = reason;
+                    // The primary or a member failed: the next configuration is without it.
+                    if let Err(reason) = self.reconfigure(chunk, None) {
+                        last = reason;
+                        std::thread::sleep(Duration::from_millis(50));
+                    }
+                }
+            }
+        }
+        Err(MetaFailure::Unavailable {
+            reason: format!("cut chunk {}: {last}", chunk.0),
+            retry_after_ms: 200,
+        })
+    }
+
+    fn cut_at_primary(&self, layout: &ChunkLayout, len: u64) -> Result<(), String> {
+        let primary = layout
+            .members
+            .iter()
+            .find(|member| member.member.server == layout.primary)
+            .ok_or_else(|| "the layout has no primary".to_owned())?;
+        let stream =
+            conn::dial(&primary.address, &self.config.key, Door::Frames, Duration::from_secs(2))
+                .map_err(|error| format!("{}: {error}", primary.address))?;
+        let mut client = LoneClient::new(stream);
+        let hello = DataCall::Hello { fs: self.fs, from: Peer::Client(self.own_client) };
+        call(&mut client, &hello)?;
+        let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version };
+        match call(&mut client, &stat) {
+            Ok(DataReply::Stat { len: have, .. }) if have <= len => return Ok(()),
+            Ok(_) => {}
+            // Never written: nothing to cut.
+            Err(reason) if reason == DataFailure::NoReplica.to_string() => return Ok(()),
+            Err(reason) => return Err(reason),
+        }
+        let counter = self.next_own_counter();
+        let cut = DataCall::Mutate {
+            layout: layout.clone(),
+            client: self.own_client,
+            counter,
+            low_water: counter,
+            mutation: WireMutation::Truncate { len },
+        };
+        call(&mut client, &cut)?;
+        call(&mut client, &DataCall::Sync { layout: layout.clone() })?;
+        Ok(())
+    }
+
+    /// Finishes truncations that an earlier reign began.
+    pub fn finish_truncations(&self) {
+        let begun = self.reader().range(
+            &Key::Truncating(InodeNo(0)),
+            &Key::Truncating(InodeNo(u64::MAX)),
+            usize::MAX,
+        );
+        for (key, record) in begun {
+            let (Key::Truncating(ino), Record::Truncating(size)) = (key, record) else { continue };
+            if !lock(&self.truncating).insert(ino) {
+                continue;
+            }
+            let chunk_size = self.inode(ino).map_or(1, |inode| inode.layout.chunk_size.max(1));
+            let tail = match size % chunk_size {
+                0 => None,
+                within => self.file_chunk(ino, size / chunk_size).map(|chunk| (chunk, within)),
+            };
+            let finished = self
+                .cut_tail(tail)
+                .and_then(|()| self.propose(None, 0, Change::TruncateEnd { ino, size }));
+            lock(&self.truncating).remove(&ino);
+            match finished {
+                Ok(_) => {
+                    tracing::info!(ino = ino.0, size, "truncation of an earlier reign finished")
+                }
+                Err(error) => {
+                    tracing::debug!(ino = ino.0, %error, "truncation of an earlier reign waits")
+                }
+            }
+        }
+    }
+}
+
+fn call(client: &mut LoneClient, call: &DataCall) -> Result<DataReply, String> {
+    let frame =
+        client.call(&call.to_bytes(), &[], DATA_CALL_MAX).map_err(|error| error.to_string())?;
+    match DataReply::from_bytes(&frame.args).map_err(|error| error.to_string())? {
+        DataReply::Failed(failure) => Err(failure.to_string()),
+        reply => Ok(reply),
+    }
+}

@@ -1,0 +1,158 @@
+//! A real master on a real directory and port: requests, retries, restarts, bad bytes.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+use dfs_core::cluster::LivenessProfile;
+use dfs_core::command::{Change, NewKind, Outcome};
+use dfs_core::ids::{ClientId, InodeNo};
+use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_proto::codec::Wire;
+use dfs_proto::frame_conn::LoneClient;
+use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest};
+use dfs_service::conn::{ClusterKey, Door, dial};
+use master::{Config, Server};
+
+const WAIT: Duration = Duration::from_secs(20);
+
+fn start(dir: &Path) -> Server {
+    Server::start(Config {
+        dir: dir.to_path_buf(),
+        listen: "127.0.0.1:0".parse().unwrap(),
+        address_file: None,
+        key: ClusterKey::none(),
+        profile: LivenessProfile::DRILL,
+        replication: 3,
+        min_replicas: 2,
+        accept_loss: false,
+        segment_bytes: 4 << 20,
+    })
+    .unwrap()
+}
+
+struct Client {
+    id: ClientId,
+    conn: LoneClient,
+}
+
+impl Client {
+    fn new(server: &Server, id: u128) -> Self {
+        let stream =
+            dial(&server.address.to_string(), &ClusterKey::none(), Door::Frames, WAIT).unwrap();
+        let mut client = Self { id: ClientId(id), conn: LoneClient::new(stream) };
+        assert!(matches!(
+            client.call(MetaCall::Hello { name: "test".to_owned() }),
+            MetaReply::Welcome(_)
+        ));
+        client
+    }
+
+    fn call(&mut self, call: MetaCall) -> MetaReply {
+        let request = MetaRequest { client: self.id, low_water: 0, call };
+        let frame = self.conn.call(&request.to_bytes(), &[], WAIT).unwrap();
+        MetaReply::from_bytes(&frame.args).unwrap()
+    }
+
+    fn create(&mut self, op: u64, name: &str) -> Outcome {
+        let change = Change::Create {
+            parent: InodeNo::ROOT,
+            name: name.as_bytes().to_vec(),
+            kind: NewKind::File,
+            mode: 0o644,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            layout: None,
+            open_existing: false,
+        };
+        match self.call(MetaCall::Change { op, part: 0, change }) {
+            MetaReply::Outcome(outcome) => outcome,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn lookup(&mut self, name: &str) -> Result<Attr, NamespaceError> {
+        match self.call(MetaCall::Lookup { parent: InodeNo::ROOT, name: name.as_bytes().to_vec() })
+        {
+            MetaReply::Attr(attr) => Ok(attr),
+            MetaReply::Failed(MetaFailure::Refused(error)) => Err(error),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_was_acknowledged_is_there_after_a_restart_and_a_retry_gets_the_first_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path());
+    let mut client = Client::new(&server, 1);
+    let first = client.create(1, "a");
+    assert!(matches!(first, Outcome::Entry { created: true, .. }), "{first:?}");
+    assert_eq!(client.create(1, "a"), first, "a retry of the same request");
+    assert_eq!(client.create(2, "a"), Outcome::Refused(NamespaceError::Exists), "a new request");
+    let epoch = server.master.epoch;
+    server.stop();
+
+    let server = start(dir.path());
+    assert!(epoch < server.master.epoch, "each reign has a higher epoch");
+    let mut client = Client::new(&server, 1);
+    assert_eq!(client.create(1, "a"), first, "the record of the reply survived");
+    client.lookup("a").unwrap();
+    assert_eq!(client.lookup("b").unwrap_err(), NamespaceError::NotFound);
+    server.stop();
+}
+
+#[test]
+fn a_second_master_on_the_directory_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path());
+    let config = Config { dir: dir.path().to_path_buf(), ..server.master.config.clone() };
+    let error = format!(
+        "{:#}",
+        Server::start(Config { listen: "127.0.0.1:0".parse().unwrap(), ..config }).unwrap_err()
+    );
+    assert!(error.contains(&dir.path().display().to_string()), "{error}");
+    server.stop();
+}
+
+#[test]
+fn garbage_closes_the_connection_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path());
+    let mut client = Client::new(&server, 1);
+    for garbage in [&b"GET / HTTP/1.0\r\n\r\n        "[..], &[0xff; 4096][..], b""] {
+        let mut stream = TcpStream::connect(server.address).unwrap();
+        stream.write_all(garbage).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut rest = Vec::new();
+        // Closed with or without a reset.
+        let _end = stream.read_to_end(&mut rest);
+    }
+    // Past the handshake: a frame that is none.
+    let mut stream =
+        dial(&server.address.to_string(), &ClusterKey::none(), Door::Frames, WAIT).unwrap();
+    stream.write_all(&[0xee; 64]).unwrap();
+    let mut rest = Vec::new();
+    let _end = stream.read_to_end(&mut rest);
+    assert!(rest.is_empty());
+    assert!(matches!(client.create(1, "still-there"), Outcome::Entry { .. }));
+    server.stop();
+}
+
+#[test]
+fn a_chunk_is_not_promised_without_servers() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = start(dir.path());
+    let mut client = Client::new(&server, 1);
+    let Outcome::Entry { attr, .. } = client.create(1, "a") else { panic!() };
+    let layout =
+        |spill| MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill, failed: None };
+    match client.call(layout(false)) {
+        MetaReply::Failed(MetaFailure::Warming { .. } | MetaFailure::Unavailable { .. }) => {}
+        other => panic!("{other:?}"),
+    }
+    server.stop();
+}
