@@ -1,1 +1,2 @@
 //! chunkserver
+pub mod store;
