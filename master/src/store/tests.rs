@@ -1,0 +1,236 @@
+use std::sync::Arc;
+
+use dfs_core::command::{Change, Command, NewKind, Outcome, XattrMode};
+use dfs_core::ids::{FsId, InodeNo};
+use dfs_core::meta::{self, Key, MemStore, MetaStore, Record};
+use dfs_core::time::WallTime;
+
+use super::{Applied, RedbStore, StoreError};
+
+pub(super) fn applied(index: u64) -> Applied {
+    Applied { term: 1, index, group_state: index.to_le_bytes().to_vec() }
+}
+
+fn command(change: Change) -> Command {
+    Command { at: WallTime(1_000), id: None, low_water: 0, change }
+}
+
+fn create(name: &str) -> Command {
+    command(Change::Create {
+        parent: InodeNo::ROOT,
+        name: name.into(),
+        kind: NewKind::File,
+        mode: 0o644,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+        layout: None,
+        open_existing: false,
+    })
+}
+
+/// Everything in the store, as the model would have it.
+pub(super) fn content(store: &dyn MetaStore) -> MemStore {
+    let mut content = MemStore::new();
+    let mut from = Key::Super;
+    loop {
+        let page = store.range(
+            &from,
+            &Key::Unborn(InodeNo(u64::MAX), dfs_core::ids::ChunkId(u64::MAX)),
+            100,
+        );
+        let Some((last, _)) = page.last() else { return content };
+        let last = last.clone();
+        for (key, record) in page {
+            content.put(key, record);
+        }
+        if last == from {
+            return content;
+        }
+        from = last;
+    }
+}
+
+fn begin(store: &RedbStore) {
+    store.batch(&applied(1), |store| meta::init(store, FsId(7), 3, 2, WallTime(1)));
+}
+
+/// Many small files, enough for several blocks of a snapshot.
+fn fill(store: &RedbStore) {
+    begin(store);
+    store.batch(&applied(2), |store| {
+        for i in 0..2_000 {
+            assert!(matches!(
+                meta::apply(store, &create(&format!("file-{i:05}"))),
+                Outcome::Entry { .. }
+            ));
+        }
+    });
+}
+
+#[test]
+fn a_batch_reads_its_own_writes_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("state")).unwrap();
+    begin(&store);
+    let xattr = |name: &str| Key::Xattr(InodeNo(1), name.into());
+    store.batch(&applied(2), |store| {
+        for name in ["a", "c", "e", "g"] {
+            store.put(xattr(name), Record::Xattr(name.into()));
+        }
+    });
+    store.batch(&applied(3), |store| {
+        store.put(xattr("b"), Record::Xattr(b"new".to_vec()));
+        store.put(xattr("c"), Record::Xattr(b"changed".to_vec()));
+        store.delete(&xattr("e"));
+        store.put(xattr("h"), Record::Xattr(b"new".to_vec()));
+        let names = |limit| {
+            let range = store.range(&xattr("a"), &xattr("z"), limit);
+            range
+                .into_iter()
+                .map(|(key, record)| match (key, record) {
+                    (Key::Xattr(_, name), Record::Xattr(value)) => {
+                        format!(
+                            "{}={}",
+                            String::from_utf8_lossy(&name),
+                            String::from_utf8_lossy(&value)
+                        )
+                    }
+                    other => panic!("{other:?}"),
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(names(99), ["a=a", "b=new", "c=changed", "g=g", "h=new"]);
+        assert_eq!(names(3), ["a=a", "b=new", "c=changed"]);
+        assert_eq!(store.get(&xattr("e")), None);
+        assert!(store.range(&xattr("z"), &xattr("a"), 9).is_empty());
+    });
+    assert_eq!(store.reader().get(&xattr("c")), Some(Record::Xattr(b"changed".to_vec())));
+    assert_eq!(store.reader().get(&xattr("e")), None);
+}
+
+#[test]
+fn a_view_keeps_showing_its_moment() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Arc::new(RedbStore::open(&dir.path().join("state")).unwrap());
+    assert_eq!(store.reader().get(&Key::Super), None);
+    begin(&store);
+    let before = store.reader();
+    store.batch(&applied(2), |store| meta::apply(store, &create("x")));
+    let reader = Arc::clone(&store);
+    std::thread::spawn(move || {
+        assert!(meta::lookup(&before, InodeNo::ROOT, b"x").is_err());
+        assert!(meta::lookup(&reader.reader(), InodeNo::ROOT, b"x").is_ok());
+    })
+    .join()
+    .unwrap();
+}
+
+#[test]
+fn a_closed_store_opens_where_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.applied(), None);
+    fill(&store);
+    store.checkpoint();
+    assert_eq!(store.durable_index(), Some(2));
+    assert!(matches!(RedbStore::open(&path), Err(StoreError::InUse)));
+    let before = content(&store.reader());
+    drop(store);
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.applied(), Some(applied(2)));
+    assert_eq!(content(&store.reader()), before);
+}
+
+#[test]
+fn what_is_no_store_is_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    for len in [1, 100, 5_000, 2_000_000] {
+        std::fs::write(&path, vec![0x5a; len]).unwrap();
+        let opened = RedbStore::open(&path);
+        assert!(matches!(opened, Err(StoreError::Damaged(_))), "{len} bytes: {opened:?}");
+    }
+    // Cut short: the way a full disk or a bad copy leaves it.
+    std::fs::remove_file(&path).unwrap();
+    let store = RedbStore::open(&path).unwrap();
+    fill(&store);
+    store.checkpoint();
+    drop(store);
+    let whole = std::fs::read(&path).unwrap();
+    for len in [100, 4096, whole.len() / 2, whole.len() - 4096] {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        let opened = RedbStore::open(&path);
+        assert!(matches!(opened, Err(StoreError::Damaged(_))), "cut to {len}: {opened:?}");
+    }
+}
+
+fn snapshot(store: &RedbStore) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    store.snapshot().unwrap()(&mut bytes).unwrap();
+    bytes
+}
+
+#[test]
+fn a_snapshot_shows_the_moment_it_was_begun() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("one")).unwrap();
+    fill(&store);
+    let state = content(&store.reader());
+    let writer = store.snapshot().unwrap();
+    store.batch(&applied(3), |store| {
+        let change = Change::SetXattr {
+            ino: InodeNo::ROOT,
+            name: b"user.big".to_vec(),
+            value: vec![1; 60_000],
+            mode: XattrMode::Set,
+        };
+        meta::apply(store, &command(change))
+    });
+    let mut bytes = Vec::new();
+    writer(&mut bytes).unwrap();
+
+    let other = RedbStore::open(&dir.path().join("two")).unwrap();
+    other.batch(&applied(1), |store| store.put(Key::Orphan(InodeNo(99)), Record::Orphan));
+    other.install(&applied(2), &mut bytes.as_slice()).unwrap();
+    assert_eq!(content(&other.reader()), state);
+    assert_eq!(other.applied(), Some(applied(2)));
+    assert_eq!(snapshot(&other), bytes);
+    // Installed means durable.
+    drop(other);
+    let other = RedbStore::open(&dir.path().join("two")).unwrap();
+    assert_eq!((other.applied(), content(&other.reader())), (Some(applied(2)), state));
+}
+
+#[test]
+fn a_damaged_snapshot_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("one")).unwrap();
+    fill(&store);
+    let bytes = snapshot(&store);
+    let target = RedbStore::open(&dir.path().join("two")).unwrap();
+    begin(&target);
+    let before = content(&target.reader());
+    let mut refused = 0;
+    let mut check = |bytes: &[u8]| {
+        assert!(target.install(&applied(9), &mut &bytes[..]).is_err());
+        assert_eq!(target.applied(), Some(applied(1)));
+        refused += 1;
+    };
+    for at in
+        (0..bytes.len()).step_by(bytes.len() / 60).chain(0..20).chain(bytes.len() - 8..bytes.len())
+    {
+        let mut flipped = bytes.clone();
+        flipped[at] ^= 0x10;
+        check(&flipped);
+    }
+    for len in [0, 5, 12, 20, bytes.len() / 2, bytes.len() - 1] {
+        check(&bytes[..len]);
+    }
+    let mut longer = bytes.clone();
+    longer.push(0);
+    check(&longer);
+    assert!(80 < refused);
+    assert_eq!(content(&target.reader()), before);
+}
