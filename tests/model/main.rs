@@ -3,7 +3,7 @@
 //! Written from DECISIONS 1, 5 and 16 and PROTOCOL §5.2 and §7.1, not from the chunkserver: where the two
 //! differ, one of them is wrong. Run it with `cargo test --release -p tests --test model` (a few minutes; each search
 //! prints its states and time). A debug build skips the searches in `holds.rs`, which would take ten
-//! times as long there. `DFS_MODEL_FULL=1` adds larger bounds (about ten minutes more, up to 12 GiB).
+//! times as long there. `DFS_MODEL_FULL=1` adds larger bounds (about five minutes more, 4.2 GiB).
 //!
 //! | here | in the documents |
 //! |---|---|

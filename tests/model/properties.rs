@@ -57,10 +57,12 @@ pub(crate) fn all(bounds: &Bounds) -> Vec<Property<ChunkModel>> {
                 state.active == model.bounds.versions && all_freed(model, state)
             },
         ));
+    }
+    if bounds.versions > 2 {
         properties.push(Property::sometimes(
             "an attempt is abandoned for a higher version",
             |model: &ChunkModel, state: &State| {
-                state.active + 1 < state.attempt || model.bounds.versions < 3
+                state.active + 1 < state.attempt && all_freed(model, state)
             },
         ));
     }
