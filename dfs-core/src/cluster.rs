@@ -187,7 +187,13 @@ impl Cluster {
             row.replicas = replicas.into_iter().collect();
             row.inventory_complete = true;
         } else {
-            row.replicas.extend(replicas);
+            for (chunk, replica) in replicas {
+                let known = row.replicas.entry(chunk).or_insert(replica);
+                // A report made before an adoption may arrive after its answer.
+                if known.version <= replica.version {
+                    *known = replica;
+                }
+            }
             for chunk in &gone {
                 row.replicas.remove(chunk);
             }
@@ -201,6 +207,15 @@ impl Cluster {
         row.total_bytes = total_bytes;
         row.recent_placements = 0;
         Heard { want_full_inventory: !row.inventory_complete, returned }
+    }
+
+    /// `member` answered that it holds `chunk` so: known before its next heartbeat says it.
+    pub fn on_replica(&mut self, member: &Member, chunk: ChunkId, replica: Replica) {
+        if let Some(row) = self.rows.get_mut(&member.server)
+            && row.disk == member.disk
+        {
+            row.replicas.insert(chunk, replica);
+        }
     }
 
     /// The heartbeat connection of this incarnation closed.

@@ -6,14 +6,14 @@
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
-use dfs_core::cluster::Liveness;
+use dfs_core::cluster::{Liveness, Replica};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, OpId, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::namespace::{Body, FileKind, Inode, NamespaceError};
 use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
 use dfs_proto::control::chunk_control_client::ChunkControlClient;
-use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport, ReportRequest};
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MemberAddress, MetaFailure, MetaReply};
 use dfs_service::conn;
 
@@ -401,7 +401,7 @@ impl Master {
                 )));
             }
         };
-        self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
+        let adopted = self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
         let primary = match &source {
             // The old primary has the connections; otherwise whoever was first.
             _ if everybody.iter().any(|member| member.server == record.active.primary) => {
@@ -417,8 +417,39 @@ impl Master {
                 Err(Failed::Final(format!("activation refused: {error}")))
             }
             Err(error) => Err(Failed::Final(error.to_string())),
-            Ok(_) => Ok(preparing.version),
+            Ok(_) => {
+                let mut cluster = lock(&self.cluster);
+                for (member, report) in adopted {
+                    let replica = Replica {
+                        version: ChunkVersion(report.version),
+                        seq: report.seq,
+                        len: report.len,
+                        not_current: report.not_current,
+                    };
+                    cluster.on_replica(&member, chunk, replica);
+                }
+                Ok(preparing.version)
+            }
         }
+    }
+
+    /// What `member` holds now, asked of itself; `None` if it holds nothing or cannot be asked.
+    #[must_use]
+    pub fn fresh_report(&self, member: &Member, chunk: ChunkId) -> Option<ReplicaReport> {
+        let mut client = self.control(&self.address_of(member).ok()?);
+        let asked = self.runtime.spawn(async move {
+            tokio::time::timeout(PROMISE_MAX, client.report(ReportRequest { chunk: chunk.0 })).await
+        });
+        Some(self.runtime.block_on(asked).ok()?.ok()?.ok()?.into_inner())
+    }
+
+    /// Whether somebody was given a layout to write `chunk` lately: its members may not have reported it yet.
+    #[must_use]
+    pub fn was_written_lately(&self, chunk: ChunkId) -> bool {
+        let now = now();
+        lock(&self.write_layouts).get(&chunk).is_some_and(|holders| {
+            holders.values().any(|at| now.nanos_since(*at) < WRITE_LAYOUT_MS * 1_000_000)
+        })
     }
 
     fn control(&self, address: &str) -> ChunkControlClient<tonic::transport::Channel> {
@@ -497,12 +528,13 @@ impl Master {
         preparing: &Preparing,
         everybody: &[Member],
         source: Option<&PromiseReport>,
-    ) -> Result<(), Failed> {
+    ) -> Result<Vec<(Member, ReplicaReport)>, Failed> {
         let source_address = match source {
             Some(report) => self.address_of(&report.member)?,
             None => String::new(),
         };
         let mut calls = Vec::new();
+        let mut adopted = Vec::new();
         for member in everybody {
             let request = AdoptRequest {
                 epoch: self.epoch.0,
@@ -536,7 +568,7 @@ impl Master {
             let mut failed = None;
             for call in running {
                 match self.runtime.block_on(call) {
-                    Ok((_, Ok(Ok(_)))) => {}
+                    Ok((member, Ok(Ok(report)))) => adopted.push((member, report.into_inner())),
                     Ok((member, Ok(Err(status)))) => {
                         failed = Some(Failed::Member(member, status.message().to_owned()));
                     }
@@ -553,7 +585,7 @@ impl Master {
                 return Err(failed);
             }
         }
-        Ok(())
+        Ok(adopted)
     }
 
     /// Chunk `index` in a configuration that can be written now, waiting up to `wait` for one.

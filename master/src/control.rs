@@ -5,7 +5,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dfs_core::check;
-use dfs_core::chunk::Chunk;
+use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::{Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
@@ -253,6 +253,7 @@ impl Master {
             let cluster = lock(&self.cluster);
             let now = now();
             let (mut current, mut may_return) = (0, false);
+            let written_lately = self.was_written_lately(chunk);
             for member in &record.active.members {
                 let row = cluster.row(member.server).filter(|row| row.disk == member.disk);
                 let alive =
@@ -262,7 +263,7 @@ impl Master {
                     Some(replica) => {
                         replica.version == record.active.version && !replica.not_current
                     }
-                    None => !record.born || !row.inventory_complete,
+                    None => !record.born || written_lately,
                 });
                 if alive && holds {
                     current += 1;
@@ -425,56 +426,71 @@ fn fsck(master: &Arc<Master>, replicas: bool, tell: &mut dyn FnMut(&str, String,
         tell("violation", violation.to_string(), 0);
     }
     let mut checked = 0;
-    let mut found = Vec::new();
     if replicas {
-        master.for_each_chunk(|chunk, record| {
+        let mut chunks = Vec::new();
+        master.for_each_chunk(|chunk, record| chunks.push((chunk, record.clone())));
+        for (chunk, record) in &chunks {
             checked += 1;
-            let cluster = lock(&master.cluster);
-            let now = now();
+            if checked % 1_000 == 0 {
+                tell("progress", format!("{checked} of {} chunks", chunks.len()), checked);
+            }
+            let place = format!(
+                "chunk {} (inode {}, index {}) version {}",
+                chunk.0, record.ino.0, record.index, record.active.version.0
+            );
             for member in &record.active.members {
-                let problem = match cluster.row(member.server).filter(|row| row.disk == member.disk)
-                {
-                    None => Some("is not here, or came back with another disk".to_owned()),
-                    Some(_) if cluster.liveness(now, member.server) != Liveness::Alive => {
-                        Some("is not alive".to_owned())
-                    }
-                    Some(row) => match row.replicas.get(&chunk) {
-                        None if record.born => Some("does not hold it".to_owned()),
-                        None => None,
-                        Some(replica) if replica.version != record.active.version => {
-                            Some(format!("holds version {}", replica.version.0))
-                        }
-                        Some(replica) if replica.not_current => {
-                            Some("rebooted with unsynced data".to_owned())
-                        }
-                        Some(_) => None,
-                    },
-                };
-                if let Some(problem) = problem {
-                    found.push(format!(
-                        "chunk {} (inode {}, index {}) version {}: {} {problem}",
-                        chunk.0, record.ino.0, record.index, record.active.version.0, member.server
-                    ));
+                if let Some(problem) = problem_of(master, *chunk, record, member) {
+                    tell("violation", format!("{place}: {} {problem}", member.server), checked);
                 }
             }
-            if record.active.members.len() < master.replication as usize {
-                found.push(format!(
-                    "chunk {} (inode {}, index {}) has {} members, {} are wanted",
-                    chunk.0,
-                    record.ino.0,
-                    record.index,
-                    record.active.members.len(),
-                    master.replication
-                ));
+            let (have, want) = (record.active.members.len(), master.replication);
+            if have < want as usize {
+                tell("violation", format!("{place}: {have} members, {want} are wanted"), checked);
             }
-        });
-    }
-    for text in found {
-        tell("violation", text, checked);
+            if record.preparing.is_some() {
+                tell(
+                    "violation",
+                    format!("{place}: a configuration change is not finished"),
+                    checked,
+                );
+            }
+        }
     }
     let inodes = match master.reader().get(&Key::Super) {
         Some(Record::Super(superblock)) => superblock.inode_count,
         _ => 0,
     };
     tell("progress", format!("{inodes} inodes and {checked} chunks checked"), inodes + checked);
+}
+
+/// What is wrong with `member`'s replica of `chunk`, asked of the member itself where its last report leaves a doubt.
+fn problem_of(
+    master: &Arc<Master>,
+    chunk: ChunkId,
+    record: &Chunk,
+    member: &Member,
+) -> Option<String> {
+    let known = {
+        let cluster = lock(&master.cluster);
+        match cluster.row(member.server).filter(|row| row.disk == member.disk) {
+            None => return Some("is not here, or came back with another disk".to_owned()),
+            Some(_) if cluster.liveness(now(), member.server) != Liveness::Alive => {
+                return Some("is not alive".to_owned());
+            }
+            Some(row) => row.replicas.get(&chunk).copied(),
+        }
+    };
+    if known.is_some_and(|replica| replica.version == record.active.version && !replica.not_current)
+    {
+        return None;
+    }
+    match master.fresh_report(member, chunk) {
+        None if record.born => Some("does not hold it".to_owned()),
+        None => None,
+        Some(report) if report.not_current => Some("rebooted with unsynced data".to_owned()),
+        Some(report) if report.version != record.active.version.0 => {
+            Some(format!("holds version {}", report.version))
+        }
+        Some(_) => None,
+    }
 }
