@@ -1,5 +1,8 @@
 //! The chunk map's records: configurations of a chunk and how they change.
 
+/// How a primary leads one version of a chunk.
+pub mod leader;
+
 use crate::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
 
 /// One member of a configuration: the disk it was made on, on the server that held it then.
@@ -61,4 +64,14 @@ pub struct ChunkIdentity {
     pub ino: InodeNo,
     pub index: u64,
     pub chunk_size: u64,
+}
+
+/// What one replica adds to the digest of a server's inventory: the digest is the wrapping sum over all of them, so
+/// that it can be kept up to date one replica at a time. Mixing: splitmix64.
+#[must_use]
+pub fn inventory_digest_of(chunk: ChunkId, version: ChunkVersion) -> u64 {
+    let mut mixed = chunk.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ version.0.rotate_left(32);
+    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    mixed ^ (mixed >> 31)
 }

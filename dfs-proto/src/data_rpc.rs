@@ -40,6 +40,8 @@ pub enum DataCall {
         mutation: WireMutation,
         /// Where an append went.
         append: Option<(u64, u64)>,
+        /// All members have applied everything up to here: a member may serve it.
+        committed: u64,
     },
     /// Make everything up to `seq` stable here.
     SyncMember { chunk: ChunkId, version: ChunkVersion, seq: u64 },
@@ -49,6 +51,12 @@ pub enum DataCall {
     FetchSums { chunk: ChunkId },
     /// One block for adoption, refused if the replica is no longer at (`source_version`, `source_seq`).
     FetchBlock { chunk: ChunkId, source_version: ChunkVersion, source_seq: u64, block: u32 },
+    /// One-way, from the primary: everything up to `seq` is applied by all members.
+    Committed { chunk: ChunkId, version: ChunkVersion, seq: u64 },
+    /// Answered with `Applied { seq: 0, free_bytes }`.
+    Space,
+    /// One-way, from whoever got `BadBlock`: these members may have the right bytes.
+    Repair { layout: ChunkLayout, block: u32 },
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -184,11 +192,14 @@ wire_enum!(DataCall {
     3 = Stat { chunk, version },
     4 = Mutate { layout, client, counter, low_water, mutation },
     5 = Sync { layout },
-    20 = Replicate { layout, seq, client, counter, low_water, mutation, append },
+    20 = Replicate { layout, seq, client, counter, low_water, mutation, append, committed },
     21 = SyncMember { chunk, version, seq },
     22 = AllStable { chunk, version, seq },
     23 = FetchSums { chunk },
     24 = FetchBlock { chunk, source_version, source_seq, block },
+    25 = Committed { chunk, version, seq },
+    26 = Space,
+    27 = Repair { layout, block },
 });
 wire_enum!(Peer { 1 = Client(client), 2 = Server(server) });
 wire_enum!(WireMutation {
@@ -196,6 +207,7 @@ wire_enum!(WireMutation {
     2 = Append { record, at_least },
     3 = Zero { offset, len },
     4 = Truncate { len },
+    5 = Seal,
 });
 wire_enum!(DataReply {
     1 = Welcome { fs, server },

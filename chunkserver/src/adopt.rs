@@ -1,0 +1,212 @@
+//! Taking up a new version with the content of a named source (PROTOCOL §5.2, step 4), and being that source.
+//!
+//! The source serves only the very position that was reported when it promised: once promised nothing lower is
+//! applied there, so that position stays until it adopts itself. Blocks with equal checksums are not sent.
+
+use std::time::Duration;
+
+use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
+use dfs_proto::codec::Wire as _;
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer};
+use dfs_proto::frame_conn::LoneClient;
+use dfs_service::conn::{Door, dial};
+
+use crate::node::Node;
+use crate::peer::reply_of;
+use crate::store::{ChunkSpec, ClientTable, Position, ReplicaReport};
+
+const CALL_MAX: Duration = Duration::from_secs(20);
+
+/// Where the content of the new version comes from.
+#[derive(Clone, Debug)]
+pub(crate) struct Source {
+    pub(crate) server: ServerId,
+    pub(crate) address: String,
+    pub(crate) position: Position,
+    pub(crate) digest: u32,
+}
+
+/// Makes this replica what `source` is, in `version`. Blocking; durable when it returns.
+///
+/// # Errors
+/// Text for the master's log; nothing has changed then.
+pub(crate) fn adopt(
+    node: &Node,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    spec: &ChunkSpec,
+    source: &Source,
+) -> Result<ReplicaReport, String> {
+    if source.server == node.server {
+        let have = node.store.report(chunk).ok_or("no replica of this chunk here")?;
+        if have.position != source.position {
+            // Adopted already, and the answer was lost?
+            let done = Position { version, seq: 0 };
+            if have.position == done && have.promised == version {
+                return Ok(have);
+            }
+            return Err(format!("position is {:?}, not {:?}", have.position, source.position));
+        }
+        return node.store.adopt_self(chunk, version).map_err(|e| e.to_string());
+    }
+    copy(node, chunk, version, spec, source)
+}
+
+fn call(client: &mut LoneClient, call: &DataCall) -> Result<(DataReply, Vec<u8>), String> {
+    reply_of(client.call(&call.to_bytes(), &[], CALL_MAX))
+}
+
+pub(crate) fn open(node: &Node, server: ServerId, address: &str) -> Result<LoneClient, String> {
+    let stream = dial(address, &node.config.key, Door::Frames, node.config.connect_timeout)
+        .map_err(|e| format!("{server} at {address}: {e}"))?;
+    let mut client = LoneClient::new(stream);
+    let hello = DataCall::Hello { fs: node.fs, from: Peer::Server(node.server) };
+    match call(&mut client, &hello)? {
+        (DataReply::Welcome { server: there, .. }, _) if there == server => Ok(client),
+        (other, _) => Err(format!("{address} is not {server}: {other:?}")),
+    }
+}
+
+/// A replica's description as `FetchSums` answers it.
+#[derive(Debug)]
+pub(crate) struct Sums {
+    pub(crate) position: Position,
+    pub(crate) len: u64,
+    pub(crate) sealed: bool,
+    pub(crate) digest: u32,
+    pub(crate) sums: Vec<u32>,
+    pub(crate) client_table: Vec<u8>,
+}
+
+pub(crate) fn fetch_sums(client: &mut LoneClient, chunk: ChunkId) -> Result<Sums, String> {
+    let (reply, payload) = call(client, &DataCall::FetchSums { chunk })?;
+    let DataReply::Sums { version, seq, len, sealed, digest, client_table_bytes } = reply else {
+        return Err(format!("unexpected reply {reply:?}"));
+    };
+    let at = payload
+        .len()
+        .checked_sub(client_table_bytes as usize)
+        .filter(|at| at % 4 == 0)
+        .ok_or("checksums of no sensible length")?;
+    let (sums, client_table) = payload.split_at(at);
+    let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    Ok(Sums {
+        position: Position { version, seq },
+        len,
+        sealed,
+        digest,
+        sums: sums.chunks_exact(4).map(word).collect(),
+        client_table: client_table.to_vec(),
+    })
+}
+
+pub(crate) fn fetch_block(
+    client: &mut LoneClient,
+    chunk: ChunkId,
+    position: Position,
+    block: u32,
+    crc: u32,
+) -> Result<Vec<u8>, String> {
+    let fetch =
+        DataCall::FetchBlock { chunk, source_version: position.version, source_seq: position.seq, block };
+    match call(client, &fetch)? {
+        (DataReply::Block { crc: theirs }, bytes) if theirs == crc && crc32c::crc32c(&bytes) == crc => Ok(bytes),
+        (DataReply::Block { .. }, _) => Err(format!("block {block} came with another checksum")),
+        (other, _) => Err(format!("unexpected reply {other:?}")),
+    }
+}
+
+fn copy(
+    node: &Node,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    spec: &ChunkSpec,
+    source: &Source,
+) -> Result<ReplicaReport, String> {
+    let mut client = open(node, source.server, &source.address)?;
+    let sums = fetch_sums(&mut client, chunk)?;
+    // A source that took up the version already is as good: its content is the named one.
+    let adopted = Position { version, seq: 0 };
+    if sums.position != source.position && sums.position != adopted || sums.digest != source.digest {
+        return Err(format!(
+            "{} is at {:?} with digest {:08x}, not at {:?} with {:08x}",
+            source.server, sums.position, sums.digest, source.position, source.digest
+        ));
+    }
+    let mine: Vec<u32> = match node.store.report(chunk) {
+        // What may lack operations after a reboot is not compared: its checksums may be older than its bytes.
+        Some(report) if !report.not_current && report.position.version.0 != 0 => {
+            node.store.block_sums(chunk).map(|(_, sums, _)| sums).unwrap_or_default()
+        }
+        Some(_) | None => Vec::new(),
+    };
+    let table = ClientTable::from_bytes(&sums.client_table).map_err(|e| format!("client table: {e}"))?;
+    let mut writer = node
+        .store
+        .adopt_begin(chunk, version, source.position, sums.len, spec)
+        .map_err(|e| e.to_string())?;
+    let mut copied = 0u64;
+    for (index, &crc) in sums.sums.iter().enumerate() {
+        let block = u32::try_from(index).map_err(|_| "too many blocks".to_owned())?;
+        if mine.get(index) == Some(&crc) && writer.keep_block(block, crc).is_ok() {
+            continue;
+        }
+        let bytes = fetch_block(&mut client, chunk, sums.position, block, crc)?;
+        copied += bytes.len() as u64;
+        writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
+    }
+    let report = writer.finish(sums.len, sums.sealed, &table).map_err(|e| e.to_string())?;
+    if report.digest != source.digest {
+        return Err(format!("digest is {:08x} after the copy, not {:08x}", report.digest, source.digest));
+    }
+    tracing::info!(chunk = chunk.0, version = version.0, source = %source.server, copied, "adopted");
+    Ok(report)
+}
+
+/// Answers `FetchSums`.
+pub(crate) fn sums(node: &Node, chunk: ChunkId) -> Result<(DataReply, Vec<u8>), DataFailure> {
+    let (report, sums, table) =
+        node.store.block_sums(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
+    let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
+    let table = table.to_bytes();
+    payload.extend_from_slice(&table);
+    let reply = DataReply::Sums {
+        version: report.position.version,
+        seq: report.position.seq,
+        len: report.len,
+        sealed: report.sealed,
+        digest: report.digest,
+        client_table_bytes: u32::try_from(table.len()).unwrap_or(u32::MAX),
+    };
+    Ok((reply, payload))
+}
+
+/// Answers `FetchBlock`.
+pub(crate) fn block(
+    node: &Node,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    seq: u64,
+    block: u32,
+) -> Result<(DataReply, Vec<u8>), DataFailure> {
+    let check = || match node.store.report(chunk) {
+        None => Err(DataFailure::NoReplica),
+        Some(report) if report.position == (Position { version, seq }) => Ok(()),
+        Some(report) => Err(DataFailure::StaleVersion {
+            asked: version.0,
+            promised: report.promised.0,
+            have: report.position.version.0,
+        }),
+    };
+    check()?;
+    let (bytes, crc) = node.store.read_for_copy(chunk, block).map_err(|error| {
+        if let crate::store::StoreError::BadBlock { .. } = &error {
+            node.metrics.bad_blocks.inc();
+            tracing::error!(chunk = chunk.0, %error, "read for a copy");
+        }
+        node.failure(version, &error)
+    })?;
+    // Read between two looks at the position: nothing was applied meanwhile.
+    check()?;
+    Ok((DataReply::Block { crc }, bytes))
+}

@@ -1,0 +1,148 @@
+//! What the master orders: promise, adopt, report, delete. Each order of an older reign is refused.
+
+use std::sync::Arc;
+
+use dfs_core::ids::{ChunkId, ChunkVersion, Epoch, InodeNo, ServerId};
+use dfs_proto::control::chunk_control_server::ChunkControl;
+use dfs_proto::control::{
+    AdoptRequest, DeleteReply, DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::adopt::{Source, adopt};
+use crate::node::{Node, report_to_wire};
+use crate::primary;
+use crate::store::{ChunkSpec, Position, StoreError};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Control(pub(crate) Arc<Node>);
+
+fn status(error: &StoreError) -> Status {
+    match error {
+        StoreError::NotFound { .. } => Status::not_found(error.to_string()),
+        StoreError::NoSpace { .. } => Status::resource_exhausted(error.to_string()),
+        StoreError::Fenced { .. } | StoreError::WrongVersion { .. } | StoreError::NotCurrent { .. } => {
+            Status::failed_precondition(error.to_string())
+        }
+        other => Status::internal(other.to_string()),
+    }
+}
+
+impl Control {
+    fn obey(&self, epoch: u64, nonce: u64) -> Result<(), Status> {
+        let index = self.0.state.reign().log_index;
+        self.0.state.obey(Epoch(epoch), nonce, index).map_err(|e| Status::permission_denied(e.to_string()))
+    }
+
+    /// Disk work, off the runtime's own threads.
+    async fn blocking<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Node>) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let node = Arc::clone(&self.0);
+        tokio::task::spawn_blocking(move || work(&node))
+            .await
+            .map_err(|e| Status::internal(e.to_string()))?
+            .map(Response::new)
+    }
+}
+
+fn spec(inode: u64, index: u64, chunk_size: u64) -> Result<ChunkSpec, Status> {
+    if !chunk_size.is_power_of_two() || dfs_core::namespace::CHUNK_BYTES_MAX < chunk_size {
+        return Err(Status::invalid_argument(format!("chunk size {chunk_size}")));
+    }
+    Ok(ChunkSpec { inode: InodeNo(inode), index, chunk_size })
+}
+
+#[tonic::async_trait]
+impl ChunkControl for Control {
+    async fn promise(&self, request: Request<PromiseRequest>) -> Result<Response<ReplicaReport>, Status> {
+        let PromiseRequest { epoch, nonce, chunk, version, inode, index, chunk_size, learner } =
+            request.into_inner();
+        let spec = spec(inode, index, chunk_size)?;
+        let this = self.clone();
+        self.blocking(move |node| {
+            this.obey(epoch, nonce)?;
+            let (chunk, version) = (ChunkId(chunk), ChunkVersion(version));
+            let promised = node.store.promise(chunk, version, learner.then_some(&spec));
+            // Also if it failed: a leader that stops too early costs a retry, one that goes on could cost data.
+            if promised.is_ok() {
+                primary::on_promised(node, chunk, version);
+                node.on_changed(chunk);
+            }
+            promised.map(|report| report_to_wire(&report)).map_err(|e| status(&e))
+        })
+        .await
+    }
+
+    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<ReplicaReport>, Status> {
+        let AdoptRequest {
+            epoch,
+            nonce,
+            chunk,
+            version,
+            source_server,
+            source_address,
+            source_version,
+            source_seq,
+            source_digest,
+            inode,
+            index,
+            chunk_size,
+        } = request.into_inner();
+        let spec = spec(inode, index, chunk_size)?;
+        let server: ServerId =
+            source_server.parse().map_err(|e| Status::invalid_argument(format!("source server: {e}")))?;
+        let source = Source {
+            server,
+            address: source_address,
+            position: Position { version: ChunkVersion(source_version), seq: source_seq },
+            digest: source_digest,
+        };
+        let this = self.clone();
+        self.blocking(move |node| {
+            this.obey(epoch, nonce)?;
+            let chunk = ChunkId(chunk);
+            let report = adopt(node, chunk, ChunkVersion(version), &spec, &source)
+                .map_err(Status::failed_precondition)?;
+            node.members.forget(chunk);
+            node.on_changed(chunk);
+            Ok(report_to_wire(&report))
+        })
+        .await
+    }
+
+    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReplicaReport>, Status> {
+        let chunk = ChunkId(request.into_inner().chunk);
+        self.blocking(move |node| {
+            let report = node.store.report(chunk);
+            report.map(|r| report_to_wire(&r)).ok_or_else(|| Status::not_found("no replica of this chunk here"))
+        })
+        .await
+    }
+
+    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+        let DeleteRequest { chunks, epoch, nonce } = request.into_inner();
+        let this = self.clone();
+        self.blocking(move |node| {
+            this.obey(epoch, nonce)?;
+            Ok(DeleteReply { deleted: chunks.into_iter().filter(|chunk| delete(node, ChunkId(*chunk))).collect() })
+        })
+        .await
+    }
+}
+
+/// Takes a replica out of service; says whether it is gone.
+pub(crate) fn delete(node: &Arc<Node>, chunk: ChunkId) -> bool {
+    primary::on_deleted(node, chunk);
+    node.members.forget(chunk);
+    let gone = match node.store.quarantine(chunk) {
+        Ok(()) | Err(StoreError::NotFound { .. }) => true,
+        Err(error) => {
+            tracing::error!(chunk = chunk.0, %error, "quarantine");
+            false
+        }
+    };
+    node.on_changed(chunk);
+    gone
+}

@@ -1,0 +1,26 @@
+//! The store's errors as the data protocol says them.
+
+use dfs_core::ids::{ChunkVersion, ServerId};
+use dfs_proto::data_rpc::DataFailure;
+
+use crate::store::StoreError;
+
+/// What the asker is told. `asked`: the version it named.
+pub(crate) fn failure(server: ServerId, asked: ChunkVersion, error: &StoreError) -> DataFailure {
+    match error {
+        StoreError::NotFound { .. } => DataFailure::NoReplica,
+        StoreError::Fenced { promised, .. } => {
+            DataFailure::StaleVersion { asked: asked.0, promised: promised.0, have: 0 }
+        }
+        StoreError::WrongVersion { have, asked, .. } => {
+            DataFailure::StaleVersion { asked: asked.0, promised: 0, have: have.0 }
+        }
+        StoreError::Gap { have_seq, .. } => DataFailure::Gap { have: *have_seq },
+        StoreError::NotCurrent { .. } => DataFailure::NotCurrent,
+        StoreError::BadBlock { index, .. } => {
+            DataFailure::BadBlock { block: u32::try_from(*index).unwrap_or(u32::MAX) }
+        }
+        StoreError::NoSpace { .. } => DataFailure::NoSpace { server },
+        other => DataFailure::Disk { reason: other.to_string() },
+    }
+}

@@ -1,0 +1,306 @@
+//! Heartbeats: one stream to the master, on a thread and a runtime of its own, so that load does not fake death.
+//!
+//! The first heartbeat of a stream tells everything, later ones what changed since. A reply is the leave to serve for
+//! a while (see [`crate::fence`]). What a heartbeat told counts as told when its reply arrived.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use dfs_core::chunk::inventory_digest_of;
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch};
+use dfs_proto::control::master_control_client::MasterControlClient;
+use dfs_proto::control::{HeartbeatReply, HeartbeatRequest, MemberFailure};
+use dfs_service::clock::monotonic_nanos;
+use dfs_service::conn::control_channel;
+use tokio::sync::{Notify, mpsc};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::control::delete;
+use crate::node::{Node, lock, report_to_wire};
+
+/// Replicas in one heartbeat (PROTOCOL §4.5).
+const REPLICAS_MAX: usize = 10_000;
+const INTERVAL_FIRST: Duration = Duration::from_millis(500);
+const RECONNECT: Duration = Duration::from_millis(200);
+/// Reports of failed members kept for a master that is away.
+const FAILURES_MAX: usize = 10_000;
+
+#[derive(Debug)]
+pub(crate) struct Link {
+    stopping: Arc<Stopping>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default, Debug)]
+struct Stopping {
+    asked: AtomicBool,
+    notify: Notify,
+}
+
+impl Link {
+    /// Starts heartbeats to `master`.
+    ///
+    /// # Errors
+    /// If thread or runtime cannot be made.
+    pub(crate) fn start(node: &Arc<Node>, master: String, address: String) -> std::io::Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let stopping = Arc::new(Stopping::default());
+        let mut talk = Talk {
+            node: Arc::clone(node),
+            master,
+            address,
+            stopping: Arc::clone(&stopping),
+            sequence: 0,
+            interval: INTERVAL_FIRST,
+            dead_after: Duration::from_secs(15),
+            told: HashMap::new(),
+            digest: 0,
+            status: String::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("heartbeat".to_owned())
+            .spawn(move || runtime.block_on(talk.run()))?;
+        Ok(Self { stopping, thread: Some(thread) })
+    }
+
+    /// Tells the master that this server leaves, and ends.
+    pub(crate) fn stop(&mut self) {
+        self.stopping.asked.store(true, Ordering::Release);
+        self.stopping.notify.notify_one();
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("heartbeat thread panicked");
+        }
+    }
+}
+
+struct Talk {
+    node: Arc<Node>,
+    master: String,
+    address: String,
+    stopping: Arc<Stopping>,
+    sequence: u64,
+    interval: Duration,
+    dead_after: Duration,
+    /// What the master was told we hold.
+    told: HashMap<ChunkId, ChunkVersion>,
+    digest: u64,
+    status: String,
+}
+
+/// What one heartbeat told, put back if it is not answered.
+#[derive(Default)]
+struct Told {
+    chunks: Vec<ChunkId>,
+    failures: Vec<MemberFailure>,
+    more: bool,
+}
+
+impl Talk {
+    async fn run(&mut self) {
+        while !self.stopping.asked.load(Ordering::Acquire) {
+            if let Err(reason) = self.one_stream().await {
+                if self.status != reason {
+                    tracing::warn!(master = %self.master, %reason, "no heartbeats");
+                    self.status = reason;
+                }
+                self.show_fence();
+                tokio::select! {
+                    () = tokio::time::sleep(RECONNECT) => {}
+                    () = self.stopping.notify.notified() => {}
+                }
+            }
+        }
+    }
+
+    fn show_fence(&self) {
+        self.node.metrics.fenced.set(i64::from(self.node.fence.is_closed()));
+    }
+
+    async fn one_stream(&mut self) -> Result<(), String> {
+        let mut client = MasterControlClient::new(control_channel(&self.master, &self.node.config.key));
+        let (send, queued) = mpsc::channel(4);
+        let mut full = true;
+        // The request stream's first message goes with the call: a server may wait for it before it answers.
+        let (mut sent_at, mut told) = self.send(&send, full, false).await?;
+        let answer_max = self.dead_after.max(Duration::from_secs(2));
+        let within = |e: tokio::time::error::Elapsed| e.to_string();
+        let mut replies = tokio::time::timeout(answer_max, client.heartbeat(ReceiverStream::new(queued)))
+            .await
+            .map_err(within)
+            .and_then(|reply| reply.map_err(|status| status.to_string()))
+            .map_err(|reason| self.not_told(&mut told, reason))?
+            .into_inner();
+        loop {
+            let reply = match tokio::time::timeout(answer_max, replies.message()).await {
+                Ok(Ok(Some(reply))) => reply,
+                Ok(Ok(None)) => return Err(self.not_told(&mut told, "the master closed the stream".to_owned())),
+                Ok(Err(status)) => return Err(self.not_told(&mut told, status.to_string())),
+                Err(elapsed) => return Err(self.not_told(&mut told, elapsed.to_string())),
+            };
+            if reply.sequence != self.sequence {
+                continue;
+            }
+            full = match self.on_reply(sent_at, reply) {
+                Ok(want_full) => want_full,
+                Err(reason) => return Err(self.not_told(&mut told, reason)),
+            };
+            let more = told.more;
+            self.show_fence();
+            if !more && !full {
+                let next = tokio::time::Instant::from_std(std::time::Instant::now()) + self.interval
+                    - Duration::from_nanos(monotonic_nanos().saturating_sub(sent_at)).min(self.interval);
+                tokio::select! {
+                    () = tokio::time::sleep_until(next) => {}
+                    () = self.node.news.urgent.notified() => {}
+                    () = self.stopping.notify.notified() => {}
+                }
+            }
+            let leaving = self.stopping.asked.load(Ordering::Acquire);
+            (sent_at, told) = self.send(&send, full, leaving).await?;
+            if leaving {
+                // Its answer matters to nobody; the moment lets it out.
+                let _answer = tokio::time::timeout(Duration::from_millis(500), replies.message()).await;
+                return Ok(());
+            }
+        }
+    }
+
+    fn not_told(&self, told: &mut Told, reason: String) -> String {
+        lock(&self.node.news.changed).extend(told.chunks.drain(..));
+        let mut failures = lock(&self.node.news.failures);
+        let room = FAILURES_MAX.saturating_sub(failures.len());
+        failures.extend(told.failures.drain(..).take(room));
+        reason
+    }
+
+    async fn send(
+        &mut self,
+        to: &mpsc::Sender<HeartbeatRequest>,
+        full: bool,
+        leaving: bool,
+    ) -> Result<(u64, Told), String> {
+        let (request, mut told) = self.heartbeat(full, leaving);
+        let sent_at = monotonic_nanos();
+        if to.send(request).await.is_err() {
+            return Err(self.not_told(&mut told, "the stream ended".to_owned()));
+        }
+        Ok((sent_at, told))
+    }
+
+    fn heartbeat(&mut self, full: bool, leaving: bool) -> (HeartbeatRequest, Told) {
+        let node = Arc::clone(&self.node);
+        self.sequence += 1;
+        let mut failures = std::mem::take(&mut *lock(&node.news.failures));
+        failures.truncate(FAILURES_MAX);
+        let mut told = Told { failures, ..Told::default() };
+        let mut changed = lock(&node.news.changed);
+        if full {
+            self.told.clear();
+            self.digest = 0;
+            changed.extend(node.store.inventory().iter().map(|report| report.chunk));
+        }
+        if changed.len() <= REPLICAS_MAX {
+            told.chunks = changed.drain().collect();
+        } else {
+            told.chunks = changed.iter().take(REPLICAS_MAX).copied().collect();
+            for chunk in &told.chunks {
+                changed.remove(chunk);
+            }
+            told.more = true;
+        }
+        drop(changed);
+        let (mut replicas, mut gone) = (Vec::new(), Vec::new());
+        for &chunk in &told.chunks {
+            let before = self.told.remove(&chunk);
+            self.digest = before.map_or(self.digest, |version| {
+                self.digest.wrapping_sub(inventory_digest_of(chunk, version))
+            });
+            match node.store.report(chunk) {
+                Some(report) => {
+                    let version = report.position.version;
+                    self.told.insert(chunk, version);
+                    self.digest = self.digest.wrapping_add(inventory_digest_of(chunk, version));
+                    replicas.push(report_to_wire(&report));
+                }
+                None => gone.push(chunk.0),
+            }
+        }
+        let space = node.store.space();
+        let reign = node.state.reign();
+        let request = HeartbeatRequest {
+            server: node.server.to_string(),
+            disk: node.disk.0.to_be_bytes().to_vec(),
+            fs: node.fs.0.to_be_bytes().to_vec(),
+            incarnation: node.state.incarnation(),
+            address: self.address.clone(),
+            full_inventory: full,
+            replicas,
+            gone,
+            chunk_count: space.chunk_count,
+            used_bytes: space.used_bytes,
+            free_bytes: space.free_bytes,
+            total_bytes: space.total_bytes,
+            epoch: reign.epoch.0,
+            nonce: reign.nonce,
+            log_index: reign.log_index,
+            sequence: self.sequence,
+            load_permille: 0,
+            member_failures: told.failures.clone(),
+            leaving,
+            inventory_digest: self.digest,
+            inventory_more: full && told.more,
+        };
+        (request, told)
+    }
+
+    /// Says whether the master wants the full inventory.
+    fn on_reply(&mut self, sent_at: u64, reply: HeartbeatReply) -> Result<bool, String> {
+        let node = &self.node;
+        if reply.status != "alive" {
+            node.fence.close();
+            return Err(format!("the master says {}: {}", reply.status, reply.reason));
+        }
+        if reply.fs != node.fs.0.to_be_bytes() {
+            node.fence.close();
+            return Err("the master is of another file system".to_owned());
+        }
+        if let Err(refused) = node.state.obey(Epoch(reply.epoch), reply.nonce, reply.log_index) {
+            return Err(refused.to_string());
+        }
+        let ended: HashSet<ClientId> = reply
+            .ended_clients
+            .iter()
+            .filter_map(|bytes| bytes.as_slice().try_into().ok())
+            .map(|bytes| ClientId(u128::from_be_bytes(bytes)))
+            .collect();
+        node.state
+            .end_clients(&ended.into_iter().collect::<Vec<_>>())
+            .map_err(|e| format!("keep ended clients: {e}"))?;
+        if self.status != "alive" {
+            tracing::info!(master = %self.master, epoch = reply.epoch, "serving");
+            "alive".clone_into(&mut self.status);
+        }
+        let millis = |ms: u32, least: u64| Duration::from_millis(u64::from(ms).max(least));
+        if 0 < reply.heartbeat_interval_ms {
+            self.interval = millis(reply.heartbeat_interval_ms, 20);
+        }
+        if 0 < reply.dead_after_ms {
+            self.dead_after = millis(reply.dead_after_ms, 100);
+        }
+        node.fence.on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
+        if !reply.chunks_to_delete.is_empty() {
+            let node = Arc::clone(node);
+            tokio::task::spawn_blocking(move || {
+                for chunk in reply.chunks_to_delete {
+                    delete(&node, ChunkId(chunk));
+                }
+            });
+        }
+        Ok(reply.want_full_inventory)
+    }
+}

@@ -1,0 +1,155 @@
+//! What all parts of one running chunkserver share.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use dfs_core::ids::{ChunkId, DiskId, FsId, ServerId};
+use dfs_core::time::Timestamp;
+use dfs_proto::control;
+use dfs_proto::data_rpc::DataFailure;
+use dfs_proto::meta_rpc::ChunkLayout;
+use dfs_service::clock::monotonic_nanos;
+
+use crate::config::Config;
+use crate::fence::Fence;
+use crate::member::Members;
+use crate::metrics::Metrics;
+use crate::peer::Peers;
+use crate::primary::Leaders;
+use crate::state::ServerState;
+use crate::store::{ChunkSpec, ReplicaReport, Store};
+
+#[derive(Debug)]
+pub(crate) struct Node {
+    pub(crate) config: Config,
+    pub(crate) server: ServerId,
+    pub(crate) fs: FsId,
+    pub(crate) disk: DiskId,
+    pub(crate) store: Arc<Store>,
+    pub(crate) state: ServerState,
+    pub(crate) fence: Fence,
+    pub(crate) peers: Arc<Peers>,
+    pub(crate) leaders: Leaders,
+    pub(crate) members: Members,
+    pub(crate) metrics: Metrics,
+    pub(crate) news: News,
+    space: CachedSpace,
+}
+
+/// What the master has not been told yet.
+#[derive(Default, Debug)]
+pub(crate) struct News {
+    /// Replicas that changed.
+    pub(crate) changed: Mutex<HashSet<ChunkId>>,
+    pub(crate) failures: Mutex<Vec<control::MemberFailure>>,
+    /// Woken when a heartbeat should go out now.
+    pub(crate) urgent: tokio::sync::Notify,
+}
+
+/// `statvfs` per acknowledgement would cost more than the acknowledgement.
+#[derive(Default, Debug)]
+struct CachedSpace {
+    free_bytes: AtomicU64,
+    read_at: AtomicU64,
+}
+
+pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+pub(crate) fn now() -> Timestamp {
+    Timestamp(monotonic_nanos())
+}
+
+pub(crate) fn spec_of(layout: &ChunkLayout) -> ChunkSpec {
+    ChunkSpec { inode: layout.ino, index: layout.index, chunk_size: layout.chunk_size }
+}
+
+impl Node {
+    pub(crate) fn new(config: Config, store: Store, state: ServerState) -> Self {
+        let store = Arc::new(store);
+        let (fs, disk, server) = (store.fs_id(), store.disk_id(), store.server());
+        let peers =
+            Peers::new(server, fs, config.key.clone(), config.connect_timeout, config.apply_timeout);
+        Self {
+            server,
+            fs,
+            disk,
+            fence: Fence::new(config.master.is_some()),
+            peers: Arc::new(peers),
+            leaders: Leaders::default(),
+            members: Members::default(),
+            metrics: Metrics::new(),
+            news: News::default(),
+            space: CachedSpace::default(),
+            store,
+            state,
+            config,
+        }
+    }
+
+    /// Free bytes, at most some milliseconds old.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        const FRESH_NANOS: u64 = 5_000_000;
+        let (now, read_at) = (monotonic_nanos(), self.space.read_at.load(Ordering::Acquire));
+        if read_at == 0 || read_at + FRESH_NANOS < now {
+            self.space.free_bytes.store(self.store.space().free_bytes, Ordering::Release);
+            self.space.read_at.store(now.max(1), Ordering::Release);
+        }
+        self.space.free_bytes.load(Ordering::Acquire)
+    }
+
+    /// What the master knows of `chunk` is out of date.
+    pub(crate) fn on_changed(&self, chunk: ChunkId) {
+        lock(&self.news.changed).insert(chunk);
+    }
+
+    /// A layout from a client or a primary: of a reign that is not over, with this very disk among its members.
+    ///
+    /// # Errors
+    /// `StaleEpoch`, `BadRequest`, or `MemberFailed` with this server if the layout means another disk.
+    pub(crate) fn check_layout(&self, layout: &ChunkLayout) -> Result<(), DataFailure> {
+        self.state.check_epoch(layout.epoch)?;
+        let power = layout.chunk_size.is_power_of_two();
+        let bounds = dfs_core::namespace::CHUNK_BYTES_MAX;
+        if !power || bounds < layout.chunk_size || layout.version.0 == 0 || 64 < layout.members.len() {
+            return Err(DataFailure::BadRequest { reason: "no such layout can be".to_owned() });
+        }
+        match layout.members.iter().find(|m| m.member.server == self.server) {
+            Some(me) if me.member.disk == self.disk => Ok(()),
+            Some(_) => Err(self.failed("the layout means another disk of this server")),
+            None => Err(DataFailure::StaleVersion { asked: layout.version.0, promised: 0, have: 0 }),
+        }
+    }
+
+    /// This server is the member that failed.
+    pub(crate) fn failed(&self, reason: &str) -> DataFailure {
+        DataFailure::MemberFailed { server: self.server, reason: reason.to_owned() }
+    }
+
+    pub(crate) fn failure(
+        &self,
+        asked: dfs_core::ids::ChunkVersion,
+        error: &crate::store::StoreError,
+    ) -> DataFailure {
+        crate::error::failure(self.server, asked, error)
+    }
+}
+
+pub(crate) fn report_to_wire(report: &ReplicaReport) -> control::ReplicaReport {
+    control::ReplicaReport {
+        chunk: report.chunk.0,
+        promised: report.promised.0,
+        version: report.position.version.0,
+        seq: report.position.seq,
+        len: report.len,
+        sealed: report.sealed,
+        dirty: report.dirty,
+        not_current: report.not_current,
+        digest: report.digest,
+        inode: report.spec.inode.0,
+        index: report.spec.index,
+        chunk_size: report.spec.chunk_size,
+    }
+}

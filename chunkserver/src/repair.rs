@@ -1,0 +1,95 @@
+//! A block with a bad checksum is made right from another member, in place.
+//!
+//! Only bytes with the checksum this replica has on record are written: whatever the other member holds by now, either
+//! it is what was here, or it is not taken.
+
+use std::collections::HashSet;
+use std::sync::{Arc, Mutex};
+
+use dfs_core::ids::{ChunkId, ServerId};
+use dfs_proto::meta_rpc::MemberAddress;
+
+use crate::adopt::{fetch_block, fetch_sums, open};
+use crate::node::{Node, lock};
+
+/// Blocks being repaired; a disk that rots faster is not saved by this.
+const RUNNING_MAX: usize = 64;
+
+static RUNNING: Mutex<Option<HashSet<(ServerId, ChunkId, u32)>>> = Mutex::new(None);
+
+/// Repairs the block on a thread of its own. `members`: who may have it, besides those known here.
+pub(crate) fn repair_later(node: &Arc<Node>, chunk: ChunkId, block: u32, members: Vec<MemberAddress>) {
+    let key = (node.server, chunk, block);
+    {
+        let mut running = lock(&RUNNING);
+        let running = running.get_or_insert_default();
+        if RUNNING_MAX <= running.len() || !running.insert(key) {
+            return;
+        }
+    }
+    let node = Arc::clone(node);
+    let spawned = std::thread::Builder::new().name("repair".to_owned()).spawn(move || {
+        match repair(&node, chunk, block, &members) {
+            Ok(Some(from)) => {
+                node.metrics.repaired_blocks.inc();
+                tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
+            }
+            Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
+            Err(reason) => tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired"),
+        }
+        if let Some(running) = lock(&RUNNING).as_mut() {
+            running.remove(&key);
+        }
+    });
+    if let Err(error) = spawned {
+        tracing::error!(chunk = chunk.0, block, %error, "no thread to repair on");
+        if let Some(running) = lock(&RUNNING).as_mut() {
+            running.remove(&key);
+        }
+    }
+}
+
+fn repair(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    block: u32,
+    members: &[MemberAddress],
+) -> Result<Option<ServerId>, String> {
+    // Whoever asked may be wrong or late.
+    if node.store.read_for_copy(chunk, block).is_ok() {
+        return Ok(None);
+    }
+    let (_, mine, _) = node.store.block_sums(chunk).map_err(|e| e.to_string())?;
+    let crc = *mine.get(block as usize).ok_or("no such block")?;
+    let led = node.store.report(chunk).and_then(|r| node.leaders.of_version(chunk, r.position.version));
+    let mut sources: Vec<(ServerId, String)> = Vec::new();
+    let named = members.iter().cloned();
+    let known = led.map(|led| led.others().to_vec()).unwrap_or_default();
+    let told = node.members.others(node, chunk);
+    for member in named.chain(known).chain(told) {
+        let source = (member.member.server, member.address);
+        if source.0 != node.server && !source.1.is_empty() && !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    // Nobody said who the members are: any server this one ever talked to may be one.
+    sources.extend(node.peers.known().into_iter().filter(|source| !sources.iter().any(|s| s.0 == source.0)));
+    let mut last = "no other member known".to_owned();
+    for (server, address) in sources {
+        let fetched = open(node, server, &address).and_then(|mut client| {
+            let sums = fetch_sums(&mut client, chunk)?;
+            if sums.sums.get(block as usize) != Some(&crc) {
+                return Err("has other content".to_owned());
+            }
+            fetch_block(&mut client, chunk, sums.position, block, crc)
+        });
+        match fetched {
+            Ok(bytes) => {
+                node.store.repair_block(chunk, block, &bytes, crc).map_err(|e| e.to_string())?;
+                return Ok(Some(server));
+            }
+            Err(reason) => last = format!("{server}: {reason}"),
+        }
+    }
+    Err(last)
+}

@@ -1,0 +1,282 @@
+//! Starts and stops the parts of a chunkserver.
+
+use std::collections::HashMap;
+use std::net::{SocketAddr, TcpStream};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dfs_core::ids::FsId;
+use dfs_proto::control::admin_client::AdminClient;
+use dfs_proto::control::chunk_control_server::ChunkControlServer;
+use dfs_proto::control::StatusRequest;
+use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
+use dfs_service::shutdown::Shutdown;
+
+use crate::config::Config;
+use crate::control::Control;
+use crate::master_link::Link;
+use crate::node::{Node, lock};
+use crate::state::ServerState;
+use crate::store::{Store, StoreConfig};
+use crate::{data, primary};
+
+/// How often members and syncs are looked after: a member may serve what was written at most this much later.
+const TICK: Duration = Duration::from_millis(20);
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// Whatever keeps the server from starting.
+pub fn run(config: Config) -> anyhow::Result<()> {
+    let shutdown = Shutdown::on_signals().context("handle signals")?;
+    let mut server = Server::start_unless(config, &shutdown)?;
+    shutdown.wait();
+    server.stop();
+    Ok(())
+}
+
+/// A running chunkserver.
+#[derive(Debug)]
+pub struct Server {
+    node: Arc<Node>,
+    addr: SocketAddr,
+    acceptor: AcceptorHandle,
+    connections: Arc<Connections>,
+    ticker: Shutdown,
+    ticker_thread: Option<std::thread::JoinHandle<()>>,
+    link: Option<Link>,
+    runtime: Option<tokio::runtime::Runtime>,
+    control_ended: Option<tokio::sync::oneshot::Sender<()>>,
+}
+
+/// Open frames connections, to be closed at the end.
+#[derive(Default, Debug)]
+struct Connections {
+    open: Mutex<HashMap<u64, TcpStream>>,
+    next: std::sync::atomic::AtomicU64,
+}
+
+impl Server {
+    /// Starts serving; returns once the port is bound and replicas are read in.
+    ///
+    /// # Errors
+    /// A data directory that is in use, damaged, foreign or too new; a port that is taken.
+    pub fn start(config: Config) -> anyhow::Result<Self> {
+        Self::start_unless(config, &Shutdown::new())
+    }
+
+    fn start_unless(config: Config, shutdown: &Shutdown) -> anyhow::Result<Self> {
+        // First the port: it is what is most often taken.
+        let limits = Limits { connections_max: config.connections_max };
+        let acceptor = Acceptor::bind(config.listen, config.key.clone(), limits)?;
+        let addr = acceptor.local_addr().context("read the bound address")?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(2)
+            .thread_name("control")
+            .enable_all()
+            .build()
+            .context("start the control runtime")?;
+        let store = open_store(&config, &runtime, shutdown)?;
+        let state = ServerState::open(&config.data_dir)
+            .with_context(|| format!("read the server's state in {}", config.data_dir.display()))?;
+        let node = Arc::new(Node::new(config, store, state));
+
+        let (control, control_taken) = tokio::sync::mpsc::channel(16);
+        let (control_ended, ended) = tokio::sync::oneshot::channel::<()>();
+        let service = ChunkControlServer::new(Control(Arc::clone(&node)));
+        runtime.spawn(async move {
+            let served = tonic::transport::Server::builder()
+                .add_service(service)
+                .serve_with_incoming_shutdown(control_incoming(control_taken), async {
+                    // Dropped or told: both end it.
+                    let _ended = ended.await;
+                })
+                .await;
+            if let Err(error) = served {
+                tracing::error!(%error, "control service");
+            }
+        });
+
+        let connections = Arc::new(Connections::default());
+        let on_frames = {
+            let (node, connections) = (Arc::clone(&node), Arc::clone(&connections));
+            Arc::new(move |stream: TcpStream, from: SocketAddr| connections.serve(&node, stream, from))
+        };
+        let acceptor =
+            acceptor.run(on_frames, control, runtime.handle().clone()).context("start accepting")?;
+
+        let ticker = Shutdown::new();
+        let ticker_thread = {
+            let (node, ticker) = (Arc::clone(&node), ticker.clone());
+            std::thread::Builder::new()
+                .name("tick".to_owned())
+                .spawn(move || {
+                    while !ticker.wait_for(TICK) {
+                        primary::tick(&node);
+                    }
+                })
+                .context("start the ticker")?
+        };
+        let advertise = node.config.advertise.clone().unwrap_or_else(|| addr.to_string());
+        if let Some(path) = &node.config.address_file {
+            write_address(path, addr).with_context(|| format!("write {}", path.display()))?;
+        }
+        let link = match node.config.master.clone() {
+            Some(master) => {
+                Some(Link::start(&node, master, advertise).context("start heartbeats")?)
+            }
+            None => None,
+        };
+        tracing::info!(server = %node.server, %addr, fs = %node.fs, disk = %format_args!("{:032x}", node.disk.0), "listening");
+        Ok(Self {
+            node,
+            addr,
+            acceptor,
+            connections,
+            ticker,
+            ticker_thread: Some(ticker_thread),
+            link,
+            runtime: Some(runtime),
+            control_ended: Some(control_ended),
+        })
+    }
+
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// All metrics of this server, for the process's metrics page.
+    #[must_use]
+    pub fn metrics(&self) -> &prometheus::Registry {
+        &self.node.metrics.registry
+    }
+
+    /// The replicas, for whoever is in the same process.
+    #[must_use]
+    pub fn store(&self) -> &Arc<Store> {
+        &self.node.store
+    }
+
+    /// Stops cleanly: the master is told, connections end, everything is on disk. A second call does nothing.
+    pub fn stop(&mut self) {
+        if let Some(link) = &mut self.link {
+            link.stop();
+        }
+        self.link = None;
+        self.acceptor.stop();
+        self.ticker.ask();
+        if let Some(thread) = self.ticker_thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("ticker panicked");
+        }
+        self.connections.close();
+        self.node.peers.close();
+        drop(self.control_ended.take());
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_timeout(Duration::from_secs(5));
+            self.node.store.shutdown();
+            tracing::info!(server = %self.node.server, "stopped");
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Connections {
+    fn serve(&self, node: &Arc<Node>, stream: TcpStream, from: SocketAddr) {
+        let id = self.next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let Ok(closer) = stream.try_clone() else { return };
+        lock(&self.open).insert(id, closer);
+        data::serve(node, stream, from);
+        lock(&self.open).remove(&id);
+    }
+
+    /// Ends all connections and waits a moment for their threads.
+    fn close(&self) {
+        for _ in 0..500 {
+            let open = lock(&self.open);
+            for stream in open.values() {
+                let _closed = stream.shutdown(std::net::Shutdown::Both);
+            }
+            if open.is_empty() {
+                return;
+            }
+            drop(open);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        tracing::warn!("connections did not end in time");
+    }
+}
+
+/// Whole or not at all: somebody waits for the file to appear.
+fn write_address(path: &Path, addr: SocketAddr) -> std::io::Result<()> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    std::fs::write(&next, format!("{addr}\n"))?;
+    std::fs::rename(&next, path)
+}
+
+fn open_store(config: &Config, runtime: &tokio::runtime::Runtime, shutdown: &Shutdown) -> anyhow::Result<Store> {
+    std::fs::create_dir_all(&config.data_dir)
+        .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
+    let is_new = std::fs::read_dir(&config.data_dir)
+        .with_context(|| format!("read the data directory {}", config.data_dir.display()))?
+        .next()
+        .is_none();
+    let fs = match (config.fs, &config.master, is_new) {
+        (None, Some(master), true) => Some(ask_fs(config, master, runtime, shutdown)?),
+        (fs, _, _) => fs,
+    };
+    Store::open(StoreConfig {
+        dir: config.data_dir.clone(),
+        fs_id: fs,
+        server: config.server,
+        segment_bytes: config.segment_bytes,
+        capacity_bytes: config.capacity_bytes,
+        reserve_percent: config.reserve_percent,
+    })
+    .with_context(|| format!("open the data directory {}", config.data_dir.display()))
+}
+
+/// Which file system a new server joins. Waits for the master as long as it takes.
+fn ask_fs(
+    config: &Config,
+    master: &str,
+    runtime: &tokio::runtime::Runtime,
+    shutdown: &Shutdown,
+) -> anyhow::Result<FsId> {
+    let mut said = String::new();
+    loop {
+        let asked = runtime.block_on(async {
+            let mut admin = AdminClient::new(control_channel(master, &config.key));
+            tokio::time::timeout(Duration::from_secs(5), admin.status(StatusRequest {}))
+                .await
+                .map_err(|e| e.to_string())?
+                .map_err(|status| status.to_string())
+        });
+        match asked {
+            Ok(status) => {
+                let fs = status.into_inner().fs;
+                if let Ok(bytes) = <[u8; 16]>::try_from(fs.as_slice())
+                    && bytes != [0; 16]
+                {
+                    return Ok(FsId(u128::from_be_bytes(bytes)));
+                }
+            }
+            Err(reason) if reason != said => {
+                tracing::warn!(%master, %reason, "waiting for the master to say which file system to join");
+                said = reason;
+            }
+            Err(_) => {}
+        }
+        anyhow::ensure!(!shutdown.wait_for(Duration::from_millis(200)), "stopped before the master answered");
+    }
+}

@@ -1,0 +1,187 @@
+//! What a chunkserver remembers besides replicas: the highest reign seen, its starts, clients that ended.
+//!
+//! `server_state` (one line, replaced atomically) and `ended_clients` (one line per client, appended), both in the
+//! data directory, both on disk before anything is answered because of them.
+
+use std::collections::HashSet;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dfs_core::ids::{ClientId, Epoch};
+use dfs_proto::data_rpc::DataFailure;
+
+/// The reign a server obeys (DECISIONS 5).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct Reign {
+    pub(crate) epoch: Epoch,
+    pub(crate) nonce: u64,
+    pub(crate) log_index: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct ServerState {
+    dir: PathBuf,
+    incarnation: u64,
+    reign: Mutex<Reign>,
+    ended: Mutex<HashSet<ClientId>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn bad(path: &Path) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()))
+}
+
+impl ServerState {
+    /// Reads the state in `dir` (none: a first start) and counts this start.
+    ///
+    /// # Errors
+    /// I/O errors; `InvalidData` for a damaged file.
+    pub(crate) fn open(dir: &Path) -> io::Result<Self> {
+        let path = dir.join("server_state");
+        let (incarnation, reign) = match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (0, Reign::default()),
+            Err(e) => return Err(e),
+            Ok(text) => parse(&text).ok_or_else(|| bad(&path))?,
+        };
+        let path = dir.join("ended_clients");
+        let mut ended = HashSet::new();
+        match fs::read_to_string(&path) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+            Err(e) => return Err(e),
+            Ok(text) => {
+                let whole = text.rfind('\n').map_or(0, |at| at + 1);
+                for line in text[..whole].lines() {
+                    ended.insert(ClientId(u128::from_str_radix(line, 16).map_err(|_| bad(&path))?));
+                }
+                if whole < text.len() {
+                    // A line cut short by a crash was never acted upon.
+                    OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
+                }
+            }
+        }
+        let state = Self {
+            dir: dir.to_owned(),
+            incarnation: incarnation + 1,
+            reign: Mutex::new(reign),
+            ended: Mutex::new(ended),
+        };
+        state.write(reign)?;
+        Ok(state)
+    }
+
+    /// Number of this process start.
+    pub(crate) fn incarnation(&self) -> u64 {
+        self.incarnation
+    }
+
+    pub(crate) fn reign(&self) -> Reign {
+        *lock(&self.reign)
+    }
+
+    /// A master of `epoch` speaks: obeyed from now on if it is not older than what was seen.
+    ///
+    /// # Errors
+    /// `StaleEpoch` for an older reign, or another one of the same number; `Disk` if it cannot be kept.
+    pub(crate) fn obey(&self, epoch: Epoch, nonce: u64, log_index: u64) -> Result<(), DataFailure> {
+        let mut reign = lock(&self.reign);
+        let same = reign.epoch == epoch && reign.nonce == nonce;
+        if epoch < reign.epoch || epoch == reign.epoch && !same && reign.epoch != Epoch(0) {
+            return Err(DataFailure::StaleEpoch { asked: epoch, current: reign.epoch });
+        }
+        let next = Reign { epoch, nonce, log_index: log_index.max(reign.log_index) };
+        // Within a reign the index is a hint against older directories: every thousand entries will do.
+        if !same || reign.log_index + 1000 <= next.log_index {
+            self.write(next).map_err(|e| DataFailure::Disk { reason: e.to_string() })?;
+            *reign = next;
+        }
+        Ok(())
+    }
+
+    /// A layout carries the epoch it was made in.
+    ///
+    /// # Errors
+    /// `StaleEpoch` for one of an older reign.
+    pub(crate) fn check_epoch(&self, asked: Epoch) -> Result<(), DataFailure> {
+        let current = lock(&self.reign).epoch;
+        if asked < current { Err(DataFailure::StaleEpoch { asked, current }) } else { Ok(()) }
+    }
+
+    /// Refuses these clients for good.
+    ///
+    /// # Errors
+    /// I/O errors: then they are refused until the next restart only.
+    pub(crate) fn end_clients(&self, clients: &[ClientId]) -> io::Result<()> {
+        let mut ended = lock(&self.ended);
+        let new: Vec<_> = clients.iter().filter(|client| ended.insert(**client)).collect();
+        if new.is_empty() {
+            return Ok(());
+        }
+        let mut file = OpenOptions::new().append(true).create(true).open(self.dir.join("ended_clients"))?;
+        let lines: String = new.iter().map(|client| format!("{client}\n")).collect();
+        file.write_all(lines.as_bytes())?;
+        file.sync_all()
+    }
+
+    pub(crate) fn is_ended(&self, client: ClientId) -> bool {
+        lock(&self.ended).contains(&client)
+    }
+
+    fn write(&self, reign: Reign) -> io::Result<()> {
+        let body =
+            format!("dfs-server-state 1 {} {} {} {}", self.incarnation, reign.epoch.0, reign.nonce, reign.log_index);
+        let next = self.dir.join("server_state.next");
+        let mut file = File::create(&next)?;
+        writeln!(file, "{body} {:08x}", crc32c::crc32c(body.as_bytes()))?;
+        file.sync_all()?;
+        fs::rename(&next, self.dir.join("server_state"))?;
+        File::open(&self.dir)?.sync_all()
+    }
+}
+
+fn parse(text: &str) -> Option<(u64, Reign)> {
+    let (body, crc) = text.strip_suffix('\n')?.rsplit_once(' ')?;
+    if u32::from_str_radix(crc, 16).ok()? != crc32c::crc32c(body.as_bytes()) {
+        return None;
+    }
+    let mut words = body.strip_prefix("dfs-server-state 1 ")?.split(' ').map(str::parse);
+    let mut next = || words.next()?.ok();
+    let incarnation = next()?;
+    let reign = Reign { epoch: Epoch(next()?), nonce: next()?, log_index: next()? };
+    Some((incarnation, reign))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_older_reign_is_refused_also_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = ServerState::open(dir.path()).unwrap();
+        state.obey(Epoch(3), 7, 10).unwrap();
+        state.obey(Epoch(3), 7, 11).unwrap();
+        assert!(state.obey(Epoch(2), 7, 12).is_err());
+        assert!(state.obey(Epoch(3), 8, 12).is_err(), "another reign of the same number");
+        state.end_clients(&[ClientId(5)]).unwrap();
+        let again = ServerState::open(dir.path()).unwrap();
+        assert_eq!(again.incarnation(), 2);
+        assert!(again.obey(Epoch(2), 9, 0).is_err());
+        assert!(again.check_epoch(Epoch(2)).is_err());
+        assert!(again.is_ended(ClientId(5)) && !again.is_ended(ClientId(6)));
+    }
+
+    #[test]
+    fn a_damaged_state_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(ServerState::open(dir.path()).unwrap());
+        let path = dir.path().join("server_state");
+        let text = fs::read_to_string(&path).unwrap().replace(" 1 1 ", " 1 2 ");
+        fs::write(&path, text).unwrap();
+        assert_eq!(ServerState::open(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
+    }
+}
