@@ -107,10 +107,18 @@ pub(crate) fn fetch_block(
     block: u32,
     crc: u32,
 ) -> Result<Vec<u8>, String> {
-    let fetch =
-        DataCall::FetchBlock { chunk, source_version: position.version, source_seq: position.seq, block };
+    let fetch = DataCall::FetchBlock {
+        chunk,
+        source_version: position.version,
+        source_seq: position.seq,
+        block,
+    };
     match call(client, &fetch)? {
-        (DataReply::Block { crc: theirs }, bytes) if theirs == crc && crc32c::crc32c(&bytes) == crc => Ok(bytes),
+        (DataReply::Block { crc: theirs }, bytes)
+            if theirs == crc && crc32c::crc32c(&bytes) == crc =>
+        {
+            Ok(bytes)
+        }
         (DataReply::Block { .. }, _) => Err(format!("block {block} came with another checksum")),
         (other, _) => Err(format!("unexpected reply {other:?}")),
     }
@@ -127,7 +135,8 @@ fn copy(
     let sums = fetch_sums(&mut client, chunk)?;
     // A source that took up the version already is as good: its content is the named one.
     let adopted = Position { version, seq: 0 };
-    if sums.position != source.position && sums.position != adopted || sums.digest != source.digest {
+    if sums.position != source.position && sums.position != adopted || sums.digest != source.digest
+    {
         return Err(format!(
             "{} is at {:?} with digest {:08x}, not at {:?} with {:08x}",
             source.server, sums.position, sums.digest, source.position, source.digest
@@ -140,10 +149,10 @@ fn copy(
         }
         Some(_) | None => Vec::new(),
     };
-    let table = ClientTable::from_bytes(&sums.client_table).map_err(|e| format!("client table: {e}"))?;
+    let table: ClientTable = sums.client_table;
     let mut writer = node
         .store
-        .adopt_begin(chunk, version, source.position, sums.len, spec)
+        .adopt_begin(chunk, version, source.position, sums.len, *spec)
         .map_err(|e| e.to_string())?;
     let mut copied = 0u64;
     for (index, &crc) in sums.sums.iter().enumerate() {
@@ -157,7 +166,10 @@ fn copy(
     }
     let report = writer.finish(sums.len, sums.sealed, &table).map_err(|e| e.to_string())?;
     if report.digest != source.digest {
-        return Err(format!("digest is {:08x} after the copy, not {:08x}", report.digest, source.digest));
+        return Err(format!(
+            "digest is {:08x} after the copy, not {:08x}",
+            report.digest, source.digest
+        ));
     }
     tracing::info!(chunk = chunk.0, version = version.0, source = %source.server, copied, "adopted");
     Ok(report)
@@ -168,7 +180,7 @@ pub(crate) fn sums(node: &Node, chunk: ChunkId) -> Result<(DataReply, Vec<u8>), 
     let (report, sums, table) =
         node.store.block_sums(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
     let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
-    let table = table.to_bytes();
+
     payload.extend_from_slice(&table);
     let reply = DataReply::Sums {
         version: report.position.version,

@@ -21,9 +21,9 @@ fn status(error: &StoreError) -> Status {
     match error {
         StoreError::NotFound { .. } => Status::not_found(error.to_string()),
         StoreError::NoSpace { .. } => Status::resource_exhausted(error.to_string()),
-        StoreError::Fenced { .. } | StoreError::WrongVersion { .. } | StoreError::NotCurrent { .. } => {
-            Status::failed_precondition(error.to_string())
-        }
+        StoreError::Fenced { .. }
+        | StoreError::WrongVersion { .. }
+        | StoreError::NotCurrent { .. } => Status::failed_precondition(error.to_string()),
         other => Status::internal(other.to_string()),
     }
 }
@@ -31,7 +31,10 @@ fn status(error: &StoreError) -> Status {
 impl Control {
     fn obey(&self, epoch: u64, nonce: u64) -> Result<(), Status> {
         let index = self.0.state.reign().log_index;
-        self.0.state.obey(Epoch(epoch), nonce, index).map_err(|e| Status::permission_denied(e.to_string()))
+        self.0
+            .state
+            .obey(Epoch(epoch), nonce, index)
+            .map_err(|e| Status::permission_denied(e.to_string()))
     }
 
     /// Disk work, off the runtime's own threads.
@@ -56,7 +59,10 @@ fn spec(inode: u64, index: u64, chunk_size: u64) -> Result<ChunkSpec, Status> {
 
 #[tonic::async_trait]
 impl ChunkControl for Control {
-    async fn promise(&self, request: Request<PromiseRequest>) -> Result<Response<ReplicaReport>, Status> {
+    async fn promise(
+        &self,
+        request: Request<PromiseRequest>,
+    ) -> Result<Response<ReplicaReport>, Status> {
         let PromiseRequest { epoch, nonce, chunk, version, inode, index, chunk_size, learner } =
             request.into_inner();
         let spec = spec(inode, index, chunk_size)?;
@@ -75,7 +81,10 @@ impl ChunkControl for Control {
         .await
     }
 
-    async fn adopt(&self, request: Request<AdoptRequest>) -> Result<Response<ReplicaReport>, Status> {
+    async fn adopt(
+        &self,
+        request: Request<AdoptRequest>,
+    ) -> Result<Response<ReplicaReport>, Status> {
         let AdoptRequest {
             epoch,
             nonce,
@@ -91,8 +100,9 @@ impl ChunkControl for Control {
             chunk_size,
         } = request.into_inner();
         let spec = spec(inode, index, chunk_size)?;
-        let server: ServerId =
-            source_server.parse().map_err(|e| Status::invalid_argument(format!("source server: {e}")))?;
+        let server: ServerId = source_server
+            .parse()
+            .map_err(|e| Status::invalid_argument(format!("source server: {e}")))?;
         let source = Source {
             server,
             address: source_address,
@@ -112,21 +122,31 @@ impl ChunkControl for Control {
         .await
     }
 
-    async fn report(&self, request: Request<ReportRequest>) -> Result<Response<ReplicaReport>, Status> {
+    async fn report(
+        &self,
+        request: Request<ReportRequest>,
+    ) -> Result<Response<ReplicaReport>, Status> {
         let chunk = ChunkId(request.into_inner().chunk);
         self.blocking(move |node| {
             let report = node.store.report(chunk);
-            report.map(|r| report_to_wire(&r)).ok_or_else(|| Status::not_found("no replica of this chunk here"))
+            report
+                .map(|r| report_to_wire(&r))
+                .ok_or_else(|| Status::not_found("no replica of this chunk here"))
         })
         .await
     }
 
-    async fn delete(&self, request: Request<DeleteRequest>) -> Result<Response<DeleteReply>, Status> {
+    async fn delete(
+        &self,
+        request: Request<DeleteRequest>,
+    ) -> Result<Response<DeleteReply>, Status> {
         let DeleteRequest { chunks, epoch, nonce } = request.into_inner();
         let this = self.clone();
         self.blocking(move |node| {
             this.obey(epoch, nonce)?;
-            Ok(DeleteReply { deleted: chunks.into_iter().filter(|chunk| delete(node, ChunkId(*chunk))).collect() })
+            Ok(DeleteReply {
+                deleted: chunks.into_iter().filter(|chunk| delete(node, ChunkId(*chunk))).collect(),
+            })
         })
         .await
     }

@@ -270,9 +270,16 @@ fn on_request(
             primary::mutate(node, request, waiter);
         }
         DataCall::Sync { layout } => primary::sync(node, &layout, waiter),
-        DataCall::Replicate { layout, seq, client, counter, low_water, mutation, append, committed }
-            if from == Some(layout.primary) =>
-        {
+        DataCall::Replicate {
+            layout,
+            seq,
+            client,
+            counter,
+            low_water,
+            mutation,
+            append,
+            committed,
+        } if from == Some(layout.primary) => {
             let payload = frame.payload;
             let op = member::Replicated {
                 layout,
@@ -341,17 +348,18 @@ fn read(
     if PAYLOAD_BYTES_MAX < len {
         return Err(DataFailure::BadRequest { reason: format!("read of {len} bytes") });
     }
-    let replica_len = node.store.read(chunk, version, offset, u64::from(len), buffer).map_err(|error| {
-        if let StoreError::BadBlock { .. } = &error {
-            node.metrics.bad_blocks.inc();
-            tracing::error!(chunk = chunk.0, %error, "read");
-        }
-        let failure = node.failure(version, &error);
-        if let DataFailure::BadBlock { block } = failure {
-            repair::repair_later(node, chunk, block, Vec::new());
-        }
-        failure
-    })?;
+    let replica_len =
+        node.store.read(chunk, version, offset, u64::from(len), buffer).map_err(|error| {
+            if let StoreError::BadBlock { .. } = &error {
+                node.metrics.bad_blocks.inc();
+                tracing::error!(chunk = chunk.0, %error, "read");
+            }
+            let failure = node.failure(version, &error);
+            if let DataFailure::BadBlock { block } = failure {
+                repair::repair_later(node, chunk, block, Vec::new());
+            }
+            failure
+        })?;
     // After reading: what was read may be served once all that was applied before it is everywhere.
     let end = offset.saturating_add(u64::from(len));
     match node.leaders.of_version(chunk, version) {
@@ -380,5 +388,10 @@ fn stat(node: &Node, chunk: ChunkId, version: ChunkVersion) -> Result<DataReply,
         });
     }
     node.members.check_committed(node, chunk, version, 0, u64::MAX)?;
-    Ok(DataReply::Stat { version, seq: report.position.seq, len: report.len, sealed: report.sealed })
+    Ok(DataReply::Stat {
+        version,
+        seq: report.position.seq,
+        len: report.len,
+        sealed: report.sealed,
+    })
 }

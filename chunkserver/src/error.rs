@@ -17,9 +17,7 @@ pub(crate) fn failure(server: ServerId, asked: ChunkVersion, error: &StoreError)
         }
         StoreError::Gap { have_seq, .. } => DataFailure::Gap { have: *have_seq },
         StoreError::NotCurrent { .. } => DataFailure::NotCurrent,
-        StoreError::BadBlock { index, .. } => {
-            DataFailure::BadBlock { block: u32::try_from(*index).unwrap_or(u32::MAX) }
-        }
+        StoreError::BadBlock { index, .. } => DataFailure::BadBlock { block: *index },
         StoreError::NoSpace { .. } => DataFailure::NoSpace { server },
         other => DataFailure::Disk { reason: other.to_string() },
     }

@@ -45,7 +45,11 @@ impl Link {
     ///
     /// # Errors
     /// If thread or runtime cannot be made.
-    pub(crate) fn start(node: &Arc<Node>, master: String, address: String) -> std::io::Result<Self> {
+    pub(crate) fn start(
+        node: &Arc<Node>,
+        master: String,
+        address: String,
+    ) -> std::io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let stopping = Arc::new(Stopping::default());
         let mut talk = Talk {
@@ -122,23 +126,27 @@ impl Talk {
     }
 
     async fn one_stream(&mut self) -> Result<(), String> {
-        let mut client = MasterControlClient::new(control_channel(&self.master, &self.node.config.key));
+        let mut client =
+            MasterControlClient::new(control_channel(&self.master, &self.node.config.key));
         let (send, queued) = mpsc::channel(4);
         let mut full = true;
         // The request stream's first message goes with the call: a server may wait for it before it answers.
         let (mut sent_at, mut told) = self.send(&send, full, false).await?;
         let answer_max = self.dead_after.max(Duration::from_secs(2));
         let within = |e: tokio::time::error::Elapsed| e.to_string();
-        let mut replies = tokio::time::timeout(answer_max, client.heartbeat(ReceiverStream::new(queued)))
-            .await
-            .map_err(within)
-            .and_then(|reply| reply.map_err(|status| status.to_string()))
-            .map_err(|reason| self.not_told(&mut told, reason))?
-            .into_inner();
+        let mut replies =
+            tokio::time::timeout(answer_max, client.heartbeat(ReceiverStream::new(queued)))
+                .await
+                .map_err(within)
+                .and_then(|reply| reply.map_err(|status| status.to_string()))
+                .map_err(|reason| self.not_told(&mut told, reason))?
+                .into_inner();
         loop {
             let reply = match tokio::time::timeout(answer_max, replies.message()).await {
                 Ok(Ok(Some(reply))) => reply,
-                Ok(Ok(None)) => return Err(self.not_told(&mut told, "the master closed the stream".to_owned())),
+                Ok(Ok(None)) => {
+                    return Err(self.not_told(&mut told, "the master closed the stream".to_owned()));
+                }
                 Ok(Err(status)) => return Err(self.not_told(&mut told, status.to_string())),
                 Err(elapsed) => return Err(self.not_told(&mut told, elapsed.to_string())),
             };
@@ -152,8 +160,10 @@ impl Talk {
             let more = told.more;
             self.show_fence();
             if !more && !full {
-                let next = tokio::time::Instant::from_std(std::time::Instant::now()) + self.interval
-                    - Duration::from_nanos(monotonic_nanos().saturating_sub(sent_at)).min(self.interval);
+                let next = tokio::time::Instant::from_std(std::time::Instant::now())
+                    + self.interval
+                    - Duration::from_nanos(monotonic_nanos().saturating_sub(sent_at))
+                        .min(self.interval);
                 tokio::select! {
                     () = tokio::time::sleep_until(next) => {}
                     () = self.node.news.urgent.notified() => {}
@@ -164,7 +174,8 @@ impl Talk {
             (sent_at, told) = self.send(&send, full, leaving).await?;
             if leaving {
                 // Its answer matters to nobody; the moment lets it out.
-                let _answer = tokio::time::timeout(Duration::from_millis(500), replies.message()).await;
+                let _answer =
+                    tokio::time::timeout(Duration::from_millis(500), replies.message()).await;
                 return Ok(());
             }
         }
@@ -292,7 +303,8 @@ impl Talk {
         if 0 < reply.dead_after_ms {
             self.dead_after = millis(reply.dead_after_ms, 100);
         }
-        node.fence.on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
+        node.fence
+            .on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
         if !reply.chunks_to_delete.is_empty() {
             let node = Arc::clone(node);
             tokio::task::spawn_blocking(move || {

@@ -70,7 +70,8 @@ impl View {
     }
 
     fn covers(&self, start: u64, end: u64) -> bool {
-        self.committed < self.blind_up_to || self.ranges.iter().any(|(_, from, to)| *from < end && start < *to)
+        self.committed < self.blind_up_to
+            || self.ranges.iter().any(|(_, from, to)| *from < end && start < *to)
     }
 }
 
@@ -130,7 +131,9 @@ impl Members {
         match (covered, heard) {
             (false, _) => Ok(()),
             (true, true) => Err(DataFailure::NotPrimary),
-            (true, false) => Err(node.failed("restarted before its last operations were known to be everywhere")),
+            (true, false) => {
+                Err(node.failed("restarted before its last operations were known to be everywhere"))
+            }
         }
     }
 
@@ -160,8 +163,9 @@ pub(crate) fn replicate(node: &Node, op: Replicated) -> DataReply {
 fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
     let (chunk, version) = (op.layout.chunk, op.layout.version);
     node.check_layout(&op.layout)?;
-    let mutation = to_store(op.mutation, &op.payload)
-        .ok_or_else(|| DataFailure::BadRequest { reason: "an append without its offset".to_owned() })?;
+    let mutation = to_store(op.mutation, &op.payload).ok_or_else(|| DataFailure::BadRequest {
+        reason: "an append without its offset".to_owned(),
+    })?;
     let (start, end) = match op.mutation {
         WireMutation::Write { offset } => (offset, offset.saturating_add(op.payload.len() as u64)),
         WireMutation::Zero { offset, len } => (offset, offset.saturating_add(len)),
@@ -188,8 +192,12 @@ fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
             WireMutation::Append { .. } | WireMutation::Zero { .. } | WireMutation::Seal => {}
         }
     });
-    let tag =
-        OpTag { client: op.client, counter: op.counter, low_water: op.low_water, append: op.append };
+    let tag = OpTag {
+        client: op.client,
+        counter: op.counter,
+        low_water: op.low_water,
+        append: op.append,
+    };
     node.store
         .apply(chunk, version, op.seq, &spec_of(&op.layout), tag, mutation)
         .map_err(|error| node.failure(version, &error))?;
@@ -200,7 +208,13 @@ fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
 }
 
 /// Makes `chunk` stable here up to `seq` and answers.
-pub(crate) fn sync(node: &Arc<Node>, chunk: ChunkId, version: ChunkVersion, seq: u64, waiter: Waiter) {
+pub(crate) fn sync(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    seq: u64,
+    waiter: Waiter,
+) {
     let refused = match node.store.report(chunk) {
         None => Some(DataFailure::NoReplica),
         Some(report) if report.position.version != version || version < report.promised => {
@@ -210,7 +224,9 @@ pub(crate) fn sync(node: &Arc<Node>, chunk: ChunkId, version: ChunkVersion, seq:
                 have: report.position.version.0,
             })
         }
-        Some(report) if report.position.seq < seq => Some(DataFailure::Gap { have: report.position.seq }),
+        Some(report) if report.position.seq < seq => {
+            Some(DataFailure::Gap { have: report.position.seq })
+        }
         Some(_) => None,
     };
     if let Some(failure) = refused {

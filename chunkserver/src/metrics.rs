@@ -43,16 +43,23 @@ impl Metrics {
         Self {
             requests: made.counters("dfs_chunkserver_requests_total", "requests answered", "call"),
             refusals: made.counters("dfs_chunkserver_refusals_total", "requests refused", "reason"),
-            mutate_seconds: made.seconds("dfs_chunkserver_mutate_seconds", "mutation until acknowledged"),
+            mutate_seconds: made
+                .seconds("dfs_chunkserver_mutate_seconds", "mutation until acknowledged"),
             read_bytes: made.counter("dfs_chunkserver_read_bytes_total", "bytes read by clients"),
             written_bytes: made.counter("dfs_chunkserver_written_bytes_total", "bytes applied"),
-            replicated: made.counter("dfs_chunkserver_replicated_operations_total", "applied as member"),
-            repeated: made.counter("dfs_chunkserver_repeated_mutations_total", "mutations seen before"),
+            replicated: made
+                .counter("dfs_chunkserver_replicated_operations_total", "applied as member"),
+            repeated: made
+                .counter("dfs_chunkserver_repeated_mutations_total", "mutations seen before"),
             syncs: made.counter("dfs_chunkserver_syncs_total", "sync rounds begun as primary"),
-            member_failures: made.counter("dfs_chunkserver_member_failures_total", "failing members found"),
-            bad_blocks: made.counter("dfs_chunkserver_bad_blocks_total", "blocks with a bad checksum"),
-            repaired_blocks: made.counter("dfs_chunkserver_repaired_blocks_total", "blocks made right again"),
-            bad_connections: made.counter("dfs_chunkserver_bad_connections_total", "closed for bad bytes"),
+            member_failures: made
+                .counter("dfs_chunkserver_member_failures_total", "failing members found"),
+            bad_blocks: made
+                .counter("dfs_chunkserver_bad_blocks_total", "blocks with a bad checksum"),
+            repaired_blocks: made
+                .counter("dfs_chunkserver_repaired_blocks_total", "blocks made right again"),
+            bad_connections: made
+                .counter("dfs_chunkserver_bad_connections_total", "closed for bad bytes"),
             leaders: made.gauge("dfs_chunkserver_led_chunks_count", "chunks led"),
             connections: made.gauge("dfs_chunkserver_connections_count", "open frames connections"),
             fenced: made.gauge("dfs_chunkserver_fenced_state", "1 while not allowed to serve"),
@@ -64,7 +71,10 @@ impl Metrics {
 /// Makes and registers; names are constants, so that nothing can fail that did not fail in the first test.
 struct Made<'a>(&'a Registry);
 
-#[expect(clippy::expect_used, reason = "names and labels are constants, checked by any test that starts a server")]
+#[expect(
+    clippy::expect_used,
+    reason = "names and labels are constants, checked by any test that starts a server"
+)]
 impl Made<'_> {
     fn register<T: prometheus::core::Collector + Clone + 'static>(&self, metric: T) -> T {
         self.0.register(Box::new(metric.clone())).expect("unique name");
@@ -85,6 +95,9 @@ impl Made<'_> {
 
     fn seconds(&self, name: &str, help: &str) -> Histogram {
         let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 17).expect("valid buckets");
-        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets)).expect("valid name"))
+        self.register(
+            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
+                .expect("valid name"),
+        )
     }
 }

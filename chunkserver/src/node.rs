@@ -70,8 +70,13 @@ impl Node {
     pub(crate) fn new(config: Config, store: Store, state: ServerState) -> Self {
         let store = Arc::new(store);
         let (fs, disk, server) = (store.fs_id(), store.disk_id(), store.server());
-        let peers =
-            Peers::new(server, fs, config.key.clone(), config.connect_timeout, config.apply_timeout);
+        let peers = Peers::new(
+            server,
+            fs,
+            config.key.clone(),
+            config.connect_timeout,
+            config.apply_timeout,
+        );
         Self {
             server,
             fs,
@@ -113,13 +118,19 @@ impl Node {
         self.state.check_epoch(layout.epoch)?;
         let power = layout.chunk_size.is_power_of_two();
         let bounds = dfs_core::namespace::CHUNK_BYTES_MAX;
-        if !power || bounds < layout.chunk_size || layout.version.0 == 0 || 64 < layout.members.len() {
+        if !power
+            || bounds < layout.chunk_size
+            || layout.version.0 == 0
+            || 64 < layout.members.len()
+        {
             return Err(DataFailure::BadRequest { reason: "no such layout can be".to_owned() });
         }
         match layout.members.iter().find(|m| m.member.server == self.server) {
             Some(me) if me.member.disk == self.disk => Ok(()),
             Some(_) => Err(self.failed("the layout means another disk of this server")),
-            None => Err(DataFailure::StaleVersion { asked: layout.version.0, promised: 0, have: 0 }),
+            None => {
+                Err(DataFailure::StaleVersion { asked: layout.version.0, promised: 0, have: 0 })
+            }
         }
     }
 

@@ -97,7 +97,9 @@ impl Peers {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("no address of {server}")));
         }
         let now = monotonic_nanos();
-        if connection.address == address && connection.failed_at.is_some_and(|at| now < at + RETRY_NANOS) {
+        if connection.address == address
+            && connection.failed_at.is_some_and(|at| now < at + RETRY_NANOS)
+        {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
                 format!("{server} at {address} could not be reached a moment ago"),
@@ -129,8 +131,13 @@ impl Peers {
             (DataReply::Welcome { server: there, .. }, _) if there == server => {}
             (other, _) => return Err(refused(format!("{address} is not {server}: {other:?}"))),
         }
-        let space = reply_of(client.call(&DataCall::Space.to_bytes(), &[], HELLO_MAX)).map_err(refused)?;
-        let free_bytes = if let (DataReply::Applied { free_bytes, .. }, _) = space { free_bytes } else { u64::MAX };
+        let space =
+            reply_of(client.call(&DataCall::Space.to_bytes(), &[], HELLO_MAX)).map_err(refused)?;
+        let free_bytes = if let (DataReply::Applied { free_bytes, .. }, _) = space {
+            free_bytes
+        } else {
+            u64::MAX
+        };
         Ok((client, free_bytes))
     }
 
@@ -148,7 +155,10 @@ impl Peers {
         }
         let (now, asked_at) = (monotonic_nanos(), slot.asked_at.load(Ordering::Acquire));
         if asked_at + ASK_AGAIN_NANOS < now
-            && slot.asked_at.compare_exchange(asked_at, now, Ordering::AcqRel, Ordering::Acquire).is_ok()
+            && slot
+                .asked_at
+                .compare_exchange(asked_at, now, Ordering::AcqRel, Ordering::Acquire)
+                .is_ok()
             && let Ok(client) = self.client(server, address)
         {
             let peers = Arc::clone(self);
@@ -166,8 +176,12 @@ impl Peers {
 
     /// Connections to these servers, whoever is known.
     pub(crate) fn known(&self) -> Vec<(ServerId, String)> {
-        let slots: Vec<_> = lock(&self.slots).iter().map(|(server, slot)| (*server, Arc::clone(slot))).collect();
-        slots.into_iter().map(|(server, slot)| (server, lock(&slot.connection).address.clone())).collect()
+        let slots: Vec<_> =
+            lock(&self.slots).iter().map(|(server, slot)| (*server, Arc::clone(slot))).collect();
+        slots
+            .into_iter()
+            .map(|(server, slot)| (server, lock(&slot.connection).address.clone()))
+            .collect()
     }
 
     pub(crate) fn close(&self) {

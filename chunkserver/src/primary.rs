@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
-use dfs_core::chunk::leader::{Answer, Effect, Leader, MemberFailure, Plan, Promised, Step, Verdict, Wish};
+use dfs_core::chunk::leader::{
+    Answer, Effect, Leader, MemberFailure, Plan, Promised, Step, Verdict, Wish,
+};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::control;
@@ -118,10 +120,6 @@ impl Leaders {
     pub(crate) fn of_version(&self, chunk: ChunkId, version: ChunkVersion) -> Option<Arc<Led>> {
         self.find(chunk).filter(|led| led.version == version)
     }
-
-    pub(crate) fn count(&self) -> usize {
-        lock(&self.led).len()
-    }
 }
 
 /// The leader for `layout`; begun now if nothing was done in its version yet.
@@ -141,7 +139,11 @@ fn lead(node: &Node, layout: &ChunkLayout) -> Result<Arc<Led>, DataFailure> {
         if led.version == version {
             return led.check_current().map(|()| Arc::clone(led));
         }
-        return Err(DataFailure::StaleVersion { asked: version.0, promised: 0, have: led.version.0 });
+        return Err(DataFailure::StaleVersion {
+            asked: version.0,
+            promised: 0,
+            have: led.version.0,
+        });
     }
     let (len, sealed) = match node.store.report(chunk) {
         None if version == ChunkVersion(1) => (0, false),
@@ -153,7 +155,9 @@ fn lead(node: &Node, layout: &ChunkLayout) -> Result<Arc<Led>, DataFailure> {
                 have: report.position.version.0,
             });
         }
-        Some(report) if report.not_current => return Err(node.failed("replica not current after a reboot")),
+        Some(report) if report.not_current => {
+            return Err(node.failed("replica not current after a reboot"));
+        }
         Some(report) if report.position.version == version && report.position.seq == 0 => {
             (report.len, report.sealed)
         }
@@ -162,7 +166,11 @@ fn lead(node: &Node, layout: &ChunkLayout) -> Result<Arc<Led>, DataFailure> {
             return Err(node.failed("led this version before a restart"));
         }
         // Version 1 of a chunk that was only promised: nothing was ever done.
-        Some(report) if report.position.version == ChunkVersion(0) && version == ChunkVersion(1) => (0, false),
+        Some(report)
+            if report.position.version == ChunkVersion(0) && version == ChunkVersion(1) =>
+        {
+            (0, false)
+        }
         Some(report) => {
             return Err(node.failed(&format!(
                 "has version {} of this chunk, not {}",
@@ -198,7 +206,11 @@ impl Led {
     fn check_current(&self) -> Result<(), DataFailure> {
         match self.superseded.load(Ordering::Acquire) {
             0 => Ok(()),
-            promised => Err(DataFailure::StaleVersion { asked: self.version.0, promised, have: self.version.0 }),
+            promised => Err(DataFailure::StaleVersion {
+                asked: self.version.0,
+                promised,
+                have: self.version.0,
+            }),
         }
     }
 
@@ -219,7 +231,11 @@ pub(crate) fn mutate(node: &Arc<Node>, request: Request, waiter: Waiter) {
     }
 }
 
-fn try_mutate(node: &Arc<Node>, request: &Request, waiter: &mut Option<Waiter>) -> Result<(), DataFailure> {
+fn try_mutate(
+    node: &Arc<Node>,
+    request: &Request,
+    waiter: &mut Option<Waiter>,
+) -> Result<(), DataFailure> {
     let Request { layout, client, counter, low_water, mutation, payload, .. } = request;
     let (client, counter, low_water) = (*client, *counter, *low_water);
     let bad = |reason: &str| DataFailure::BadRequest { reason: reason.to_owned() };
@@ -227,7 +243,8 @@ fn try_mutate(node: &Arc<Node>, request: &Request, waiter: &mut Option<Waiter>) 
     if node.state.is_ended(client) {
         return Err(bad("this client's lease ended"));
     }
-    let wish = wish_of(*mutation, payload.len() as u64).ok_or_else(|| bad("not a client's mutation"))?;
+    let wish =
+        wish_of(*mutation, payload.len() as u64).ok_or_else(|| bad("not a client's mutation"))?;
     if client == ClientId(0) {
         return Err(bad("client id 0"));
     }
@@ -269,7 +286,8 @@ fn try_mutate(node: &Arc<Node>, request: &Request, waiter: &mut Option<Waiter>) 
                 if left.is_zero() {
                     return Err(DataFailure::Busy);
                 }
-                let _state = led.progress.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
+                let _state =
+                    led.progress.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
             }
             Verdict::Go => {
                 let plan = state.plan(wish);
@@ -307,7 +325,12 @@ fn repeat(
     let effects = match (wish, append) {
         (Wish::Append { .. }, Some((offset, appended))) => {
             let sealed = state.is_sealed() || offset + appended == led.spec.chunk_size;
-            state.await_stable(seq, Answer::Appended { seq, offset, appended, sealed }, asker, now())
+            state.await_stable(
+                seq,
+                Answer::Appended { seq, offset, appended, sealed },
+                asker,
+                now(),
+            )
         }
         (Wish::Append { .. }, None) => state.await_stable(seq, Answer::Full, asker, now()),
         (Wish::Write { .. } | Wish::Zero { .. } | Wish::Truncate { .. }, _) => {
@@ -332,7 +355,12 @@ fn run_plan(
         Plan::Full => Err(DataFailure::ChunkFull),
         Plan::PadAndSeal { pad_to } => {
             // The padding is nobody's operation; the seal carries the asker's number, so that asking again is seen.
-            let pad = Op { step: Step::Truncate { len: pad_to }, client: ClientId(0), counter: 0, append: None };
+            let pad = Op {
+                step: Step::Truncate { len: pad_to },
+                client: ClientId(0),
+                counter: 0,
+                append: None,
+            };
             submit(node, led, request, pad, Promised::Nothing, None);
             let seal = Op { step: Step::Seal, client, counter, append: None };
             submit(node, led, request, seal, Promised::Full, waiter.take());
@@ -350,17 +378,28 @@ fn run_plan(
             }
             let _credit = match bytes {
                 0 => None,
-                bytes => {
-                    Some(node.store.reserve(bytes).map_err(|_| DataFailure::NoSpace { server: node.server })?)
-                }
+                bytes => Some(
+                    node.store
+                        .reserve(bytes)
+                        .map_err(|_| DataFailure::NoSpace { server: node.server })?,
+                ),
             };
             let promised = match append {
-                Some((offset, appended)) => {
-                    Promised::Appended { offset, appended, sealed: offset + appended == led.spec.chunk_size }
-                }
+                Some((offset, appended)) => Promised::Appended {
+                    offset,
+                    appended,
+                    sealed: offset + appended == led.spec.chunk_size,
+                },
                 None => Promised::Mutated,
             };
-            submit(node, led, request, Op { step, client, counter, append }, promised, waiter.take());
+            submit(
+                node,
+                led,
+                request,
+                Op { step, client, counter, append },
+                promised,
+                waiter.take(),
+            );
             Ok(())
         }
     }
@@ -386,7 +425,9 @@ fn submit(
     let Op { step, client, counter, append } = op;
     let low_water = if client == request.client { request.low_water } else { 0 };
     let data: &[u8] = match step {
-        Step::Write { len, .. } => &request.payload[..usize::try_from(len).unwrap_or(0).min(request.payload.len())],
+        Step::Write { len, .. } => {
+            &request.payload[..usize::try_from(len).unwrap_or(0).min(request.payload.len())]
+        }
         Step::Zero { .. } | Step::Truncate { .. } | Step::Seal => &[],
     };
     let (seq, committed) = {
@@ -411,7 +452,9 @@ fn submit(
         let crc = (data.len() == request.payload.len()).then_some(request.payload_crc);
         for member in &led.others {
             let server = member.member.server;
-            send(node, led, member, &args, data, crc, move |led, _| lock(&led.state).on_applied(now(), server, seq));
+            send(node, led, member, &args, data, crc, move |led, _| {
+                lock(&led.state).on_applied(now(), server, seq)
+            });
         }
     }
     let tag = OpTag { client, counter, low_water, append };
@@ -424,7 +467,8 @@ fn submit(
         Ok(()) => lock(&led.state).on_applied(now(), node.server, seq),
         Err(error) => {
             tracing::warn!(chunk = led.chunk.0, version = led.version.0, seq, %error, "apply as primary");
-            lock(&led.state).on_failed(MemberFailure { server: node.server, reason: error.to_string() })
+            lock(&led.state)
+                .on_failed(MemberFailure { server: node.server, reason: error.to_string() })
         }
     };
     perform(node, led, effects);
@@ -488,14 +532,22 @@ fn perform(node: &Arc<Node>, led: &Arc<Led>, effects: Vec<Effect<Waiter>>) {
             }
             Effect::Sync { up_to } => sync_everywhere(node, led, up_to),
             Effect::Announce { committed } => {
-                tell(node, led, &DataCall::Committed { chunk: led.chunk, version: led.version, seq: committed });
+                tell(
+                    node,
+                    led,
+                    &DataCall::Committed { chunk: led.chunk, version: led.version, seq: committed },
+                );
             }
             Effect::AllStable { seq } => {
                 if let Err(error) = node.store.mark_clean(led.chunk, led.version, seq) {
                     tracing::warn!(chunk = led.chunk.0, %error, "mark clean");
                 }
                 node.on_changed(led.chunk);
-                tell(node, led, &DataCall::AllStable { chunk: led.chunk, version: led.version, seq });
+                tell(
+                    node,
+                    led,
+                    &DataCall::AllStable { chunk: led.chunk, version: led.version, seq },
+                );
             }
             Effect::Report(MemberFailure { server, reason }) => {
                 if led.check_current().is_ok() {
@@ -529,7 +581,8 @@ fn tell(node: &Node, led: &Led, call: &DataCall) {
 
 fn sync_everywhere(node: &Arc<Node>, led: &Arc<Led>, up_to: u64) {
     node.metrics.syncs.inc();
-    let args = DataCall::SyncMember { chunk: led.chunk, version: led.version, seq: up_to }.to_bytes();
+    let args =
+        DataCall::SyncMember { chunk: led.chunk, version: led.version, seq: up_to }.to_bytes();
     for member in &led.others {
         let server = member.member.server;
         send(node, led, member, &args, &[], None, move |led, seq| {
@@ -564,8 +617,14 @@ pub(crate) fn sync(node: &Arc<Node>, layout: &ChunkLayout, waiter: Waiter) {
             None if layout.version == ChunkVersion(1) => {
                 return waiter.reply(node, &DataReply::Synced { seq: 0, len: 0 });
             }
-            Some(report) if report.position.version == layout.version && report.promised <= layout.version && !report.dirty && !report.not_current => {
-                return waiter.reply(node, &DataReply::Synced { seq: report.position.seq, len: report.len });
+            Some(report)
+                if report.position.version == layout.version
+                    && report.promised <= layout.version
+                    && !report.dirty
+                    && !report.not_current =>
+            {
+                return waiter
+                    .reply(node, &DataReply::Synced { seq: report.position.seq, len: report.len });
             }
             Some(_) | None => match lead(node, layout) {
                 Ok(led) => led,
@@ -595,8 +654,10 @@ pub(crate) fn on_promised(node: &Arc<Node>, chunk: ChunkId, version: ChunkVersio
     };
     if let Some(led) = led {
         led.superseded.store(version.0, Ordering::Release);
-        let failure =
-            MemberFailure { server: node.server, reason: format!("version {} was promised", version.0) };
+        let failure = MemberFailure {
+            server: node.server,
+            reason: format!("version {} was promised", version.0),
+        };
         let effects = lock(&led.state).on_failed(failure);
         perform(node, &led, effects);
     }
@@ -657,8 +718,11 @@ pub(crate) fn tick(node: &Arc<Node>) {
         };
         let (effects, quiet) = {
             let mut state = lock(&led.state);
-            let effects =
-                state.on_tick(now(), nanos(node.config.apply_timeout), nanos(node.config.sync_timeout));
+            let effects = state.on_tick(
+                now(),
+                nanos(node.config.apply_timeout),
+                nanos(node.config.sync_timeout),
+            );
             (effects, state.is_quiet())
         };
         if quiet {

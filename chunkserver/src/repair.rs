@@ -18,7 +18,12 @@ const RUNNING_MAX: usize = 64;
 static RUNNING: Mutex<Option<HashSet<(ServerId, ChunkId, u32)>>> = Mutex::new(None);
 
 /// Repairs the block on a thread of its own. `members`: who may have it, besides those known here.
-pub(crate) fn repair_later(node: &Arc<Node>, chunk: ChunkId, block: u32, members: Vec<MemberAddress>) {
+pub(crate) fn repair_later(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    block: u32,
+    members: Vec<MemberAddress>,
+) {
     let key = (node.server, chunk, block);
     {
         let mut running = lock(&RUNNING);
@@ -35,7 +40,9 @@ pub(crate) fn repair_later(node: &Arc<Node>, chunk: ChunkId, block: u32, members
                 tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
             }
             Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
-            Err(reason) => tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired"),
+            Err(reason) => {
+                tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired")
+            }
         }
         if let Some(running) = lock(&RUNNING).as_mut() {
             running.remove(&key);
@@ -61,7 +68,8 @@ fn repair(
     }
     let (_, mine, _) = node.store.block_sums(chunk).map_err(|e| e.to_string())?;
     let crc = *mine.get(block as usize).ok_or("no such block")?;
-    let led = node.store.report(chunk).and_then(|r| node.leaders.of_version(chunk, r.position.version));
+    let led =
+        node.store.report(chunk).and_then(|r| node.leaders.of_version(chunk, r.position.version));
     let mut sources: Vec<(ServerId, String)> = Vec::new();
     let named = members.iter().cloned();
     let known = led.map(|led| led.others().to_vec()).unwrap_or_default();
@@ -73,7 +81,11 @@ fn repair(
         }
     }
     // Nobody said who the members are: any server this one ever talked to may be one.
-    sources.extend(node.peers.known().into_iter().filter(|source| !sources.iter().any(|s| s.0 == source.0)));
+    for source in node.peers.known() {
+        if !sources.iter().any(|known| known.0 == source.0) {
+            sources.push(source);
+        }
+    }
     let mut last = "no other member known".to_owned();
     for (server, address) in sources {
         let fetched = open(node, server, &address).and_then(|mut client| {

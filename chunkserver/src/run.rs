@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use dfs_core::ids::FsId;
+use dfs_proto::control::StatusRequest;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::chunk_control_server::ChunkControlServer;
-use dfs_proto::control::StatusRequest;
 use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
 use dfs_service::shutdown::Shutdown;
 
@@ -102,10 +102,13 @@ impl Server {
         let connections = Arc::new(Connections::default());
         let on_frames = {
             let (node, connections) = (Arc::clone(&node), Arc::clone(&connections));
-            Arc::new(move |stream: TcpStream, from: SocketAddr| connections.serve(&node, stream, from))
+            Arc::new(move |stream: TcpStream, from: SocketAddr| {
+                connections.serve(&node, stream, from)
+            })
         };
-        let acceptor =
-            acceptor.run(on_frames, control, runtime.handle().clone()).context("start accepting")?;
+        let acceptor = acceptor
+            .run(on_frames, control, runtime.handle().clone())
+            .context("start accepting")?;
 
         let ticker = Shutdown::new();
         let ticker_thread = {
@@ -224,7 +227,11 @@ fn write_address(path: &Path, addr: SocketAddr) -> std::io::Result<()> {
     std::fs::rename(&next, path)
 }
 
-fn open_store(config: &Config, runtime: &tokio::runtime::Runtime, shutdown: &Shutdown) -> anyhow::Result<Store> {
+fn open_store(
+    config: &Config,
+    runtime: &tokio::runtime::Runtime,
+    shutdown: &Shutdown,
+) -> anyhow::Result<Store> {
     std::fs::create_dir_all(&config.data_dir)
         .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
     let is_new = std::fs::read_dir(&config.data_dir)
@@ -277,6 +284,9 @@ fn ask_fs(
             }
             Err(_) => {}
         }
-        anyhow::ensure!(!shutdown.wait_for(Duration::from_millis(200)), "stopped before the master answered");
+        anyhow::ensure!(
+            !shutdown.wait_for(Duration::from_millis(200)),
+            "stopped before the master answered"
+        );
     }
 }

@@ -121,7 +121,8 @@ impl ServerState {
         if new.is_empty() {
             return Ok(());
         }
-        let mut file = OpenOptions::new().append(true).create(true).open(self.dir.join("ended_clients"))?;
+        let mut file =
+            OpenOptions::new().append(true).create(true).open(self.dir.join("ended_clients"))?;
         let lines: String = new.iter().map(|client| format!("{client}\n")).collect();
         file.write_all(lines.as_bytes())?;
         file.sync_all()
@@ -132,8 +133,10 @@ impl ServerState {
     }
 
     fn write(&self, reign: Reign) -> io::Result<()> {
-        let body =
-            format!("dfs-server-state 1 {} {} {} {}", self.incarnation, reign.epoch.0, reign.nonce, reign.log_index);
+        let body = format!(
+            "dfs-server-state 1 {} {} {} {}",
+            self.incarnation, reign.epoch.0, reign.nonce, reign.log_index
+        );
         let next = self.dir.join("server_state.next");
         let mut file = File::create(&next)?;
         writeln!(file, "{body} {:08x}", crc32c::crc32c(body.as_bytes()))?;

@@ -78,6 +78,8 @@ pub enum WireMutation {
         record: bool,
         at_least: u64,
     },
+    /// No more appends; between members.
+    Seal,
     /// Zeros over `offset..offset+len`, never beyond the end.
     Zero {
         offset: u64,

@@ -27,29 +27,54 @@ pub fn record_bytes_max(chunk_size: u64) -> u64 {
 /// One change asked for by a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Wish {
-    Write { offset: u64, len: u64 },
+    Write {
+        offset: u64,
+        len: u64,
+    },
     /// See `WireMutation::Append`: the offset is the leader's choice.
-    Append { len: u64, record: bool, at_least: u64 },
-    Zero { offset: u64, len: u64 },
-    Truncate { len: u64 },
+    Append {
+        len: u64,
+        record: bool,
+        at_least: u64,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
+    Truncate {
+        len: u64,
+    },
 }
 
 /// What one operation does to the replicas, everything decided.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// The first `len` bytes given go to `offset`.
-    Write { offset: u64, len: u64 },
-    Zero { offset: u64, len: u64 },
-    Truncate { len: u64 },
+    Write {
+        offset: u64,
+        len: u64,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
+    Truncate {
+        len: u64,
+    },
     Seal,
 }
 
 /// The operations that fulfil a wish, and what is answered once they are acknowledged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Plan {
-    Apply { step: Step, append: Option<(u64, u64)> },
+    Apply {
+        step: Step,
+        append: Option<(u64, u64)>,
+    },
     /// A record that does not fit: zeros to the end, no more appends; the asker is told that the chunk is full.
-    PadAndSeal { pad_to: u64 },
+    PadAndSeal {
+        pad_to: u64,
+    },
     /// Nothing changes.
     Full,
     Invalid(&'static str),
@@ -73,11 +98,22 @@ pub struct MemberFailure {
 /// What was acknowledged, or why it will not be.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Answer {
-    Mutated { seq: u64, len: u64 },
-    Appended { seq: u64, offset: u64, appended: u64, sealed: bool },
+    Mutated {
+        seq: u64,
+        len: u64,
+    },
+    Appended {
+        seq: u64,
+        offset: u64,
+        appended: u64,
+        sealed: bool,
+    },
     /// Stable: the chunk is sealed now, the record goes to the next one.
     Full,
-    Synced { seq: u64, len: u64 },
+    Synced {
+        seq: u64,
+        len: u64,
+    },
     Failed(MemberFailure),
 }
 
@@ -86,11 +122,17 @@ pub enum Answer {
 pub enum Effect<W> {
     Reply(W, Answer),
     /// Sync up to here on every member, this server included.
-    Sync { up_to: u64 },
+    Sync {
+        up_to: u64,
+    },
     /// Say to members what is committed, so that they may serve it.
-    Announce { committed: u64 },
+    Announce {
+        committed: u64,
+    },
     /// Everything is stable everywhere: DIRTY may be cleared here and at the members.
-    AllStable { seq: u64 },
+    AllStable {
+        seq: u64,
+    },
     /// Tell the master.
     Report(MemberFailure),
     /// Whoever waits for the window or for a commit looks again.
@@ -164,7 +206,13 @@ pub struct Leader<W> {
 impl<W> Leader<W> {
     /// Begins at sequence 0 of a version: the replica has `len` bytes, `members` include `me`.
     #[must_use]
-    pub fn new(me: ServerId, members: &[ServerId], chunk_size: u64, len: u64, sealed: bool) -> Self {
+    pub fn new(
+        me: ServerId,
+        members: &[ServerId],
+        chunk_size: u64,
+        len: u64,
+        sealed: bool,
+    ) -> Self {
         let mut progress: BTreeMap<_, _> =
             members.iter().map(|&server| (server, Progress::default())).collect();
         progress.entry(me).or_default();
@@ -245,11 +293,9 @@ impl<W> Leader<W> {
     /// # Errors
     /// Gives the waiter back if it is not in flight.
     pub fn join(&mut self, client: ClientId, counter: u64, waiter: W) -> Result<(), W> {
-        let found = self
-            .pending
-            .iter_mut()
-            .rev()
-            .find(|op| op.client == client && op.counter == counter && op.promised != Promised::Nothing);
+        let found = self.pending.iter_mut().rev().find(|op| {
+            op.client == client && op.counter == counter && op.promised != Promised::Nothing
+        });
         match found {
             Some(op) => {
                 op.waiters.push(waiter);
@@ -262,7 +308,9 @@ impl<W> Leader<W> {
     /// What `wish` comes to at this moment.
     #[must_use]
     pub fn plan(&self, wish: Wish) -> Plan {
-        let fits = |offset: u64, len: u64| offset.checked_add(len).is_some_and(|end| end <= self.chunk_size);
+        let fits = |offset: u64, len: u64| {
+            offset.checked_add(len).is_some_and(|end| end <= self.chunk_size)
+        };
         match wish {
             Wish::Write { offset, len } if fits(offset, len) => {
                 Plan::Apply { step: Step::Write { offset, len }, append: None }
@@ -294,7 +342,10 @@ impl<W> Leader<W> {
                 } else if room == 0 {
                     Plan::Full
                 } else {
-                    Plan::Apply { step: Step::Write { offset, len: room }, append: Some((offset, room)) }
+                    Plan::Apply {
+                        step: Step::Write { offset, len: room },
+                        append: Some((offset, room)),
+                    }
                 }
             }
         }
@@ -385,7 +436,9 @@ impl<W> Leader<W> {
             for entry in waiting {
                 if entry.seq <= stable {
                     let answer = match entry.answer {
-                        Answer::Synced { .. } => Answer::Synced { seq: stable, len: self.committed_len },
+                        Answer::Synced { .. } => {
+                            Answer::Synced { seq: stable, len: self.committed_len }
+                        }
                         other => other,
                     };
                     effects.push(Effect::Reply(entry.waiter, answer));
@@ -410,13 +463,21 @@ impl<W> Leader<W> {
     }
 
     /// Answers `answer` once `seq` is stable everywhere.
-    pub fn await_stable(&mut self, seq: u64, answer: Answer, waiter: W, now: Timestamp) -> Vec<Effect<W>> {
+    pub fn await_stable(
+        &mut self,
+        seq: u64,
+        answer: Answer,
+        waiter: W,
+        now: Timestamp,
+    ) -> Vec<Effect<W>> {
         if let Some(failure) = &self.failed {
             return vec![Effect::Reply(waiter, Answer::Failed(failure.clone()))];
         }
         if seq <= self.stable {
             let answer = match answer {
-                Answer::Synced { .. } => Answer::Synced { seq: self.stable, len: self.committed_len },
+                Answer::Synced { .. } => {
+                    Answer::Synced { seq: self.stable, len: self.committed_len }
+                }
                 other => other,
             };
             return vec![Effect::Reply(waiter, answer)];
@@ -435,9 +496,12 @@ impl<W> Leader<W> {
         self.failed = Some(failure.clone());
         let mut effects = vec![Effect::Report(failure.clone())];
         let waiters = self.pending.iter_mut().flat_map(|op| op.waiters.drain(..));
-        effects.extend(waiters.map(|waiter| Effect::Reply(waiter, Answer::Failed(failure.clone()))));
+        effects
+            .extend(waiters.map(|waiter| Effect::Reply(waiter, Answer::Failed(failure.clone()))));
         let waiters = self.stable_waiters.drain(..);
-        effects.extend(waiters.map(|entry| Effect::Reply(entry.waiter, Answer::Failed(failure.clone()))));
+        effects.extend(
+            waiters.map(|entry| Effect::Reply(entry.waiter, Answer::Failed(failure.clone()))),
+        );
         // The operations stay pending: what they touch is not served by this leader any more.
         self.syncing = None;
         effects.push(Effect::Progress);
@@ -445,7 +509,12 @@ impl<W> Leader<W> {
     }
 
     /// Looks at the clock: members that are silent for too long, syncs and announcements that are due.
-    pub fn on_tick(&mut self, now: Timestamp, apply_nanos_max: u64, sync_nanos_max: u64) -> Vec<Effect<W>> {
+    pub fn on_tick(
+        &mut self,
+        now: Timestamp,
+        apply_nanos_max: u64,
+        sync_nanos_max: u64,
+    ) -> Vec<Effect<W>> {
         if self.failed.is_some() {
             return Vec::new();
         }
@@ -453,14 +522,19 @@ impl<W> Leader<W> {
             && apply_nanos_max <= now.nanos_since(op.begun)
             && let Some(server) = self.slowest(|p| p.applied)
         {
-            let reason = format!("operation {} not applied within {} ms", op.seq, apply_nanos_max / 1_000_000);
+            let reason = format!(
+                "operation {} not applied within {} ms",
+                op.seq,
+                apply_nanos_max / 1_000_000
+            );
             return self.on_failed(MemberFailure { server, reason });
         }
         if let Some((up_to, begun)) = self.syncing
             && sync_nanos_max <= now.nanos_since(begun)
             && let Some(server) = self.slowest(|p| p.synced)
         {
-            let reason = format!("operation {up_to} not synced within {} ms", sync_nanos_max / 1_000_000);
+            let reason =
+                format!("operation {up_to} not synced within {} ms", sync_nanos_max / 1_000_000);
             return self.on_failed(MemberFailure { server, reason });
         }
         let mut effects = Vec::new();
@@ -508,7 +582,11 @@ impl<W> Leader<W> {
             let wait_stable = op.promised != Promised::Mutated && self.stable < op.seq;
             for waiter in op.waiters {
                 if wait_stable {
-                    self.stable_waiters.push(StableWaiter { seq: op.seq, answer: answer.clone(), waiter });
+                    self.stable_waiters.push(StableWaiter {
+                        seq: op.seq,
+                        answer: answer.clone(),
+                        waiter,
+                    });
                 } else {
                     effects.push(Effect::Reply(waiter, answer.clone()));
                 }
@@ -520,7 +598,8 @@ impl<W> Leader<W> {
     fn sync_if_wanted(&mut self, now: Timestamp, effects: &mut Vec<Effect<W>>) {
         let stable = self.stable;
         let appends = self.pending.iter().any(|op| {
-            matches!(op.promised, Promised::Appended { .. } | Promised::Full) && op.seq <= self.own_applied()
+            matches!(op.promised, Promised::Appended { .. } | Promised::Full)
+                && op.seq <= self.own_applied()
         });
         if appends || self.stable_waiters.iter().any(|entry| stable < entry.seq) {
             self.start_sync(now, effects);

@@ -1,0 +1,310 @@
+//! Real servers on loopback, a client that speaks frames, and a hand that plays the master's promise and adopt.
+
+#![allow(dead_code, reason = "each test file uses a part")]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use chunkserver::{Config, Server};
+use dfs_core::chunk::Member;
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
+use dfs_proto::codec::Wire as _;
+use dfs_proto::control::chunk_control_client::ChunkControlClient;
+use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
+use dfs_proto::frame_conn::{Frame, FrameClient};
+use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
+use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
+
+pub const FS: FsId = FsId(0xF5);
+pub const DEADLINE: Duration = Duration::from_secs(30);
+pub const MIB: u64 = 1 << 20;
+
+pub struct Cluster {
+    pub dirs: Vec<tempfile::TempDir>,
+    pub servers: Vec<Option<Server>>,
+    pub chunk_size: u64,
+    runtime: tokio::runtime::Runtime,
+    change: Box<dyn Fn(&mut Config) + Send + Sync>,
+}
+
+impl Cluster {
+    pub fn new(count: usize) -> Self {
+        Self::with(count, |_| {})
+    }
+
+    pub fn with(count: usize, change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .unwrap();
+        let dirs = (0..count).map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut cluster =
+            Self { dirs, servers: Vec::new(), chunk_size: MIB, runtime, change: Box::new(change) };
+        for index in 0..count {
+            let server = cluster.open(index);
+            cluster.servers.push(Some(server));
+        }
+        cluster
+    }
+
+    fn open(&self, index: usize) -> Server {
+        let id = ServerId(u32::try_from(index).unwrap() + 1);
+        let mut config = Config::new(id, self.dirs[index].path().to_owned());
+        config.fs = Some(FS);
+        config.segment_bytes = 1 << 20;
+        (self.change)(&mut config);
+        Server::start(config).unwrap()
+    }
+
+    pub fn stop(&mut self, index: usize) {
+        self.servers[index].take().unwrap().stop();
+    }
+
+    pub fn start(&mut self, index: usize) {
+        self.servers[index] = Some(self.open(index));
+    }
+
+    pub fn server(&self, index: usize) -> &Server {
+        self.servers[index].as_ref().unwrap()
+    }
+
+    pub fn member(&self, index: usize) -> MemberAddress {
+        let server = self.server(index);
+        MemberAddress {
+            member: Member { server: server.store().server(), disk: server.store().disk_id() },
+            address: server.addr().to_string(),
+        }
+    }
+
+    /// The first of `members` is the primary.
+    pub fn layout(&self, chunk: u64, version: u64, members: &[usize]) -> ChunkLayout {
+        ChunkLayout {
+            chunk: ChunkId(chunk),
+            ino: InodeNo(7),
+            index: 0,
+            chunk_size: self.chunk_size,
+            version: ChunkVersion(version),
+            members: members.iter().map(|&index| self.member(index)).collect(),
+            primary: self.server(members[0]).store().server(),
+            epoch: Epoch(1),
+            born: true,
+            sealed: false,
+            writable: true,
+        }
+    }
+
+    pub fn client(&self, index: usize, id: u128) -> Client {
+        Client::open(&self.server(index).addr().to_string(), id)
+    }
+
+    pub fn promise(
+        &self,
+        index: usize,
+        chunk: u64,
+        version: u64,
+        learner: bool,
+    ) -> Result<ReplicaReport, tonic::Status> {
+        let request = PromiseRequest {
+            epoch: 1,
+            nonce: 1,
+            chunk,
+            version,
+            inode: 7,
+            index: 0,
+            chunk_size: self.chunk_size,
+            learner,
+        };
+        let mut control = self.control(index);
+        self.runtime.block_on(control.promise(request)).map(tonic::Response::into_inner)
+    }
+
+    fn control(&self, index: usize) -> ChunkControlClient<tonic::transport::Channel> {
+        let _in_runtime = self.runtime.enter();
+        ChunkControlClient::new(control_channel(
+            &self.server(index).addr().to_string(),
+            &ClusterKey::none(),
+        ))
+    }
+
+    pub fn adopt(
+        &self,
+        index: usize,
+        version: u64,
+        source: usize,
+        from: &ReplicaReport,
+    ) -> Result<ReplicaReport, tonic::Status> {
+        let request = AdoptRequest {
+            epoch: 1,
+            nonce: 1,
+            chunk: from.chunk,
+            version,
+            source_server: self.server(source).store().server().to_string(),
+            source_address: self.server(source).addr().to_string(),
+            source_version: from.version,
+            source_seq: from.seq,
+            source_digest: from.digest,
+            inode: 7,
+            index: 0,
+            chunk_size: self.chunk_size,
+        };
+        let mut control = self.control(index);
+        self.runtime.block_on(control.adopt(request)).map(tonic::Response::into_inner)
+    }
+
+    /// What the master does: promise by all, adopt from the highest position, then the layout that may be used.
+    pub fn reconfigure(
+        &self,
+        chunk: u64,
+        version: u64,
+        voters: &[usize],
+        learner: Option<usize>,
+    ) -> ChunkLayout {
+        let reports: Vec<_> =
+            voters.iter().map(|&i| (i, self.promise(i, chunk, version, false).unwrap())).collect();
+        if let Some(index) = learner {
+            self.promise(index, chunk, version, true).unwrap();
+        }
+        let (source, from) = reports.iter().max_by_key(|(_, r)| (r.version, r.seq)).unwrap();
+        let members: Vec<usize> = voters.iter().copied().chain(learner).collect();
+        // The source last: it has to keep its position while it is copied.
+        for &index in members.iter().filter(|index| *index != source).chain([source]) {
+            let report = self.adopt(index, version, *source, from).unwrap();
+            assert_eq!((report.version, report.seq, report.digest), (version, 0, from.digest));
+        }
+        self.layout(chunk, version, &members)
+    }
+
+    /// The whole content of a replica, blocks verified.
+    pub fn content(&self, index: usize, chunk: u64, version: u64) -> Vec<u8> {
+        let mut out = Vec::new();
+        let store = self.server(index).store();
+        let len = store
+            .read(ChunkId(chunk), ChunkVersion(version), 0, self.chunk_size, &mut out)
+            .unwrap();
+        assert_eq!(out.len() as u64, len);
+        out
+    }
+}
+
+pub struct Client {
+    pub id: ClientId,
+    pub connection: Arc<FrameClient>,
+}
+
+impl Client {
+    pub fn open(addr: &str, id: u128) -> Self {
+        let stream = dial(addr, &ClusterKey::none(), Door::Frames, DEADLINE).unwrap();
+        let connection = FrameClient::new(stream).unwrap();
+        let client = Self { id: ClientId(id), connection };
+        let hello = DataCall::Hello { fs: FS, from: Peer::Client(client.id) };
+        assert!(matches!(client.call(&hello, &[]), Ok((DataReply::Welcome { .. }, _))));
+        client
+    }
+
+    pub fn call(
+        &self,
+        call: &DataCall,
+        payload: &[u8],
+    ) -> Result<(DataReply, Vec<u8>), DataFailure> {
+        let frame = self.connection.call(&call.to_bytes(), &[payload], DEADLINE).unwrap();
+        answer(frame)
+    }
+
+    pub fn mutate(
+        &self,
+        layout: &ChunkLayout,
+        counter: u64,
+        mutation: WireMutation,
+        payload: &[u8],
+    ) -> Result<DataReply, DataFailure> {
+        let call = DataCall::Mutate {
+            layout: layout.clone(),
+            client: self.id,
+            counter,
+            low_water: counter,
+            mutation,
+        };
+        self.call(&call, payload).map(|(reply, _)| reply)
+    }
+
+    pub fn write(
+        &self,
+        layout: &ChunkLayout,
+        counter: u64,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(u64, u64), DataFailure> {
+        match self.mutate(layout, counter, WireMutation::Write { offset }, data)? {
+            DataReply::Mutated { seq, len } => Ok((seq, len)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// (offset, appended)
+    pub fn append(
+        &self,
+        layout: &ChunkLayout,
+        counter: u64,
+        record: bool,
+        data: &[u8],
+    ) -> Result<(u64, u64), DataFailure> {
+        match self.mutate(layout, counter, WireMutation::Append { record, at_least: 0 }, data)? {
+            DataReply::Appended { offset, appended, .. } => Ok((offset, appended)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn sync(&self, layout: &ChunkLayout) -> Result<(u64, u64), DataFailure> {
+        match self.call(&DataCall::Sync { layout: layout.clone() }, &[])?.0 {
+            DataReply::Synced { seq, len } => Ok((seq, len)),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    pub fn read(
+        &self,
+        layout: &ChunkLayout,
+        offset: u64,
+        len: u32,
+    ) -> Result<Vec<u8>, DataFailure> {
+        let call = DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len };
+        match self.call(&call, &[])? {
+            (DataReply::Read { .. }, bytes) => Ok(bytes),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Reads where the answer may be "not known yet, ask the primary" for a moment.
+    pub fn read_soon(&self, layout: &ChunkLayout, offset: u64, len: u32) -> Vec<u8> {
+        for _ in 0..500 {
+            match self.read(layout, offset, len) {
+                Ok(bytes) => return bytes,
+                Err(DataFailure::NotPrimary) => std::thread::sleep(Duration::from_millis(10)),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("never committed at this member");
+    }
+}
+
+pub fn answer(frame: Frame) -> Result<(DataReply, Vec<u8>), DataFailure> {
+    match DataReply::from_bytes(&frame.args).unwrap() {
+        DataReply::Failed(failure) => Err(failure),
+        reply => Ok((reply, frame.payload)),
+    }
+}
+
+/// Bytes that differ everywhere.
+pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    (0..len)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            state.to_le_bytes()[3]
+        })
+        .collect()
+}
