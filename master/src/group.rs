@@ -189,6 +189,8 @@ struct Inner {
     proposer: Proposer,
     machine: Machine,
     journal: Mutex<Option<Journal>>,
+    /// Held while a snapshot is made: openraft does not note a second one meanwhile.
+    snapshotting: Mutex<()>,
     runtime: Mutex<Option<Runtime>>,
     handle: tokio::runtime::Handle,
 }
@@ -251,6 +253,7 @@ impl Group {
                 proposer,
                 machine,
                 journal: Mutex::new(Some(journal)),
+                snapshotting: Mutex::new(()),
                 runtime: Mutex::new(Some(runtime)),
                 handle,
             }),
@@ -306,6 +309,7 @@ impl Group {
     /// # Errors
     /// See [`SnapshotError`]; the snapshots that existed still do.
     pub fn snapshot(&self) -> Result<SnapshotInfo, SnapshotError> {
+        let _one = self.inner.snapshotting.lock().unwrap_or_else(PoisonError::into_inner);
         let info = self.inner.machine.build()?;
         let raft = self.inner.raft.clone();
         let index = info.position.index;

@@ -248,7 +248,7 @@ impl Journal {
     /// # Errors
     /// See [`JournalError`]; nothing was changed, except with `accept_loss`.
     pub fn open(dir: &Path, config: JournalConfig) -> Result<Self, JournalError> {
-        std::fs::create_dir_all(dir).map_err(|source| JournalError::Io {
+        disk::create_directory(dir).map_err(|source| JournalError::Io {
             doing: "create",
             path: dir.to_owned(),
             source,
@@ -547,6 +547,7 @@ impl Shared {
             if let Err(error) = segments.mark() {
                 return self.stop(Vec::new(), error, on_failure);
             }
+            segments.prepare_ahead();
             if purged {
                 if let Err(err) = segments.remove_before(first_needed) {
                     tracing::warn!(%err, "purged segments stay until the next purge");

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncSeek, AsyncWrite, ReadBuf};
 
 use crate::journal::Position;
-use crate::journal::disk::sync_directory;
+use crate::journal::disk::{create_directory, sync_directory};
 
 const MAGIC: [u8; 8] = *b"DFSSNAP\n";
 const VERSION: u32 = 1;
@@ -96,7 +96,7 @@ impl SnapshotFiles {
     /// # Errors
     /// `Io`.
     pub fn open(dir: &Path) -> Result<Self, SnapshotError> {
-        std::fs::create_dir_all(dir).map_err(|err| io_error("create", dir, err))?;
+        create_directory(dir).map_err(|err| io_error("create", dir, err))?;
         for name in [WRITING_NAME, RECEIVING_NAME] {
             let path = dir.join(name);
             match std::fs::remove_file(&path) {

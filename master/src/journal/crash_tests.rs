@@ -95,8 +95,7 @@ fn run(seed: u64, losses: usize, lies: bool) -> Result<(), String> {
     let mut settled = Expected::default();
     let mut acknowledged: Vec<Record> = Vec::new();
     let mut unsure: Vec<Record> = Vec::new();
-    let mut term = 1;
-    for loss in 0..=losses {
+    for (term, loss) in (2..).zip(0..=losses) {
         let opened = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, false);
         let (mut segments, contents) =
             opened.map_err(|err| format!("seed {seed}, loss {loss}: does not open: {err}"))?;
@@ -127,7 +126,6 @@ fn run(seed: u64, losses: usize, lies: bool) -> Result<(), String> {
         let mut model = settled.clone();
         // The very same bytes again: nothing of the lost ones may come back behind them.
         let mut again = if random.below(2) == 0 { lost } else { Vec::new() }.into_iter();
-        term += 1;
         loop {
             let mut batch = Vec::new();
             for _ in 0..=random.below(4) {

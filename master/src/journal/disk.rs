@@ -44,9 +44,15 @@ pub trait LogFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+const ZEROS: &[u8] = &[0; 1 << 20];
+
+/// Whether all of `bytes` are zero.
+pub(super) fn is_zero(bytes: &[u8]) -> bool {
+    bytes.chunks(ZEROS.len()).all(|chunk| chunk == &ZEROS[..chunk.len()])
+}
+
 /// Writes zeros over `from..to`, a mebibyte at a time.
 pub(super) fn write_zeros(file: &dyn LogFile, from: u64, to: u64) -> io::Result<()> {
-    const ZEROS: &[u8] = &[0; 1 << 20];
     let mut offset = from;
     while offset < to {
         let step = usize::try_from(to - offset).unwrap_or(usize::MAX).min(ZEROS.len());
@@ -119,6 +125,18 @@ impl LogDisk for PosixDisk {
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
     }
+}
+
+/// Makes `dir` and what is missing above it, durably.
+pub(crate) fn create_directory(dir: &Path) -> io::Result<()> {
+    let missing: Vec<&Path> =
+        dir.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists()).collect();
+    std::fs::create_dir_all(dir)?;
+    for made in missing {
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        sync_directory(parent.unwrap_or(Path::new(".")))?;
+    }
+    Ok(())
 }
 
 /// Makes creations, renames and removals in `dir` durable.

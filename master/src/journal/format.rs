@@ -23,6 +23,8 @@
 
 use bytes::Bytes;
 
+use super::disk::is_zero;
+
 pub(super) const MAGIC: [u8; 8] = *b"DFSRLOG\n";
 /// The format this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -174,11 +176,18 @@ fn marker_payload(salt: &[u8; 16], sequence: u64, offset: u64) -> [u8; MARKER_PA
 
 /// The offset of the first marker at or after `from`, wherever the chain stands.
 pub(super) fn find_marker(bytes: &[u8], from: usize, header: &SegmentHeader) -> Option<usize> {
+    const PAGE_BYTES: usize = 4096;
     let mut offset = from.next_multiple_of(8);
     while let Some(payload) = bytes.get(offset + RECORD_HEADER_BYTES..) {
-        let payload = payload.get(..MARKER_PAYLOAD_BYTES)?;
-        if payload[..16] == header.salt
-            && payload[..] == marker_payload(&header.salt, header.sequence, offset as u64)[..]
+        let candidate = payload.get(..MARKER_PAYLOAD_BYTES)?;
+        let page = &payload[..payload.len().min(PAGE_BYTES)];
+        if is_zero(page) {
+            // Most of a segment was never written, and no salt begins with eight zeros.
+            offset += page.len().next_multiple_of(8);
+            continue;
+        }
+        if candidate[..16] == header.salt
+            && *candidate == marker_payload(&header.salt, header.sequence, offset as u64)
         {
             return Some(offset);
         }

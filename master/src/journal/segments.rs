@@ -17,10 +17,11 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
-use super::disk::{LogDisk, LogFile, write_zeros};
+use super::disk::{LogDisk, LogFile, is_zero, write_zeros};
 use super::format::{
     Carried, FORMAT_VERSION, HEADER_BYTES, HEADER_SIZE, HeaderError, MARKER_BYTES, Parsed,
     Position, RECORD_HEADER_BYTES, Record, SegmentHeader, encode_marker, find_marker, parse_record,
@@ -53,6 +54,9 @@ pub(super) struct Segments {
     marked: bool,
     carried: Carried,
     buffer: Vec<u8>,
+    /// The next segment's file while it is being filled with zeros, which takes longer than
+    /// anybody should wait for an append.
+    spare: Option<JoinHandle<io::Result<Arc<dyn LogFile>>>>,
 }
 
 /// What a replay found.
@@ -112,10 +116,6 @@ impl Segments {
         accept_loss: bool,
     ) -> Result<(Self, Contents), JournalError> {
         let names = disk.list().map_err(|err| JournalError::io("list", &*disk, "", err))?;
-        if names.iter().any(|name| name == NEXT_NAME) {
-            disk.remove(NEXT_NAME)
-                .map_err(|err| JournalError::io("remove", &*disk, NEXT_NAME, err))?;
-        }
         let mut sequences: Vec<u64> =
             names.iter().filter_map(|name| parse_segment_name(name)).collect();
         sequences.sort_unstable();
@@ -152,6 +152,10 @@ impl Segments {
             }
         }
 
+        if names.iter().any(|name| name == NEXT_NAME) {
+            disk.remove(NEXT_NAME)
+                .map_err(|err| JournalError::io("remove", &*disk, NEXT_NAME, err))?;
+        }
         let Some((header, file)) = kept.pop() else {
             let next = sequences.last().map_or(1, |last| last + 1);
             return Ok((Self::begin(disk, segment_bytes, next)?, contents));
@@ -162,7 +166,8 @@ impl Segments {
         let segment_end = header.segment_bytes.max(byte_count);
         let dirty = contents.cut.is_some()
             || byte_count < header.segment_bytes
-            || !is_zero(&*file, end.offset, byte_count).map_err(|err| io_error("read", err))?;
+            || !is_zero_from(&*file, end.offset, byte_count)
+                .map_err(|err| io_error("read", err))?;
         if dirty {
             if contents.cut.is_none() {
                 let file_path = disk.path(&name);
@@ -204,6 +209,7 @@ impl Segments {
             marked: end.marked,
             carried: contents.carried,
             buffer: Vec::new(),
+            spare: None,
         };
         if let Some(position) = hole {
             tracing::error!(
@@ -240,6 +246,7 @@ impl Segments {
             marked: true,
             carried: Carried::default(),
             buffer: Vec::new(),
+            spare: None,
         };
         segments.roll(0).map_err(|err| JournalError::io("create", &*disk, &name, err))?;
         Ok(segments)
@@ -332,7 +339,10 @@ impl Segments {
             chain: self.chain,
             carried: self.carried,
         };
-        let file = self.disk.create_zeroed(NEXT_NAME, segment_bytes)?;
+        let file = match self.take_spare() {
+            Some(file) if segment_bytes == self.segment_bytes => file,
+            Some(_) | None => self.disk.create_zeroed(NEXT_NAME, segment_bytes)?,
+        };
         file.write_at(0, &header.encode())?;
         file.sync()?;
         self.disk.rename(NEXT_NAME, &segment_name(sequence))?;
@@ -342,6 +352,36 @@ impl Segments {
         self.offset = HEADER_BYTES;
         self.marked = true;
         Ok(())
+    }
+
+    /// Begins to make the next segment's file when the current one is half full.
+    pub(super) fn prepare_ahead(&mut self) {
+        if self.spare.is_some() || self.offset < self.header.segment_bytes / 2 {
+            return;
+        }
+        let disk = Arc::clone(&self.disk);
+        let segment_bytes = self.segment_bytes;
+        let spare = std::thread::Builder::new()
+            .name("log-spare".to_owned())
+            .spawn(move || disk.create_zeroed(NEXT_NAME, segment_bytes));
+        match spare {
+            Ok(spare) => self.spare = Some(spare),
+            Err(err) => tracing::warn!(%err, "the next log segment is made only when it is needed"),
+        }
+    }
+
+    fn take_spare(&mut self) -> Option<Arc<dyn LogFile>> {
+        match self.spare.take()?.join() {
+            Ok(Ok(file)) => Some(file),
+            Ok(Err(err)) => {
+                tracing::warn!(%err, "the next log segment could not be made ahead");
+                None
+            }
+            Err(_) => {
+                tracing::error!("making the next log segment panicked");
+                None
+            }
+        }
     }
 
     /// Deletes the segments before `first_needed`, which hold only what was purged durably.
@@ -366,6 +406,13 @@ fn missing_before(sequences: &[u64], contents: &Contents) -> Option<Position> {
     // The first segment of all has nothing before it.
     let may_miss = sequences.first().is_some_and(|&oldest| oldest > 1);
     (may_miss && next_index < first_index).then(|| Position { index: first_index - 1, ..first })
+}
+
+impl Drop for Segments {
+    fn drop(&mut self) {
+        // Whoever opens the directory next may want the same name.
+        self.take_spare();
+    }
 }
 
 fn remove_durably(disk: &dyn LogDisk, sequence: u64) -> Result<(), JournalError> {
@@ -519,7 +566,7 @@ fn read_all(file: &dyn LogFile) -> io::Result<Bytes> {
     Ok(Bytes::from(bytes))
 }
 
-fn is_zero(file: &dyn LogFile, from: u64, to: u64) -> io::Result<bool> {
+fn is_zero_from(file: &dyn LogFile, from: u64, to: u64) -> io::Result<bool> {
     let mut buffer = vec![0; 1 << 20];
     let mut offset = from;
     while offset < to {
@@ -527,7 +574,7 @@ fn is_zero(file: &dyn LogFile, from: u64, to: u64) -> io::Result<bool> {
         if filled == 0 {
             break;
         }
-        if buffer[..filled].iter().any(|&byte| byte != 0) {
+        if !is_zero(&buffer[..filled]) {
             return Ok(false);
         }
         offset += filled as u64;
