@@ -28,6 +28,7 @@ pub mod read;
 pub use chunk_map::MEMBERS_MAX;
 pub use locks::FILE_LOCKS_MAX;
 pub use mem_store::MemStore;
+pub use names::is_name;
 pub use read::*;
 pub use session::OUTSTANDING_MAX;
 pub use transaction::{apply, init};

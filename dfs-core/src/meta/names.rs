@@ -32,6 +32,12 @@ pub(super) fn check_name(name: &[u8]) -> Result<(), NamespaceError> {
     Ok(())
 }
 
+/// Whether an entry may have this name.
+#[must_use]
+pub fn is_name(name: &[u8]) -> bool {
+    check_name(name).is_ok()
+}
+
 pub(super) fn name_too_long(name: &[u8]) -> bool {
     NAME_BYTES_MAX < name.len()
 }
