@@ -35,16 +35,25 @@ pub(crate) fn adopt(
     chunk: ChunkId,
     version: ChunkVersion,
     spec: &ChunkSpec,
-    source: &Source,
+    source: Option<&Source>,
 ) -> Result<ReplicaReport, String> {
+    let have =
+        node.store.report(chunk).ok_or("no replica of this chunk here, and none promised")?;
+    let done = have.position == Position { version, seq: 0 } && have.promised == version;
+    let Some(source) = source else {
+        // Nobody ever wrote anything: everybody takes up nothing.
+        if have.len != 0 || have.position.seq != 0 {
+            return Err(format!("has {} bytes at {:?}", have.len, have.position));
+        }
+        let adopted = if done { Ok(have) } else { node.store.adopt_self(chunk, version) };
+        return adopted.map_err(|e| e.to_string());
+    };
+    // Adopted already, and the answer was lost.
+    if done && have.digest == source.digest {
+        return Ok(have);
+    }
     if source.server == node.server {
-        let have = node.store.report(chunk).ok_or("no replica of this chunk here")?;
         if have.position != source.position {
-            // Adopted already, and the answer was lost?
-            let done = Position { version, seq: 0 };
-            if have.position == done && have.promised == version {
-                return Ok(have);
-            }
             return Err(format!("position is {:?}, not {:?}", have.position, source.position));
         }
         return node.store.adopt_self(chunk, version).map_err(|e| e.to_string());

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use dfs_core::ids::{ChunkId, ChunkVersion, Epoch, InodeNo, ServerId};
+use dfs_core::ids::{BadServerId, ChunkId, ChunkVersion, Epoch, InodeNo};
 use dfs_proto::control::chunk_control_server::ChunkControl;
 use dfs_proto::control::{
     AdoptRequest, DeleteReply, DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest,
@@ -100,20 +100,22 @@ impl ChunkControl for Control {
             chunk_size,
         } = request.into_inner();
         let spec = spec(inode, index, chunk_size)?;
-        let server: ServerId = source_server
-            .parse()
-            .map_err(|e| Status::invalid_argument(format!("source server: {e}")))?;
-        let source = Source {
-            server,
-            address: source_address,
-            position: Position { version: ChunkVersion(source_version), seq: source_seq },
-            digest: source_digest,
+        let source = match source_server.as_str() {
+            "" => None,
+            name => Some(Source {
+                server: name
+                    .parse()
+                    .map_err(|e: BadServerId| Status::invalid_argument(e.to_string()))?,
+                address: source_address,
+                position: Position { version: ChunkVersion(source_version), seq: source_seq },
+                digest: source_digest,
+            }),
         };
         let this = self.clone();
         self.blocking(move |node| {
             this.obey(epoch, nonce)?;
             let chunk = ChunkId(chunk);
-            let report = adopt(node, chunk, ChunkVersion(version), &spec, &source)
+            let report = adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
                 .map_err(Status::failed_precondition)?;
             node.members.forget(chunk);
             node.on_changed(chunk);

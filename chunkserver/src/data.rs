@@ -11,35 +11,47 @@ use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer};
 use dfs_proto::frame::{FrameKind, PAYLOAD_BYTES_MAX};
-use dfs_proto::frame_conn::{Frame, FrameWriter, read_frame};
+use dfs_proto::frame_conn::{Frame, read_frame};
 use dfs_service::clock::monotonic_nanos;
 
 use crate::node::{Node, lock};
+use crate::reply::ReplyWriter;
 use crate::store::StoreError;
 use crate::{adopt, member, primary, repair};
 
 /// Unanswered requests of one connection, and their payload.
 const IN_FLIGHT_MAX: usize = 256;
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
-/// A client that does not take its answers for this long is closed: others' acknowledgements go through its thread.
+/// A client that does not take its answers for this long is closed.
 const REPLY_MAX: Duration = Duration::from_secs(10);
 
-/// What an answer is given to, from any thread. Dropped without one: the asker's connection is closed.
+/// What an answer is given to, from any thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
-    writer: FrameWriter,
+    writer: ReplyWriter,
     request: u64,
     begun: u64,
     call: &'static str,
-    slot: Slot,
+    _slot: Slot,
 }
 
 impl Waiter {
+    /// From any thread, without waiting for the asker.
     pub(crate) fn reply(self, node: &Node, reply: &DataReply) {
-        self.reply_with(node, reply, &[], None);
+        self.count(node, reply);
+        self.writer.reply_soon(self.request, &reply.to_bytes());
     }
 
+    /// From the connection's own thread.
     fn reply_with(self, node: &Node, reply: &DataReply, payload: &[u8], crc: Option<u32>) {
+        self.count(node, reply);
+        if let Err(error) = self.writer.reply(self.request, &reply.to_bytes(), payload, crc) {
+            // Its reader sees the closed connection; the asker asks again.
+            tracing::debug!(%error, call = self.call, "answer not taken");
+        }
+    }
+
+    fn count(&self, node: &Node, reply: &DataReply) {
         node.metrics.requests.with_label_values(&[self.call]).inc();
         if let DataReply::Failed(failure) = reply {
             node.metrics.refusals.with_label_values(&[reason(failure)]).inc();
@@ -48,11 +60,6 @@ impl Waiter {
             let nanos = monotonic_nanos().saturating_sub(self.begun);
             node.metrics.mutate_seconds.observe(Duration::from_nanos(nanos).as_secs_f64());
         }
-        if let Err(error) = self.writer.reply(self.request, &reply.to_bytes(), &[payload], crc) {
-            // Its reader sees the closed connection; the asker asks again.
-            tracing::debug!(%error, call = self.call, "answer not taken");
-        }
-        drop(self.slot);
     }
 }
 
@@ -121,6 +128,7 @@ pub(crate) fn serve(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) {
                 node.metrics.bad_connections.inc();
                 tracing::warn!(%from, %error, "connection closed");
             }
+            // The other side went away, in one way or another.
             _ => tracing::debug!(%from, %error, "connection ended"),
         }
     }
@@ -133,7 +141,7 @@ fn invalid(text: String) -> io::Error {
 
 fn try_serve(node: &Arc<Node>, stream: TcpStream) -> io::Result<()> {
     stream.set_write_timeout(Some(REPLY_MAX))?;
-    let writer = FrameWriter::new(stream.try_clone()?);
+    let writer = ReplyWriter::new(stream.try_clone()?);
     let in_flight = Arc::new(InFlight::default());
     let mut input = io::BufReader::with_capacity(64 << 10, stream);
     let mut peer = None;
@@ -159,7 +167,7 @@ fn try_serve(node: &Arc<Node>, stream: TcpStream) -> io::Result<()> {
             request: frame.header.request,
             begun: monotonic_nanos(),
             call: name(&call),
-            slot,
+            _slot: slot,
         };
         if peer.is_none() {
             match hello(node, &call, waiter) {

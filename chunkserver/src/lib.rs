@@ -19,6 +19,7 @@ mod node;
 mod peer;
 mod primary;
 mod repair;
+mod reply;
 mod run;
 mod state;
 

@@ -62,7 +62,9 @@ pub(crate) struct Replicated {
 impl View {
     fn commit(&mut self, seq: u64) {
         self.committed = self.committed.max(seq);
-        while self.ranges.pop_front_if(|(seq, ..)| *seq <= self.committed).is_some() {}
+        while self.ranges.front().is_some_and(|(seq, ..)| *seq <= self.committed) {
+            self.ranges.pop_front();
+        }
     }
 
     fn is_settled(&self) -> bool {

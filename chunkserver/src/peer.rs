@@ -33,6 +33,8 @@ struct Slot {
     /// As last told; `u64::MAX`: not told yet.
     free_bytes: AtomicU64,
     asked_at: AtomicU64,
+    /// Payload sent and not answered: not in `free_bytes` yet.
+    unanswered_bytes: AtomicU64,
 }
 
 #[derive(Default, Debug)]
@@ -74,6 +76,7 @@ impl Peers {
                 connection: Mutex::default(),
                 free_bytes: AtomicU64::new(u64::MAX),
                 asked_at: AtomicU64::new(0),
+                unanswered_bytes: AtomicU64::new(0),
             })
         });
         Arc::clone(slot)
@@ -141,6 +144,15 @@ impl Peers {
         Ok((client, free_bytes))
     }
 
+    /// `bytes` of payload go to `server`; [`Self::on_answered`] follows.
+    pub(crate) fn on_sent(&self, server: ServerId, bytes: u64) {
+        self.slot(server).unanswered_bytes.fetch_add(bytes, Ordering::AcqRel);
+    }
+
+    pub(crate) fn on_answered(&self, server: ServerId, bytes: u64) {
+        self.slot(server).unanswered_bytes.fetch_sub(bytes, Ordering::AcqRel);
+    }
+
     /// `server` said how much space it has.
     pub(crate) fn on_free_bytes(&self, server: ServerId, free_bytes: u64) {
         self.slot(server).free_bytes.store(free_bytes, Ordering::Release);
@@ -150,7 +162,8 @@ impl Peers {
     pub(crate) fn has_space(self: &Arc<Self>, server: ServerId, address: &str, bytes: u64) -> bool {
         const ASK_AGAIN_NANOS: u64 = 100_000_000;
         let slot = self.slot(server);
-        if bytes <= slot.free_bytes.load(Ordering::Acquire) {
+        let promised = slot.unanswered_bytes.load(Ordering::Acquire).saturating_add(bytes);
+        if promised <= slot.free_bytes.load(Ordering::Acquire) {
             return true;
         }
         let (now, asked_at) = (monotonic_nanos(), slot.asked_at.load(Ordering::Acquire));

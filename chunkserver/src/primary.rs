@@ -485,9 +485,12 @@ fn send(
     on_success: impl FnOnce(&Led, u64) -> Vec<Effect<Waiter>> + Send + 'static,
 ) {
     let server = member.member.server;
+    let bytes = payload.len() as u64;
+    node.peers.on_sent(server, bytes);
     let on_reply = {
         let (node, led) = (Arc::clone(node), Arc::clone(led));
         Box::new(move |frame| {
+            node.peers.on_answered(server, bytes);
             let effects = match reply_of(frame) {
                 Ok((DataReply::Applied { seq, free_bytes }, _)) => {
                     node.peers.on_free_bytes(server, free_bytes);
@@ -504,6 +507,7 @@ fn send(
         .client(server, &member.address)
         .and_then(|client| client.start(args, &[payload], payload_crc, on_reply));
     if let Err(error) = started {
+        node.peers.on_answered(server, bytes);
         let effects = fail(node, led, server, error.to_string());
         perform(node, led, effects);
     }

@@ -1,5 +1,11 @@
 //! Writes, appends, syncs and reads on three servers, and what happens when something breaks.
 
+#![expect(
+    clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test that meets the unexpected fails"
+)]
+
 mod harness;
 
 use std::collections::BTreeMap;
@@ -235,16 +241,38 @@ fn a_source_that_went_on_is_refused() {
     client.write(&layout, 2, 3, b"two").unwrap();
     let promised = cluster.promise(0, 1, 2, false).unwrap();
     cluster.promise(2, 1, 2, true).unwrap();
-    let mut wrong = promised.clone();
+    let mut wrong = promised;
     wrong.seq = early.position.seq;
     assert_eq!(cluster.adopt(2, 2, 0, &wrong).unwrap_err().code(), tonic::Code::FailedPrecondition);
-    wrong = promised.clone();
+    wrong = promised;
     wrong.digest ^= 1;
     assert_eq!(cluster.adopt(2, 2, 0, &wrong).unwrap_err().code(), tonic::Code::FailedPrecondition);
     cluster.adopt(2, 2, 0, &promised).unwrap();
     assert_eq!(cluster.content(2, 1, 2), b"onetwo");
     // A version that was not promised cannot be taken up.
     assert!(cluster.adopt(2, 3, 0, &promised).is_err());
+}
+
+#[test]
+fn a_chunk_nobody_wrote_is_taken_up_empty_and_an_adoption_may_be_repeated() {
+    let cluster = Cluster::new(3);
+    let mut nobody = cluster.promise(0, 1, 2, true).unwrap();
+    cluster.promise(1, 1, 2, true).unwrap();
+    assert_eq!((nobody.version, nobody.seq, nobody.len), (0, 0, 0));
+    let empty = |index| cluster.adopt_from(index, 2, "", "", &nobody).unwrap();
+    for report in [empty(0), empty(1), empty(1)] {
+        assert_eq!((report.version, report.seq, report.len), (2, 0, 0));
+    }
+    let layout = cluster.layout(1, 2, &[0, 1]);
+    cluster.client(0, 1).write(&layout, 1, 0, b"born late").unwrap();
+    nobody = cluster.promise(0, 1, 3, false).unwrap();
+    cluster.promise(1, 1, 3, false).unwrap();
+    // Nobody wrote? This one knows better.
+    assert!(cluster.adopt_from(1, 3, "", "", &nobody).is_err());
+    for index in [1, 1, 0, 0] {
+        assert_eq!(cluster.adopt(index, 3, 0, &nobody).unwrap().version, 3);
+    }
+    assert_eq!(cluster.content(1, 1, 3), b"born late");
 }
 
 #[test]

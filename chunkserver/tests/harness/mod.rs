@@ -1,13 +1,11 @@
 //! Real servers on loopback, a client that speaks frames, and a hand that plays the master's promise and adopt.
 
-#![allow(dead_code, reason = "each test file uses a part")]
-
 use std::sync::Arc;
 use std::time::Duration;
 
 use chunkserver::{Config, Server};
 use dfs_core::chunk::Member;
-use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, InodeNo, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::control::chunk_control_client::ChunkControlClient;
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
@@ -16,24 +14,24 @@ use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
 use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
 
-pub const FS: FsId = FsId(0xF5);
-pub const DEADLINE: Duration = Duration::from_secs(30);
-pub const MIB: u64 = 1 << 20;
+pub(crate) const FS: FsId = FsId(0xF5);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const MIB: u64 = 1 << 20;
 
-pub struct Cluster {
-    pub dirs: Vec<tempfile::TempDir>,
-    pub servers: Vec<Option<Server>>,
-    pub chunk_size: u64,
+pub(crate) struct Cluster {
+    pub(crate) dirs: Vec<tempfile::TempDir>,
+    pub(crate) servers: Vec<Option<Server>>,
+    pub(crate) chunk_size: u64,
     runtime: tokio::runtime::Runtime,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Cluster {
-    pub fn new(count: usize) -> Self {
+    pub(crate) fn new(count: usize) -> Self {
         Self::with(count, |_| {})
     }
 
-    pub fn with(count: usize, change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
+    pub(crate) fn with(count: usize, change: impl Fn(&mut Config) + Send + Sync + 'static) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .enable_all()
@@ -58,19 +56,19 @@ impl Cluster {
         Server::start(config).unwrap()
     }
 
-    pub fn stop(&mut self, index: usize) {
+    pub(crate) fn stop(&mut self, index: usize) {
         self.servers[index].take().unwrap().stop();
     }
 
-    pub fn start(&mut self, index: usize) {
+    pub(crate) fn start(&mut self, index: usize) {
         self.servers[index] = Some(self.open(index));
     }
 
-    pub fn server(&self, index: usize) -> &Server {
+    pub(crate) fn server(&self, index: usize) -> &Server {
         self.servers[index].as_ref().unwrap()
     }
 
-    pub fn member(&self, index: usize) -> MemberAddress {
+    pub(crate) fn member(&self, index: usize) -> MemberAddress {
         let server = self.server(index);
         MemberAddress {
             member: Member { server: server.store().server(), disk: server.store().disk_id() },
@@ -79,7 +77,7 @@ impl Cluster {
     }
 
     /// The first of `members` is the primary.
-    pub fn layout(&self, chunk: u64, version: u64, members: &[usize]) -> ChunkLayout {
+    pub(crate) fn layout(&self, chunk: u64, version: u64, members: &[usize]) -> ChunkLayout {
         ChunkLayout {
             chunk: ChunkId(chunk),
             ino: InodeNo(7),
@@ -95,11 +93,11 @@ impl Cluster {
         }
     }
 
-    pub fn client(&self, index: usize, id: u128) -> Client {
+    pub(crate) fn client(&self, index: usize, id: u128) -> Client {
         Client::open(&self.server(index).addr().to_string(), id)
     }
 
-    pub fn promise(
+    pub(crate) fn promise(
         &self,
         index: usize,
         chunk: u64,
@@ -128,11 +126,24 @@ impl Cluster {
         ))
     }
 
-    pub fn adopt(
+    pub(crate) fn adopt(
         &self,
         index: usize,
         version: u64,
         source: usize,
+        from: &ReplicaReport,
+    ) -> Result<ReplicaReport, tonic::Status> {
+        let server = self.server(source);
+        let (name, address) = (server.store().server().to_string(), server.addr().to_string());
+        self.adopt_from(index, version, &name, &address, from)
+    }
+
+    pub(crate) fn adopt_from(
+        &self,
+        index: usize,
+        version: u64,
+        source_server: &str,
+        source_address: &str,
         from: &ReplicaReport,
     ) -> Result<ReplicaReport, tonic::Status> {
         let request = AdoptRequest {
@@ -140,8 +151,8 @@ impl Cluster {
             nonce: 1,
             chunk: from.chunk,
             version,
-            source_server: self.server(source).store().server().to_string(),
-            source_address: self.server(source).addr().to_string(),
+            source_server: source_server.to_owned(),
+            source_address: source_address.to_owned(),
             source_version: from.version,
             source_seq: from.seq,
             source_digest: from.digest,
@@ -154,7 +165,7 @@ impl Cluster {
     }
 
     /// What the master does: promise by all, adopt from the highest position, then the layout that may be used.
-    pub fn reconfigure(
+    pub(crate) fn reconfigure(
         &self,
         chunk: u64,
         version: u64,
@@ -177,7 +188,7 @@ impl Cluster {
     }
 
     /// The whole content of a replica, blocks verified.
-    pub fn content(&self, index: usize, chunk: u64, version: u64) -> Vec<u8> {
+    pub(crate) fn content(&self, index: usize, chunk: u64, version: u64) -> Vec<u8> {
         let mut out = Vec::new();
         let store = self.server(index).store();
         let len = store
@@ -188,13 +199,13 @@ impl Cluster {
     }
 }
 
-pub struct Client {
-    pub id: ClientId,
-    pub connection: Arc<FrameClient>,
+pub(crate) struct Client {
+    pub(crate) id: ClientId,
+    pub(crate) connection: Arc<FrameClient>,
 }
 
 impl Client {
-    pub fn open(addr: &str, id: u128) -> Self {
+    pub(crate) fn open(addr: &str, id: u128) -> Self {
         let stream = dial(addr, &ClusterKey::none(), Door::Frames, DEADLINE).unwrap();
         let connection = FrameClient::new(stream).unwrap();
         let client = Self { id: ClientId(id), connection };
@@ -203,7 +214,7 @@ impl Client {
         client
     }
 
-    pub fn call(
+    pub(crate) fn call(
         &self,
         call: &DataCall,
         payload: &[u8],
@@ -212,7 +223,7 @@ impl Client {
         answer(frame)
     }
 
-    pub fn mutate(
+    pub(crate) fn mutate(
         &self,
         layout: &ChunkLayout,
         counter: u64,
@@ -229,7 +240,7 @@ impl Client {
         self.call(&call, payload).map(|(reply, _)| reply)
     }
 
-    pub fn write(
+    pub(crate) fn write(
         &self,
         layout: &ChunkLayout,
         counter: u64,
@@ -243,7 +254,7 @@ impl Client {
     }
 
     /// (offset, appended)
-    pub fn append(
+    pub(crate) fn append(
         &self,
         layout: &ChunkLayout,
         counter: u64,
@@ -256,14 +267,14 @@ impl Client {
         }
     }
 
-    pub fn sync(&self, layout: &ChunkLayout) -> Result<(u64, u64), DataFailure> {
+    pub(crate) fn sync(&self, layout: &ChunkLayout) -> Result<(u64, u64), DataFailure> {
         match self.call(&DataCall::Sync { layout: layout.clone() }, &[])?.0 {
             DataReply::Synced { seq, len } => Ok((seq, len)),
             other => panic!("{other:?}"),
         }
     }
 
-    pub fn read(
+    pub(crate) fn read(
         &self,
         layout: &ChunkLayout,
         offset: u64,
@@ -277,7 +288,7 @@ impl Client {
     }
 
     /// Reads where the answer may be "not known yet, ask the primary" for a moment.
-    pub fn read_soon(&self, layout: &ChunkLayout, offset: u64, len: u32) -> Vec<u8> {
+    pub(crate) fn read_soon(&self, layout: &ChunkLayout, offset: u64, len: u32) -> Vec<u8> {
         for _ in 0..500 {
             match self.read(layout, offset, len) {
                 Ok(bytes) => return bytes,
@@ -289,7 +300,7 @@ impl Client {
     }
 }
 
-pub fn answer(frame: Frame) -> Result<(DataReply, Vec<u8>), DataFailure> {
+pub(crate) fn answer(frame: Frame) -> Result<(DataReply, Vec<u8>), DataFailure> {
     match DataReply::from_bytes(&frame.args).unwrap() {
         DataReply::Failed(failure) => Err(failure),
         reply => Ok((reply, frame.payload)),
@@ -297,7 +308,7 @@ pub fn answer(frame: Frame) -> Result<(DataReply, Vec<u8>), DataFailure> {
 }
 
 /// Bytes that differ everywhere.
-pub fn pattern(seed: u64, len: usize) -> Vec<u8> {
+pub(crate) fn pattern(seed: u64, len: usize) -> Vec<u8> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..len)
         .map(|_| {
