@@ -1,0 +1,729 @@
+//! fuser callbacks: decode, call, reply. The only module that knows fuser, with [`crate::mount`].
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each operation has one kind of reply; `failure` answers for all others, also new ones"
+)]
+
+mod convert;
+
+use std::ffi::OsStr;
+use std::io;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use dfs_core::command::SetTime;
+use dfs_core::ids::InodeNo;
+use fuser::{
+    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, IoctlFlags, KernelConfig, LockOwner, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
+    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+
+use crate::errno::Errno;
+use crate::fs::{FileSystem, KernelCache};
+use crate::metrics::Metrics;
+use crate::seam::{Call, Caller, OpenFlags, Operation, Reply, SetAttr};
+use crate::workers::{Readers, Workers};
+use convert::{dir_entry_attr, file_attr, file_type, fopen_flags, lock_kind, lock_type, set_time};
+
+/// Largest write of the kernel, in bytes.
+const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Requests without a waiting process (readahead, release, …) the kernel sends at once.
+const BACKGROUND_MAX: u16 = 128;
+/// Threads that answer when no reader is left, and lock waits; each waits most of the time.
+const WORKERS_MAX: usize = 64;
+const LOCK_WAITS_MAX: usize = 256;
+const LOCK_WAITS_IN_LINE_MAX: usize = 4096;
+/// fuser wants a generation; inode numbers are never used again.
+const GENERATION: Generation = Generation(0);
+/// Handles say nothing: all state is with the inode, or comes with each request.
+const NO_HANDLE: FileHandle = FileHandle(0);
+
+/// The connection to the kernel.
+#[derive(Debug)]
+pub(crate) struct Adapter {
+    fs: Arc<FileSystem>,
+    metrics: Arc<Metrics>,
+    readers: Arc<Readers>,
+    workers: Workers,
+    lock_waits: Workers,
+}
+
+impl Adapter {
+    pub(crate) fn new(fs: Arc<FileSystem>, metrics: Arc<Metrics>, readers: usize) -> Self {
+        Self {
+            fs,
+            metrics,
+            readers: Arc::new(Readers::new(readers)),
+            workers: Workers::new("dfs-answer", WORKERS_MAX, 0),
+            lock_waits: Workers::new("dfs-lock-wait", LOCK_WAITS_MAX, LOCK_WAITS_IN_LINE_MAX),
+        }
+    }
+
+    /// Answers a request here if another reader is free, else on a thread of its own.
+    fn answer<F>(&self, req: &Request, operation: Operation, payload: &[u8], reply: F)
+    where
+        F: FnOnce(Reply) + Send + 'static,
+    {
+        let caller =
+            Caller { unique: req.unique().0, uid: req.uid(), gid: req.gid(), pid: req.pid() };
+        let waits = operation.waits();
+        let call = Call { caller, operation, payload: payload.into() };
+        let place = if waits { None } else { self.readers.try_answer() };
+        if place.is_some() {
+            return reply(handle(&self.fs, &self.metrics, call));
+        }
+        let (fs, metrics) = (Arc::clone(&self.fs), Arc::clone(&self.metrics));
+        let call = call.into_owned();
+        let job = move || reply(handle(&fs, &metrics, call));
+        self.metrics.handed_over.inc();
+        let workers = if waits { &self.lock_waits } else { &self.workers };
+        if let Err(job) = workers.try_run(job) {
+            // More is waiting than there are threads: the queue waits with it.
+            job();
+        }
+    }
+}
+
+/// A handler that panics must answer, or its process hangs for ever.
+fn handle(fs: &FileSystem, metrics: &Metrics, call: Call<'_>) -> Reply {
+    let operation = call.operation.name();
+    metrics.in_progress.inc();
+    let answered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fs.handle(call)));
+    metrics.in_progress.dec();
+    answered.unwrap_or_else(|_| {
+        metrics.panics.inc();
+        tracing::error!(operation, "handler panicked; answered EIO");
+        Reply::Failed(Errno::IO)
+    })
+}
+
+fn ino(ino: INodeNo) -> InodeNo {
+    InodeNo(ino.0)
+}
+
+fn name(name: &OsStr) -> Vec<u8> {
+    name.as_bytes().to_vec()
+}
+
+fn errno(errno: Errno) -> fuser::Errno {
+    fuser::Errno::from_i32(errno.code())
+}
+
+/// The errno of a reply that is an error, or of one that does not fit the request.
+fn failure(reply: Reply) -> fuser::Errno {
+    match reply {
+        Reply::Failed(failed) => errno(failed),
+        other => {
+            tracing::error!(?other, "reply of another kind than the request; answered EIO");
+            errno(Errno::IO)
+        }
+    }
+}
+
+fn reply_done(reply: ReplyEmpty) -> impl FnOnce(Reply) + Send {
+    move |answer| match answer {
+        Reply::Done => reply.ok(),
+        other => reply.error(failure(other)),
+    }
+}
+
+fn reply_entry(reply: ReplyEntry) -> impl FnOnce(Reply) + Send {
+    move |answer| match answer {
+        Reply::Entry(entry) => reply.entry_with_ttls(
+            &entry.attr_ttl,
+            &entry.entry_ttl,
+            &file_attr(&entry.attr),
+            GENERATION,
+        ),
+        other => reply.error(failure(other)),
+    }
+}
+
+fn reply_attr(reply: ReplyAttr) -> impl FnOnce(Reply) + Send {
+    move |answer| match answer {
+        Reply::Attr { attr, ttl } => reply.attr(&ttl, &file_attr(&attr)),
+        other => reply.error(failure(other)),
+    }
+}
+
+fn reply_written(reply: ReplyWrite) -> impl FnOnce(Reply) + Send {
+    move |answer| match answer {
+        Reply::Written(bytes) => reply.written(bytes),
+        other => reply.error(failure(other)),
+    }
+}
+
+fn reply_xattr(reply: ReplyXattr) -> impl FnOnce(Reply) + Send {
+    move |answer| match answer {
+        Reply::XattrSize(size) => reply.size(size),
+        Reply::Xattr(value) => reply.data(&value),
+        other => reply.error(failure(other)),
+    }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let wanted = [
+            InitFlags::FUSE_ASYNC_READ,
+            InitFlags::FUSE_BIG_WRITES,
+            InitFlags::FUSE_MAX_PAGES,
+            InitFlags::FUSE_ATOMIC_O_TRUNC,
+            InitFlags::FUSE_DONT_MASK,
+            InitFlags::FUSE_POSIX_LOCKS,
+            InitFlags::FUSE_FLOCK_LOCKS,
+            InitFlags::FUSE_POSIX_ACL,
+            InitFlags::FUSE_DO_READDIRPLUS,
+            InitFlags::FUSE_READDIRPLUS_AUTO,
+            InitFlags::FUSE_PARALLEL_DIROPS,
+            InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+            InitFlags::FUSE_CACHE_SYMLINKS,
+            // O_APPEND files are opened past the cache and may still be mapped (DECISIONS 9).
+            InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+        ];
+        for flag in wanted {
+            if let Err(missing) = config.add_capabilities(flag) {
+                tracing::warn!(?missing, "this kernel's FUSE lacks a feature");
+            }
+        }
+        let _ = config.set_max_write(WRITE_BYTES_MAX);
+        // The kernel says how much it allows; all of that.
+        let _ = config.set_max_readahead(u32::MAX).or_else(|most| config.set_max_readahead(most));
+        let _ = config.set_max_background(BACKGROUND_MAX);
+        let _ = config.set_congestion_threshold(BACKGROUND_MAX);
+        Ok(())
+    }
+
+    fn lookup(&self, req: &Request, parent: INodeNo, child: &OsStr, reply: ReplyEntry) {
+        let operation = Operation::Lookup { parent: ino(parent), name: name(child) };
+        self.answer(req, operation, &[], reply_entry(reply));
+    }
+
+    fn forget(&self, _req: &Request, _ino: INodeNo, _nlookup: u64) {}
+
+    fn getattr(&self, req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(req, Operation::GetAttr { ino: ino(node) }, &[], reply_attr(reply));
+    }
+
+    fn setattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let keep_or = |time: Option<TimeOrNow>| time.map_or(SetTime::Keep, set_time);
+        let set = SetAttr {
+            mode: mode.map(|mode| mode & 0o7777),
+            uid,
+            gid,
+            size,
+            atime: keep_or(atime),
+            mtime: keep_or(mtime),
+        };
+        self.answer(req, Operation::SetAttr { ino: ino(node), set }, &[], reply_attr(reply));
+    }
+
+    fn readlink(&self, req: &Request, node: INodeNo, reply: ReplyData) {
+        self.answer(req, Operation::ReadLink { ino: ino(node) }, &[], |answer| match answer {
+            Reply::Link(target) => reply.data(&target),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let operation =
+            Operation::Mknod { parent: ino(parent), name: name(child), mode, umask, rdev };
+        self.answer(req, operation, &[], reply_entry(reply));
+    }
+
+    fn mkdir(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        mode: u32,
+        umask: u32,
+        reply: ReplyEntry,
+    ) {
+        let operation = Operation::Mkdir { parent: ino(parent), name: name(child), mode, umask };
+        self.answer(req, operation, &[], reply_entry(reply));
+    }
+
+    fn unlink(&self, req: &Request, parent: INodeNo, child: &OsStr, reply: ReplyEmpty) {
+        let operation = Operation::Unlink { parent: ino(parent), name: name(child) };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn rmdir(&self, req: &Request, parent: INodeNo, child: &OsStr, reply: ReplyEmpty) {
+        let operation = Operation::Rmdir { parent: ino(parent), name: name(child) };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn symlink(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        target: &Path,
+        reply: ReplyEntry,
+    ) {
+        let target = name(target.as_os_str());
+        let operation = Operation::Symlink { parent: ino(parent), name: name(child), target };
+        self.answer(req, operation, &[], reply_entry(reply));
+    }
+
+    fn rename(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        new_parent: INodeNo,
+        new_child: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::Rename {
+            from_parent: ino(parent),
+            from: name(child),
+            to_parent: ino(new_parent),
+            to: name(new_child),
+            flags: flags.bits(),
+        };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn link(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        new_parent: INodeNo,
+        new_child: &OsStr,
+        reply: ReplyEntry,
+    ) {
+        let operation =
+            Operation::Link { ino: ino(node), parent: ino(new_parent), name: name(new_child) };
+        self.answer(req, operation, &[], reply_entry(reply));
+    }
+
+    fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let operation = Operation::Open { ino: ino(node), flags: OpenFlags(flags.0) };
+        self.answer(req, operation, &[], |answer| match answer {
+            Reply::Opened(cache) => reply.opened(NO_HANDLE, fopen_flags(cache)),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        child: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let operation = Operation::Create {
+            parent: ino(parent),
+            name: name(child),
+            mode,
+            umask,
+            flags: OpenFlags(flags),
+        };
+        self.answer(req, operation, &[], |answer| match answer {
+            // fuser has one lifetime for both here.
+            Reply::Created { entry, cache } => reply.created(
+                &entry.attr_ttl.min(entry.entry_ttl),
+                &file_attr(&entry.attr),
+                GENERATION,
+                NO_HANDLE,
+                fopen_flags(cache),
+            ),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn read(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        let operation = Operation::Read { ino: ino(node), offset, len: size };
+        self.answer(req, operation, &[], |answer| match answer {
+            Reply::Data(buffer) => reply.data(buffer.as_slice()),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn write(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        flags: fuser::OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let operation = Operation::Write {
+            ino: ino(node),
+            offset,
+            flags: OpenFlags(flags.0),
+            from_page_cache: write_flags.contains(WriteFlags::FUSE_WRITE_CACHE),
+            kill_priv: write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID),
+        };
+        self.answer(req, operation, data, reply_written(reply));
+    }
+
+    fn flush(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::Flush { ino: ino(node), lock_owner: lock_owner.0 };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn release(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        flags: fuser::OpenFlags,
+        lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::Release {
+            ino: ino(node),
+            flags: OpenFlags(flags.0),
+            flock_owner: lock_owner.map(|owner| owner.0),
+        };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn fsync(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::Fsync { ino: ino(node), datasync };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn opendir(&self, req: &Request, node: INodeNo, _flags: fuser::OpenFlags, reply: ReplyOpen) {
+        let operation = Operation::OpenDir { ino: ino(node) };
+        self.answer(req, operation, &[], |answer| match answer {
+            Reply::Done => reply.opened(NO_HANDLE, FopenFlags::empty()),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn readdir(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let operation = Operation::ReadDir { ino: ino(node), cookie: offset, plus: false };
+        self.answer(req, operation, &[], move |answer| match answer {
+            Reply::Entries(listing) => {
+                let full = listing.dots.iter().any(|dot| {
+                    let kind = fuser::FileType::Directory;
+                    reply.add(INodeNo(dot.ino.0), dot.cookie, kind, OsStr::from_bytes(dot.name))
+                });
+                let _full = full
+                    || listing.entries[listing.range].iter().any(|entry| {
+                        let (node, kind) = (INodeNo(entry.ino.0), file_type(entry.kind));
+                        reply.add(node, entry.cookie, kind, OsStr::from_bytes(&entry.name))
+                    });
+                reply.ok();
+            }
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn readdirplus(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let operation = Operation::ReadDir { ino: ino(node), cookie: offset, plus: true };
+        self.answer(req, operation, &[], move |answer| match answer {
+            Reply::Entries(listing) => {
+                let ttl = listing.ttl;
+                let mut add = |node, cookie, name: &[u8], attr: &fuser::FileAttr| {
+                    let name = OsStr::from_bytes(name);
+                    reply.add(INodeNo(node), cookie, name, &ttl, attr, GENERATION)
+                };
+                let full = listing
+                    .dots
+                    .iter()
+                    .any(|dot| add(dot.ino.0, dot.cookie, dot.name, &convert::dot_attr(dot.ino)));
+                let _full = full
+                    || listing.entries[listing.range].iter().any(|entry| {
+                        add(entry.ino.0, entry.cookie, &entry.name, &dir_entry_attr(entry))
+                    });
+                reply.ok();
+            }
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn releasedir(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _flags: fuser::OpenFlags,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(req, Operation::ReleaseDir { ino: ino(node) }, &[], reply_done(reply));
+    }
+
+    fn fsyncdir(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        _datasync: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.answer(req, Operation::FsyncDir { ino: ino(node) }, &[], reply_done(reply));
+    }
+
+    fn statfs(&self, req: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        self.answer(req, Operation::Statfs, &[], |answer| match answer {
+            Reply::Statfs(space) => {
+                let blocks = |bytes: u64| bytes / u64::from(convert::FRAGMENT_BYTES);
+                reply.statfs(
+                    blocks(space.total_bytes),
+                    blocks(space.free_bytes),
+                    blocks(space.available_bytes),
+                    space.inodes_total,
+                    space.inodes_free,
+                    convert::FRAGMENT_BYTES,
+                    255,
+                    convert::FRAGMENT_BYTES,
+                );
+            }
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn setxattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        attribute: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::SetXattr { ino: ino(node), name: name(attribute), flags };
+        self.answer(req, operation, value, reply_done(reply));
+    }
+
+    fn getxattr(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        attribute: &OsStr,
+        size: u32,
+        reply: ReplyXattr,
+    ) {
+        let operation =
+            Operation::GetXattr { ino: ino(node), name: name(attribute), size_max: size };
+        self.answer(req, operation, &[], reply_xattr(reply));
+    }
+
+    fn listxattr(&self, req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let operation = Operation::ListXattr { ino: ino(node), size_max: size };
+        self.answer(req, operation, &[], reply_xattr(reply));
+    }
+
+    fn removexattr(&self, req: &Request, node: INodeNo, attribute: &OsStr, reply: ReplyEmpty) {
+        let operation = Operation::RemoveXattr { ino: ino(node), name: name(attribute) };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn getlk(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        _pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(Some(kind)) = lock_kind(typ) else {
+            return reply.error(errno(Errno::INVALID));
+        };
+        let operation =
+            Operation::GetLock { ino: ino(node), owner: lock_owner.0, start, end, kind };
+        self.answer(req, operation, &[], |answer| match answer {
+            Reply::Lock(Some(held)) => {
+                reply.locked(held.start, held.end, lock_type(Some(held.kind)), held.pid);
+            }
+            Reply::Lock(None) => reply.locked(0, 0, lock_type(None), 0),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
+        reply: ReplyEmpty,
+    ) {
+        let Some(kind) = lock_kind(typ) else { return reply.error(errno(Errno::INVALID)) };
+        let operation = Operation::SetLock {
+            ino: ino(node),
+            owner: lock_owner.0,
+            start,
+            end,
+            kind,
+            pid,
+            wait: sleep && kind.is_some(),
+        };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn ioctl(
+        &self,
+        req: &Request,
+        _node: INodeNo,
+        _fh: FileHandle,
+        _flags: IoctlFlags,
+        _cmd: u32,
+        _in_data: &[u8],
+        _out_size: u32,
+        reply: ReplyIoctl,
+    ) {
+        self.answer(req, Operation::Ioctl, &[], |answer| reply.error(failure(answer)));
+    }
+
+    fn fallocate(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        let operation = Operation::Fallocate { ino: ino(node), offset, len: length, mode };
+        self.answer(req, operation, &[], reply_done(reply));
+    }
+
+    fn lseek(
+        &self,
+        req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let operation = Operation::Seek { ino: ino(node), offset, whence };
+        self.answer(req, operation, &[], |answer| match answer {
+            Reply::Offset(at) => reply.offset(at),
+            other => reply.error(failure(other)),
+        });
+    }
+
+    fn copy_file_range(
+        &self,
+        req: &Request,
+        from: INodeNo,
+        _from_fh: FileHandle,
+        from_offset: u64,
+        to: INodeNo,
+        _to_fh: FileHandle,
+        to_offset: u64,
+        len: u64,
+        flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        let operation = Operation::CopyRange {
+            from: ino(from),
+            from_offset,
+            to: ino(to),
+            to_offset,
+            len,
+            flags: flags.bits(),
+        };
+        self.answer(req, operation, &[], reply_written(reply));
+    }
+}
+
+/// Tells the kernel what it must forget.
+#[derive(Debug)]
+pub(crate) struct Notifications(pub(crate) fuser::Notifier);
+
+impl KernelCache for Notifications {
+    fn drop_inode(&self, ino: InodeNo) {
+        // Length 0: all pages, and the attributes. ENOENT: nothing was cached.
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), 0, 0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(ino = ino.0, %error, "kernel did not drop cached pages");
+        }
+    }
+}

@@ -1,0 +1,195 @@
+//! What the kernel may believe, and for how long: lifetimes, and whether cached pages still hold.
+//!
+//! Two small tables, both disposable: losing an entry costs a re-read, never a wrong answer.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use dfs_core::ids::InodeNo;
+
+/// Lifetimes of what the kernel caches. A name that is not there is never cached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Lifetimes {
+    pub attr: Duration,
+    pub entry: Duration,
+}
+
+impl Default for Lifetimes {
+    fn default() -> Self {
+        Self { attr: Duration::from_secs(1), entry: Duration::from_secs(1) }
+    }
+}
+
+/// The change number at which each inode's pages in the kernel's cache were begun (DECISIONS 3).
+///
+/// Pages read later hold what is at least as new, so an equal number at an open means that nothing moved since.
+#[derive(Debug)]
+pub struct PageVersions {
+    table: Mutex<Bounded<InodeNo, u64>>,
+}
+
+impl PageVersions {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
+        Self { table: Mutex::new(Bounded::new(entries_max)) }
+    }
+
+    /// For an open that found `change`: whether what is cached may stay. If not, the kernel drops it now.
+    pub fn may_keep(&self, ino: InodeNo, change: u64) -> bool {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        if table.get(&ino) == Some(&change) {
+            return true;
+        }
+        table.insert(ino, change);
+        false
+    }
+
+    /// Whether pages begun at another number (or an unknown one) may be cached.
+    #[must_use]
+    pub fn is_current(&self, ino: InodeNo, change: u64) -> bool {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).get(&ino) == Some(&change)
+    }
+
+    /// The pages were dropped when the inode was at `change`.
+    pub fn begin(&self, ino: InodeNo, change: u64) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).insert(ino, change);
+    }
+}
+
+/// A set that is either complete or knows that it is not: full, it says "perhaps" to every question.
+#[derive(Debug)]
+pub struct Hints<K> {
+    inner: Mutex<HintsInner<K>>,
+    entries_max: usize,
+}
+
+#[derive(Debug)]
+struct HintsInner<K> {
+    held: HashSet<K>,
+    overflown: bool,
+}
+
+impl<K: Eq + Hash> Hints<K> {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
+        Self {
+            inner: Mutex::new(HintsInner { held: HashSet::new(), overflown: false }),
+            entries_max,
+        }
+    }
+
+    pub fn add(&self, key: K) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.held.len() < self.entries_max {
+            inner.held.insert(key);
+        } else {
+            inner.overflown = true;
+        }
+    }
+
+    pub fn remove(&self, key: &K) {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner).held.remove(key);
+    }
+
+    /// False only if it was never added, or removed since.
+    #[must_use]
+    pub fn may_hold(&self, key: &K) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.overflown || inner.held.contains(key)
+    }
+
+    #[must_use]
+    pub fn is_surely_empty(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.held.is_empty() && !inner.overflown
+    }
+}
+
+/// A map that forgets the oldest insertion when it is full.
+#[derive(Debug)]
+pub struct Bounded<K, V> {
+    map: HashMap<K, V>,
+    order: VecDeque<K>,
+    entries_max: usize,
+}
+
+impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
+        Self { map: HashMap::new(), order: VecDeque::new(), entries_max }
+    }
+
+    #[must_use]
+    pub fn get(&self, key: &K) -> Option<&V> {
+        self.map.get(key)
+    }
+
+    pub fn insert(&mut self, key: K, value: V) {
+        if self.map.insert(key, value).is_some() {
+            return;
+        }
+        self.order.push_back(key);
+        // Keys that were removed are still in line: they go when their turn comes.
+        while self.entries_max < self.order.len() {
+            if let Some(oldest) = self.order.pop_front() {
+                self.map.remove(&oldest);
+            }
+        }
+    }
+
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let value = self.map.remove(key)?;
+        self.order.retain(|held| held != key);
+        Some(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: InodeNo = InodeNo(10);
+
+    #[test]
+    fn pages_are_kept_only_under_an_equal_change_number() {
+        let pages = PageVersions::new(4);
+        assert!(!pages.may_keep(A, 5), "nothing is known at first");
+        assert!(pages.may_keep(A, 5));
+        assert!(!pages.may_keep(A, 6));
+        assert!(!pages.may_keep(A, 5), "numbers only rise, but a wrong one must not match");
+    }
+
+    #[test]
+    fn a_forgotten_inode_is_read_again() {
+        let pages = PageVersions::new(2);
+        for ino in 1..=3 {
+            assert!(!pages.may_keep(InodeNo(ino), 1));
+        }
+        assert!(!pages.is_current(InodeNo(1), 1));
+        assert!(pages.is_current(InodeNo(3), 1));
+    }
+
+    #[test]
+    fn a_full_hint_says_perhaps() {
+        let hints = Hints::new(1);
+        assert!(!hints.may_hold(&1) && hints.is_surely_empty());
+        hints.add(1);
+        assert!(hints.may_hold(&1) && !hints.may_hold(&2));
+        hints.add(2);
+        assert!(hints.may_hold(&3));
+        hints.remove(&1);
+        assert!(!hints.is_surely_empty());
+    }
+
+    #[test]
+    fn a_bounded_map_stays_bounded_under_removal() {
+        let mut map = Bounded::new(2);
+        for n in 0..100 {
+            map.insert(n, n);
+            map.remove(&n);
+        }
+        assert_eq!((map.map.len(), map.order.len()), (0, 0));
+    }
+}

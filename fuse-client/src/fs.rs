@@ -1,0 +1,201 @@
+//! The file system behind the seam: what each operation of the kernel means in calls of dfs-client.
+//!
+//! Knows no transport and keeps no table of kernel ids: a node id is an inode number, a file handle says nothing,
+//! directory offsets are the master's cookies, opens are counted by the session. What it does keep (change numbers
+//! of cached pages, hints about locks, prefetched entries) may be lost at any time. Any thread may call it.
+
+mod attributes;
+mod content;
+mod directories;
+mod locks;
+mod names;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_client::ClientError;
+use dfs_client::session::Session;
+use dfs_core::command::{Change, Outcome};
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::Attr;
+
+use crate::buffers::Buffers;
+use crate::cache::{Hints, Lifetimes, PageVersions};
+use crate::errno::Errno;
+use crate::metrics::Metrics;
+use crate::seam::{Call, Entry, Operation, Reply};
+
+/// Inodes whose pages are remembered; 16 bytes each and what a map adds.
+const PAGE_VERSIONS_MAX: usize = 65_536;
+/// Locks and unsynced files remembered before every close asks the master.
+const HINTS_MAX: usize = 16_384;
+
+/// What the file system asks of the kernel without being asked.
+pub trait KernelCache: Send + Sync + fmt::Debug {
+    /// Drops attributes and pages of `ino`; returns when they are gone.
+    fn drop_inode(&self, ino: InodeNo);
+}
+
+/// What may be chosen for one mount.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    pub lifetimes: Lifetimes,
+    /// A waiting lock ends with EINTR after this (DECISIONS 11).
+    pub lock_wait_max: Duration,
+}
+
+/// One mount.
+#[derive(Debug)]
+pub struct FileSystem {
+    session: Arc<Session>,
+    options: Options,
+    kernel: std::sync::OnceLock<Box<dyn KernelCache>>,
+    metrics: Arc<Metrics>,
+    buffers: Buffers,
+    pages: PageVersions,
+    /// (inode, owner) that may hold locks of ours: others need no unlock at close.
+    locked: Hints<(InodeNo, u64)>,
+    /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
+    unsynced: Hints<InodeNo>,
+    listings: directories::Listings,
+    stopping: std::sync::atomic::AtomicBool,
+}
+
+type Answer = Result<Reply, Errno>;
+
+impl FileSystem {
+    #[must_use]
+    pub fn new(session: Arc<Session>, options: Options, metrics: Arc<Metrics>) -> Self {
+        Self {
+            session,
+            options,
+            kernel: std::sync::OnceLock::new(),
+            metrics,
+            buffers: Buffers::default(),
+            pages: PageVersions::new(PAGE_VERSIONS_MAX),
+            locked: Hints::new(HINTS_MAX),
+            unsynced: Hints::new(HINTS_MAX),
+            listings: directories::Listings::default(),
+            stopping: std::sync::atomic::AtomicBool::new(false),
+        }
+    }
+
+    /// Set once, after mounting and before the first request.
+    pub fn set_kernel(&self, kernel: Box<dyn KernelCache>) {
+        // A second one would be of the same connection: the first stays.
+        let _ = self.kernel.set(kernel);
+    }
+
+    /// Ends waiting locks, so that an unmount does not wait for them.
+    pub fn stop_waiting(&self) {
+        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+    }
+
+    /// Answers one request; blocks until it is done.
+    pub fn handle(&self, call: Call<'_>) -> Reply {
+        let name = call.operation.name();
+        let started = Instant::now();
+        let answer = self.perform(call);
+        let failed = match &answer {
+            Err(errno) => Some(*errno),
+            Ok(_) => None,
+        };
+        self.metrics.operation_done(name, started.elapsed(), failed);
+        answer.unwrap_or_else(Reply::Failed)
+    }
+
+    fn perform(&self, call: Call<'_>) -> Answer {
+        let Call { caller, operation, payload } = call;
+        match operation {
+            Operation::Lookup { parent, name } => self.lookup(parent, &name),
+            Operation::GetAttr { ino } => self.get_attr(ino),
+            Operation::SetAttr { ino, set } => self.set_attr(caller, ino, set),
+            Operation::ReadLink { ino } => Ok(Reply::Link(self.session.readlink(ino)?)),
+            Operation::Mknod { parent, name, mode, umask, rdev } => {
+                self.mknod(caller, parent, name, mode, umask, rdev)
+            }
+            Operation::Mkdir { parent, name, mode, umask } => {
+                self.mkdir(caller, parent, name, mode, umask)
+            }
+            Operation::Symlink { parent, name, target } => {
+                self.symlink(caller, parent, name, target)
+            }
+            Operation::Link { ino, parent, name } => self.link(ino, parent, name),
+            Operation::Unlink { parent, name } => {
+                self.change(Change::Unlink { parent, name }).map(|_| Reply::Done)
+            }
+            Operation::Rmdir { parent, name } => {
+                self.change(Change::Rmdir { parent, name }).map(|_| Reply::Done)
+            }
+            Operation::Rename { from_parent, from, to_parent, to, flags } => {
+                self.rename(from_parent, from, to_parent, to, flags)
+            }
+            Operation::Create { parent, name, mode, umask, flags } => {
+                self.create(caller, parent, name, mode, umask, flags)
+            }
+            Operation::Open { ino, flags } => self.open(caller, ino, flags),
+            Operation::Read { ino, offset, len } => self.read(ino, offset, len),
+            Operation::Write { ino, offset, flags, from_page_cache, kill_priv } => {
+                self.write(ino, offset, &payload, flags, from_page_cache, kill_priv)
+            }
+            Operation::Flush { ino, lock_owner } => self.flush(ino, lock_owner),
+            Operation::Release { ino, flags, flock_owner } => self.release(ino, flags, flock_owner),
+            Operation::Fsync { ino, datasync } => self.fsync(ino, datasync),
+            // Names are committed before their operation is answered.
+            Operation::OpenDir { .. }
+            | Operation::ReleaseDir { .. }
+            | Operation::FsyncDir { .. } => Ok(Reply::Done),
+            Operation::ReadDir { ino, cookie, plus } => self.read_dir(ino, cookie, plus),
+            Operation::Statfs => Ok(Reply::Statfs(self.session.statfs()?)),
+            Operation::SetXattr { ino, name, flags } => self.set_xattr(ino, name, &payload, flags),
+            Operation::GetXattr { ino, name, size_max } => self.get_xattr(ino, &name, size_max),
+            Operation::ListXattr { ino, size_max } => self.list_xattr(ino, size_max),
+            Operation::RemoveXattr { ino, name } => {
+                self.change(Change::RemoveXattr { ino, name }).map(|_| Reply::Done)
+            }
+            Operation::GetLock { ino, owner, start, end, kind } => {
+                self.get_lock(ino, owner, start, end, kind)
+            }
+            Operation::SetLock { ino, owner, start, end, kind, pid, wait } => {
+                self.set_lock(ino, owner, (start, end), kind, pid, wait)
+            }
+            Operation::Fallocate { ino, offset, len, mode } => {
+                self.fallocate(caller, ino, offset, len, mode)
+            }
+            Operation::Seek { ino, offset, whence } => self.seek(ino, offset, whence),
+            Operation::CopyRange { from, from_offset, to, to_offset, len, flags } => {
+                self.copy_range((from, from_offset), (to, to_offset), len, flags)
+            }
+            Operation::Ioctl => Err(Errno::NO_IOCTL),
+        }
+    }
+
+    /// Makes one change; prefetched attributes are older than it from now on.
+    fn change(&self, change: Change) -> Result<Outcome, Errno> {
+        let outcome = self.session.change(change);
+        self.listings.outdate();
+        Ok(outcome?)
+    }
+
+    fn entry(&self, attr: Attr) -> Entry {
+        let Lifetimes { attr: attr_ttl, entry: entry_ttl } = self.options.lifetimes;
+        Entry { attr, attr_ttl, entry_ttl }
+    }
+
+    fn attr_reply(&self, attr: Attr) -> Reply {
+        Reply::Attr { attr, ttl: self.options.lifetimes.attr }
+    }
+
+    fn drop_kernel_cache(&self, ino: InodeNo) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.drop_inode(ino);
+        }
+    }
+}
+
+/// An outcome of another kind than the change has.
+fn unexpected(outcome: &Outcome) -> Errno {
+    tracing::error!(?outcome, "master answered a change with an outcome of another kind");
+    Errno::from(ClientError::Protocol { reason: "outcome of another kind".to_owned() })
+}

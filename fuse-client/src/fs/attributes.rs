@@ -1,0 +1,142 @@
+//! Attributes, times and extended attributes.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each change has one kind of outcome; all others, also new ones, are the master's mistake"
+)]
+
+use dfs_core::command::{Change, Outcome, SetTime, XattrMode};
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::Attr;
+
+use super::{Answer, FileSystem, unexpected};
+use crate::errno::Errno;
+use crate::seam::{Caller, Name, Reply, SetAttr};
+
+/// What `capabilities(7)` takes CAP_FSETID for; the kernel does not say who has it.
+fn keeps_privileges(caller: Caller) -> bool {
+    caller.uid == 0
+}
+
+impl FileSystem {
+    pub(super) fn get_attr(&self, ino: InodeNo) -> Answer {
+        Ok(self.attr_reply(self.session.getattr(ino)?))
+    }
+
+    pub(super) fn set_attr(&self, caller: Caller, ino: InodeNo, set: SetAttr) -> Answer {
+        let SetAttr { mode, uid, gid, size, atime, mut mtime } = set;
+        let mut cut = None;
+        if let Some(size) = size {
+            cut = Some(self.truncate(caller, ino, size)?);
+            // truncate(2) comes with "mtime now", which cutting did.
+            if mtime == SetTime::Now {
+                mtime = SetTime::Keep;
+            }
+        }
+        let times = atime != SetTime::Keep || mtime != SetTime::Keep;
+        if let Some(attr) =
+            cut.filter(|_| !times && mode.is_none() && uid.is_none() && gid.is_none())
+        {
+            return Ok(self.attr_reply(attr));
+        }
+        let file = times.then(|| self.session.file(ino));
+        if let Some(file) = &file {
+            // Bytes written before this call must not move the times after it.
+            file.flush()?;
+        }
+        let change = Change::SetAttr {
+            ino,
+            mode,
+            uid,
+            gid,
+            atime,
+            mtime,
+            kill_priv: uid.is_some() || gid.is_some(),
+        };
+        let attr = match self.change(change)? {
+            Outcome::Attr(attr) => attr,
+            other => return Err(unexpected(&other)),
+        };
+        if let Some(file) = &file {
+            file.set_times_override();
+        }
+        Ok(self.attr_reply(self.session.overlay(attr)))
+    }
+
+    /// Cuts or grows; setuid and setgid go as after a write.
+    pub(super) fn truncate(&self, caller: Caller, ino: InodeNo, size: u64) -> Result<Attr, Errno> {
+        let attr = self.session.file(ino).truncate(size);
+        self.listings.outdate();
+        let attr = attr?;
+        if keeps_privileges(caller) || attr.mode & (libc::S_ISUID | libc::S_ISGID) == 0 {
+            return Ok(attr);
+        }
+        let change = Change::SetAttr {
+            ino,
+            mode: None,
+            uid: None,
+            gid: None,
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+            kill_priv: true,
+        };
+        match self.change(change)? {
+            Outcome::Attr(attr) => Ok(self.session.overlay(attr)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// For what changes content without saying whether privileges go.
+    pub(super) fn kill_privileges_of(&self, caller: Caller, ino: InodeNo) {
+        if !keeps_privileges(caller) {
+            self.session.file(ino).set_kill_priv();
+        }
+    }
+
+    pub(super) fn set_xattr(&self, ino: InodeNo, name: Name, value: &[u8], flags: i32) -> Answer {
+        let mode = match flags {
+            0 => XattrMode::Set,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return Err(Errno::INVALID),
+        };
+        self.change(Change::SetXattr { ino, name, value: value.to_vec(), mode })?;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn get_xattr(&self, ino: InodeNo, name: &[u8], size_max: u32) -> Answer {
+        xattr_reply(self.session.getxattr(ino, name)?, size_max)
+    }
+
+    /// Names one after the other, each ended by a zero byte (`listxattr(2)`).
+    pub(super) fn list_xattr(&self, ino: InodeNo, size_max: u32) -> Answer {
+        let mut list = Vec::new();
+        for name in self.session.listxattrs(ino)? {
+            list.extend_from_slice(&name);
+            list.push(0);
+        }
+        xattr_reply(list, size_max)
+    }
+}
+
+fn xattr_reply(bytes: Vec<u8>, size_max: u32) -> Answer {
+    let size = u32::try_from(bytes.len()).map_err(|_| Errno::RANGE)?;
+    match size_max {
+        0 => Ok(Reply::XattrSize(size)),
+        max if size <= max => Ok(Reply::Xattr(bytes)),
+        _ => Err(Errno::RANGE),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_xattr_that_does_not_fit_says_so_and_its_size_can_be_asked() {
+        assert!(matches!(xattr_reply(vec![1; 5], 0), Ok(Reply::XattrSize(5))));
+        assert!(matches!(xattr_reply(vec![1; 5], 5), Ok(Reply::Xattr(value)) if value.len() == 5));
+        assert_eq!(xattr_reply(vec![1; 5], 4).err(), Some(Errno::RANGE));
+        assert!(matches!(xattr_reply(vec![], 0), Ok(Reply::XattrSize(0))));
+    }
+}

@@ -1,0 +1,195 @@
+//! Content: open, read, write, close, and what moves or frees bytes.
+//!
+//! Order at an append: its bytes are stable before the reply; the kernel's offset is ignored (DECISIONS 9).
+
+use dfs_core::command::LockKind;
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::Attr;
+
+use super::{Answer, FileSystem};
+use crate::errno::Errno;
+use crate::seam::{CacheUse, Caller, OpenFlags, Reply};
+
+/// Bytes one `copy_file_range` moves at most; the caller asks again for the rest.
+const COPY_BYTES_MAX: u64 = 32 << 20;
+const COPY_STEP_BYTES: usize = 1 << 20;
+
+impl FileSystem {
+    pub(super) fn open(&self, caller: Caller, ino: InodeNo, flags: OpenFlags) -> Answer {
+        let (_, cache) = self.open_file(caller, ino, flags, false)?;
+        Ok(Reply::Opened(cache))
+    }
+
+    pub(super) fn open_file(
+        &self,
+        caller: Caller,
+        ino: InodeNo,
+        flags: OpenFlags,
+        created: bool,
+    ) -> Result<(Attr, CacheUse), Errno> {
+        let writes = flags.writes();
+        let mut attr = self.session.open(ino, writes)?;
+        if flags.has(libc::O_TRUNC) && !created {
+            match self.truncate(caller, ino, 0) {
+                Ok(cut) => attr = cut,
+                Err(errno) => {
+                    // The kernel will not release what was not opened.
+                    self.session.release(ino, writes);
+                    return Err(errno);
+                }
+            }
+        }
+        let cache = if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && writes {
+            CacheUse::Direct
+        } else if self.pages.may_keep(ino, attr.change) {
+            CacheUse::Keep
+        } else {
+            CacheUse::Fresh
+        };
+        Ok((attr, cache))
+    }
+
+    pub(super) fn read(&self, ino: InodeNo, offset: u64, len: u32) -> Answer {
+        let mut buffer = self.buffers.get(len as usize);
+        let read = self.session.file(ino).read(offset, buffer.as_mut_slice())?;
+        buffer.truncate(read);
+        self.metrics.bytes_read.inc_by(read as u64);
+        Ok(Reply::Data(buffer))
+    }
+
+    pub(super) fn write(
+        &self,
+        ino: InodeNo,
+        offset: u64,
+        data: &[u8],
+        flags: OpenFlags,
+        from_page_cache: bool,
+        kill_priv: bool,
+    ) -> Answer {
+        let file = self.session.file(ino);
+        if kill_priv {
+            file.set_kill_priv();
+        }
+        if flags.has(libc::O_APPEND) && !from_page_cache {
+            file.append(data)?;
+        } else {
+            self.unsynced.add(ino);
+            file.write(offset, data)?;
+            // O_SYNC contains O_DSYNC.
+            if flags.has(libc::O_DSYNC) && !from_page_cache {
+                file.fsync()?;
+            }
+        }
+        self.listings.outdate();
+        self.metrics.bytes_written.inc_by(data.len() as u64);
+        // The kernel sends at most max_write, 1 MiB.
+        Ok(Reply::Written(u32::try_from(data.len()).map_err(|_| Errno::INVALID)?))
+    }
+
+    pub(super) fn flush(&self, ino: InodeNo, lock_owner: u64) -> Answer {
+        let flushed = self.session.file(ino).flush();
+        // Whatever became of the bytes, the locks of a closed descriptor end (`close(2)`, POSIX).
+        self.unlock_all(ino, lock_owner)?;
+        flushed?;
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn release(
+        &self,
+        ino: InodeNo,
+        flags: OpenFlags,
+        flock_owner: Option<u64>,
+    ) -> Answer {
+        if let Some(owner) = flock_owner
+            && let Err(errno) = self.unlock_all(ino, owner)
+        {
+            tracing::warn!(ino = ino.0, ?errno, "lock of a closed file could not be released");
+        }
+        self.session.release(ino, flags.writes());
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn fsync(&self, ino: InodeNo, _datasync: bool) -> Answer {
+        self.session.file(ino).fsync()?;
+        self.unsynced.remove(&ino);
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn fallocate(
+        &self,
+        caller: Caller,
+        ino: InodeNo,
+        offset: u64,
+        len: u64,
+        mode: i32,
+    ) -> Answer {
+        let file = self.session.file(ino);
+        let keep_size = mode & libc::FALLOC_FL_KEEP_SIZE != 0;
+        match mode & !libc::FALLOC_FL_KEEP_SIZE {
+            0 => file.allocate(offset, len, keep_size)?,
+            // fallocate(2): PUNCH_HOLE must come with KEEP_SIZE.
+            libc::FALLOC_FL_PUNCH_HOLE if keep_size => file.zero(offset, len, true)?,
+            libc::FALLOC_FL_ZERO_RANGE => file.zero(offset, len, keep_size)?,
+            // COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE, and what is not invented yet.
+            _ => return Err(Errno::NOT_SUPPORTED),
+        }
+        self.kill_privileges_of(caller, ino);
+        self.unsynced.add(ino);
+        self.listings.outdate();
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn seek(&self, ino: InodeNo, offset: i64, whence: i32) -> Answer {
+        let file = self.session.file(ino);
+        let from = u64::try_from(offset).map_err(|_| Errno::NO_SUCH_OFFSET)?;
+        let found = match whence {
+            libc::SEEK_DATA => file.seek_data(from)?,
+            libc::SEEK_HOLE => file.seek_hole(from)?,
+            _ => return Err(Errno::INVALID),
+        };
+        let found = found.and_then(|at| i64::try_from(at).ok()).ok_or(Errno::NO_SUCH_OFFSET)?;
+        Ok(Reply::Offset(found))
+    }
+
+    pub(super) fn copy_range(
+        &self,
+        (from, from_offset): (InodeNo, u64),
+        (to, to_offset): (InodeNo, u64),
+        len: u64,
+        flags: u64,
+    ) -> Answer {
+        if flags != 0 {
+            return Err(Errno::INVALID);
+        }
+        let (source, target) = (self.session.file(from), self.session.file(to));
+        let wanted = len.min(COPY_BYTES_MAX);
+        let mut copied = 0u64;
+        while copied < wanted {
+            let left = usize::try_from(wanted - copied).unwrap_or(COPY_STEP_BYTES);
+            let mut buffer = self.buffers.get(left.min(COPY_STEP_BYTES));
+            let read = source.read(from_offset + copied, buffer.as_mut_slice());
+            let written = read.and_then(|read| {
+                buffer.truncate(read);
+                target.write(to_offset + copied, buffer.as_slice()).map(|()| read as u64)
+            });
+            match written {
+                Ok(0) => break,
+                Ok(step) => copied += step,
+                // copy_file_range(2) answers what was copied; the next call meets the error again.
+                Err(_) if 0 < copied => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.unsynced.add(to);
+        self.listings.outdate();
+        Ok(Reply::Written(u32::try_from(copied).map_err(|_| Errno::IO)?))
+    }
+
+    fn unlock_all(&self, ino: InodeNo, owner: u64) -> Result<(), Errno> {
+        if !self.locked.may_hold(&(ino, owner)) {
+            return Ok(());
+        }
+        let none: Option<LockKind> = None;
+        self.set_lock(ino, owner, (0, u64::MAX), none, 0, false).map(|_| ())
+    }
+}

@@ -1,0 +1,170 @@
+//! Names: lookup, what makes, moves and removes them.
+
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "each change has one kind of outcome; all others, also new ones, are the master's mistake"
+)]
+
+use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::{Attr, FileKind, NamespaceError};
+
+use super::{Answer, FileSystem, unexpected};
+use crate::errno::Errno;
+use crate::seam::{Caller, Name, OpenFlags, Reply};
+use dfs_client::ClientError;
+
+impl FileSystem {
+    pub(super) fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
+        let attr = self.session.lookup(parent, name)?;
+        Ok(Reply::Entry(self.entry(self.session.overlay(attr))))
+    }
+
+    pub(super) fn mknod(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+    ) -> Answer {
+        let kind = match mode & libc::S_IFMT {
+            0 | libc::S_IFREG => NewKind::File,
+            libc::S_IFIFO => NewKind::Fifo,
+            libc::S_IFSOCK => NewKind::Socket,
+            libc::S_IFCHR => NewKind::CharDevice(rdev),
+            libc::S_IFBLK => NewKind::BlockDevice(rdev),
+            _ => return Err(Errno::INVALID),
+        };
+        self.make(caller, parent, name, kind, (mode, umask))
+    }
+
+    pub(super) fn mkdir(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        mode: u32,
+        umask: u32,
+    ) -> Answer {
+        self.make(caller, parent, name, NewKind::Directory, (mode, umask))
+    }
+
+    pub(super) fn symlink(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        target: Vec<u8>,
+    ) -> Answer {
+        self.make(caller, parent, name, NewKind::Symlink(target), (0o777, 0))
+    }
+
+    fn make(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        kind: NewKind,
+        modes: (u32, u32),
+    ) -> Answer {
+        let (attr, _) = self.make_entry(caller, parent, name, kind, modes, false)?;
+        Ok(Reply::Entry(self.entry(attr)))
+    }
+
+    fn make_entry(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        kind: NewKind,
+        (mode, umask): (u32, u32),
+        open_existing: bool,
+    ) -> Result<(Attr, bool), Errno> {
+        let outcome = self.change(Change::Create {
+            parent,
+            name,
+            kind,
+            mode: mode & 0o7777,
+            umask: umask & 0o777,
+            uid: caller.uid,
+            gid: caller.gid,
+            layout: None,
+            open_existing,
+        })?;
+        match outcome {
+            Outcome::Entry { attr, created } => Ok((attr, created)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// `open(2)` with `O_CREAT` of a name the kernel did not find.
+    pub(super) fn create(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        mode: u32,
+        umask: u32,
+        flags: OpenFlags,
+    ) -> Answer {
+        let open_existing = !flags.has(libc::O_EXCL);
+        let (attr, created) =
+            self.make_entry(caller, parent, name, NewKind::File, (mode, umask), open_existing)?;
+        if attr.kind != FileKind::File {
+            return Err(Errno::from(ClientError::Refused(NamespaceError::Exists)));
+        }
+        if created {
+            // Takes the attributes in before the open asks for them.
+            let _ = self.session.file_created(&attr);
+        }
+        let (attr, cache) = self.open_file(caller, attr.ino, flags, created)?;
+        Ok(Reply::Created { entry: self.entry(attr), cache })
+    }
+
+    pub(super) fn link(&self, ino: InodeNo, parent: InodeNo, name: Name) -> Answer {
+        match self.change(Change::Link { ino, parent, name })? {
+            Outcome::Entry { attr, .. } | Outcome::Attr(attr) => {
+                Ok(Reply::Entry(self.entry(self.session.overlay(attr))))
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(super) fn rename(
+        &self,
+        from_parent: InodeNo,
+        from: Name,
+        to_parent: InodeNo,
+        to: Name,
+        flags: u32,
+    ) -> Answer {
+        let mode = match flags {
+            0 => RenameMode::Replace,
+            libc::RENAME_NOREPLACE => RenameMode::NoReplace,
+            libc::RENAME_EXCHANGE => RenameMode::Exchange,
+            // RENAME_WHITEOUT, which overlayfs tries first and does without.
+            _ => return Err(Errno::INVALID),
+        };
+        if mode == RenameMode::Replace && !self.unsynced.is_surely_empty() {
+            self.make_stable_before_replacing(from_parent, &from)?;
+        }
+        self.change(Change::Rename { from_parent, from, to_parent, to, mode })?;
+        Ok(Reply::Done)
+    }
+
+    /// Programs write, rename and expect one of the two contents (DECISIONS 7).
+    fn make_stable_before_replacing(&self, parent: InodeNo, name: &[u8]) -> Result<(), Errno> {
+        let ino = match self.session.lookup(parent, name) {
+            Ok(attr) if attr.kind == FileKind::File => attr.ino,
+            // Nothing to move, or nothing with content: the rename itself answers.
+            Ok(_) | Err(_) => return Ok(()),
+        };
+        if self.unsynced.may_hold(&ino) {
+            self.session.file(ino).fsync()?;
+            self.unsynced.remove(&ino);
+        }
+        Ok(())
+    }
+}

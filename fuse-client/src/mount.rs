@@ -1,0 +1,199 @@
+//! One mount from its checks to its end.
+//!
+//! Order at the end: stop waiting locks, unmount (the kernel then closes all files), send what is dirty and wait for
+//! it, say goodbye to the master. A mount that is in use leaves the tree at once and its users see ENOTCONN.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dfs_client::session::{Session, SessionConfig};
+use dfs_service::conn::ClusterKey;
+use dfs_service::shutdown::Shutdown;
+use fuser::{Config, MountOption, SessionACL};
+
+use crate::adapter::{Adapter, Notifications};
+use crate::cache::Lifetimes;
+use crate::fs::{FileSystem, Options};
+use crate::metrics::Metrics;
+use crate::mount_point;
+
+/// The kernel reads this far ahead of a sequential reader.
+const READAHEAD_KIB: u32 = 4096;
+/// How long a request waits for absent servers, unless told otherwise (DECISIONS 12).
+const SERVER_WAIT: Duration = Duration::from_secs(300);
+const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
+const THREADS: usize = 4;
+
+/// What to mount, where and how. `ready` is called once the mount answers.
+pub struct MountConfig {
+    pub master: String,
+    pub key: ClusterKey,
+    pub mount_point: PathBuf,
+    pub lifetimes: Lifetimes,
+    /// Threads that read requests of the kernel, at least 2.
+    pub threads: usize,
+    pub server_wait: Duration,
+    pub lock_wait_max: Duration,
+    /// Bytes of written data held back at most, and of data read ahead.
+    pub write_budget_bytes: Option<usize>,
+    pub readahead_bytes: Option<usize>,
+    /// Mount over a directory that holds something.
+    pub nonempty: bool,
+    pub read_only: bool,
+    pub ready: Box<dyn FnOnce() + Send>,
+}
+
+impl std::fmt::Debug for MountConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MountConfig")
+            .field("master", &self.master)
+            .field("mount_point", &self.mount_point)
+            .field("lifetimes", &self.lifetimes)
+            .field("threads", &self.threads)
+            .finish_non_exhaustive()
+    }
+}
+
+impl MountConfig {
+    /// Defaults for all that need not be said.
+    #[must_use]
+    pub fn new(master: String, key: ClusterKey, mount_point: PathBuf) -> Self {
+        Self {
+            master,
+            key,
+            mount_point,
+            lifetimes: Lifetimes::default(),
+            threads: THREADS,
+            server_wait: SERVER_WAIT,
+            lock_wait_max: LOCK_WAIT_MAX,
+            write_budget_bytes: None,
+            readahead_bytes: None,
+            nonempty: false,
+            read_only: false,
+            ready: Box::new(|| ()),
+        }
+    }
+}
+
+/// Mounts, serves until SIGTERM, SIGINT or an unmount from outside, and has sent everything when it returns.
+///
+/// # Errors
+/// If it cannot be mounted, or dirty data could not be sent at the end.
+pub fn run(config: MountConfig) -> anyhow::Result<()> {
+    let MountConfig {
+        master,
+        key,
+        mount_point,
+        lifetimes,
+        threads,
+        server_wait,
+        lock_wait_max,
+        write_budget_bytes,
+        readahead_bytes,
+        nonempty,
+        read_only,
+        ready,
+    } = config;
+    let threads = threads.max(2);
+    let shutdown = Shutdown::on_signals().context("handle signals")?;
+    let at = mount_point::prepare(&mount_point, nonempty)?;
+
+    let mut session_config =
+        SessionConfig::new(master.clone(), key, format!("mount {}", at.display()));
+    session_config.server_wait = server_wait;
+    if let Some(bytes) = write_budget_bytes {
+        session_config.write_budget_bytes = bytes;
+    }
+    if let Some(bytes) = readahead_bytes {
+        session_config.readahead_bytes = bytes;
+    }
+    let session =
+        Session::connect(session_config).with_context(|| format!("connect to master {master}"))?;
+    let metrics = Arc::new(Metrics::new().context("register metrics")?);
+    let options = Options { lifetimes, lock_wait_max };
+    let fs = Arc::new(FileSystem::new(Arc::clone(&session), options, Arc::clone(&metrics)));
+
+    let adapter = Adapter::new(Arc::clone(&fs), metrics, threads);
+    let mut connection = fuser::Session::new(adapter, &at, &fuse_config(threads, read_only))
+        .with_context(|| format!("mount {}", at.display()))?;
+    fs.set_kernel(Box::new(Notifications(connection.notifier())));
+    let mut unmounter = connection.unmount_callable();
+    tune_readahead(&at);
+    tracing::info!(at = %at.display(), %master, client = %session.client(), "mounted");
+
+    let ended = Shutdown::new();
+    let serving = std::thread::Builder::new()
+        .name("dfs-mount".to_owned())
+        .spawn({
+            let ended = ended.clone();
+            move || {
+                let result = connection.run();
+                ended.ask();
+                result
+            }
+        })
+        .context("start the thread that serves")?;
+    ready();
+
+    while !shutdown.wait_for(Duration::from_millis(100)) && !ended.is_asked() {}
+    fs.stop_waiting();
+    if !ended.is_asked() {
+        // What can fail while the mount still shows it, fails now.
+        if let Err(error) = session.sync_all() {
+            tracing::error!(%error, "not all written data could be sent before unmounting");
+        }
+        if let Err(error) = unmounter.unmount() {
+            tracing::warn!(%error, at = %at.display(), "still in use; detached, its users see ENOTCONN");
+            mount_point::detach(&at).with_context(|| format!("unmount {}", at.display()))?;
+        }
+    }
+    // A detached mount that is in use would be served on for as long as it is.
+    let served = ended.wait_for(Duration::from_secs(2)).then(|| serving.join());
+    let synced = session.sync_all().context("send written data before unmounting");
+    session.close();
+    if let Some(Ok(Err(error))) = served {
+        tracing::warn!(%error, "the kernel's connection ended with an error");
+    }
+    tracing::info!(at = %at.display(), "unmounted");
+    synced
+}
+
+fn fuse_config(threads: usize, read_only: bool) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("dfs".to_owned()),
+        MountOption::Subtype("dfs".to_owned()),
+        MountOption::DefaultPermissions,
+        // Atimes are not kept on reads (docs/semantics.md): the kernel need not try.
+        MountOption::NoAtime,
+    ];
+    if read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    if rustix::process::geteuid().is_root() {
+        // fusermount3 refuses both to ordinary users.
+        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
+    }
+    config.acl = if mount_point::may_allow_other() { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    config
+}
+
+/// The kernel's default of 128 KiB keeps a single reader from using more than one chunkserver.
+fn tune_readahead(at: &std::path::Path) {
+    let device = match mount_point::mounted_at(at) {
+        Ok(Some(mounted)) => mounted.device,
+        Ok(None) => return,
+        Err(error) => return tracing::warn!(%error, "readahead stays at the kernel's default"),
+    };
+    if let Err(error) = mount_point::set_readahead(&device, READAHEAD_KIB) {
+        tracing::warn!(
+            %error,
+            "readahead stays at the kernel's default; as root: \
+             echo {READAHEAD_KIB} > /sys/class/bdi/{device}/read_ahead_kb"
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! Where to mount: what may be mounted on, what is mounted there already, what a killed mount left behind.
+//!
+//! A mount whose process hangs answers nothing for ever, so whatever may touch one runs on a thread with a deadline.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+/// A live mount answers `stat(2)` of its root within this.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+
+/// One line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Mounted {
+    pub(crate) at: PathBuf,
+    /// `major:minor`
+    pub(crate) device: String,
+    pub(crate) kind: String,
+}
+
+/// Checks `path` and takes a dead mount off it. Answers the path as the kernel lists it.
+pub(crate) fn prepare(path: &Path, allow_nonempty: bool) -> anyhow::Result<PathBuf> {
+    check_device()?;
+    let mut at = as_listed(path)?;
+    if let Some(mounted) = mounted_at(&at)? {
+        match look_at(&at) {
+            Look::Answered => anyhow::bail!(
+                "mount point {}: a {} file system is mounted there already; unmount it first \
+                 (fusermount3 -u {0}) or choose another directory",
+                at.display(),
+                mounted.kind
+            ),
+            Look::Dead => {
+                tracing::warn!(at = %at.display(), "the last mount here was killed; taking it off");
+                detach(&at).with_context(|| format!("take a dead mount off {}", at.display()))?;
+            }
+            Look::Hangs => anyhow::bail!(
+                "mount point {}: a {} file system is mounted there and does not answer within {:?}; \
+                 end its process, then run fusermount3 -uz {0}",
+                at.display(),
+                mounted.kind,
+                ANSWER_MAX
+            ),
+        }
+    }
+    let metadata = std::fs::metadata(&at)
+        .with_context(|| format!("mount point {}: make the directory first", at.display()))?;
+    anyhow::ensure!(metadata.is_dir(), "mount point {}: not a directory", at.display());
+    at = at.canonicalize().with_context(|| format!("mount point {}", at.display()))?;
+    let first = std::fs::read_dir(&at)
+        .with_context(|| format!("read mount point {}", at.display()))?
+        .next()
+        .transpose()
+        .with_context(|| format!("read mount point {}", at.display()))?;
+    if let Some(entry) = first {
+        anyhow::ensure!(
+            allow_nonempty,
+            "mount point {}: not empty, it holds {:?}; choose an empty directory, or hide what is there \
+             with --nonempty",
+            at.display(),
+            entry.file_name()
+        );
+    }
+    Ok(at)
+}
+
+/// The topmost mount exactly at `path`.
+pub(crate) fn mounted_at(path: &Path) -> anyhow::Result<Option<Mounted>> {
+    let table = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+    Ok(parse(&table).filter(|mounted| mounted.at == path).last())
+}
+
+fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
+    table.split(|byte| *byte == b'\n').filter_map(|line| {
+        let mut words = line.split(|byte| *byte == b' ');
+        let device = String::from_utf8_lossy(words.nth(2)?).into_owned();
+        let at = PathBuf::from(OsString::from_vec(unescape(words.nth(1)?)));
+        let kind = words.skip_while(|word| *word != b"-").nth(1)?;
+        Some(Mounted { at, device, kind: String::from_utf8_lossy(kind).into_owned() })
+    })
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((&first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .filter(|_| first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        out.push(octal.unwrap_or(first));
+        rest = if octal.is_some() { &after[3..] } else { after };
+    }
+    out
+}
+
+/// Absolute, without links in the parents; the last component is not touched, since it may be a dead mount.
+fn as_listed(path: &Path) -> anyhow::Result<PathBuf> {
+    anyhow::ensure!(!path.as_os_str().is_empty(), "mount point: the path is empty");
+    let whole = std::path::absolute(path).with_context(|| format!("path {}", path.display()))?;
+    let (Some(parent), Some(name)) = (whole.parent(), whole.file_name()) else {
+        anyhow::bail!("mount point {}: not the root of this machine", whole.display());
+    };
+    match parent.canonicalize() {
+        Ok(parent) => Ok(parent.join(name)),
+        Err(error) => Err(error).with_context(|| format!("mount point {}", whole.display())),
+    }
+}
+
+enum Look {
+    Answered,
+    /// `ENOTCONN`: its process is gone.
+    Dead,
+    Hangs,
+}
+
+fn look_at(path: &Path) -> Look {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    std::thread::spawn(move || {
+        // The receiver may have given up.
+        let _ = tell.send(std::fs::metadata(&path).err().and_then(|error| error.raw_os_error()));
+    });
+    match told.recv_timeout(ANSWER_MAX) {
+        Ok(Some(libc::ENOTCONN | libc::ECONNABORTED)) => Look::Dead,
+        Ok(_) => Look::Answered,
+        Err(_) => Look::Hangs,
+    }
+}
+
+/// Takes what is mounted at `path` out of the tree now, whoever still uses it.
+pub(crate) fn detach(path: &Path) -> anyhow::Result<()> {
+    let detached = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);
+    match detached {
+        Ok(()) => Ok(()),
+        // Only root may; fusermount3 is set-uid and checks that the mount is ours.
+        Err(rustix::io::Errno::PERM) => {
+            let output = Command::new("fusermount3")
+                .arg("-uz")
+                .arg("--")
+                .arg(path)
+                .output()
+                .context("run fusermount3 (package fuse3)")?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            anyhow::ensure!(output.status.success(), "fusermount3 -uz: {}", said.trim());
+            Ok(())
+        }
+        Err(error) => Err(error).context("umount2"),
+    }
+}
+
+/// Whether others than the mounting user may look: root may allow it, `/etc/fuse.conf` may.
+pub(crate) fn may_allow_other() -> bool {
+    rustix::process::geteuid().is_root()
+        || std::fs::read_to_string("/etc/fuse.conf").is_ok_and(|conf| allows_other(&conf))
+}
+
+fn allows_other(fuse_conf: &str) -> bool {
+    fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
+}
+
+fn check_device() -> anyhow::Result<()> {
+    let device = Path::new("/dev/fuse");
+    match std::fs::File::options().read(true).write(true).open(device) {
+        Ok(_) => Ok(()),
+        // fusermount3 opens it as root.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::PermissionDenied
+                && !rustix::process::geteuid().is_root() =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(error).context(
+            "/dev/fuse: load the module (modprobe fuse), or give the container the device \
+             (docker run --device /dev/fuse --cap-add SYS_ADMIN)",
+        ),
+    }
+}
+
+/// Readahead of the whole mount; `device` as [`Mounted::device`] has it.
+pub(crate) fn set_readahead(device: &str, kib: u32) -> std::io::Result<()> {
+    std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_topmost_mount_of_a_path_with_spaces_is_found() {
+        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n\
+            36 35 0:52 / /mnt/a\\040b rw,nosuid shared:9 - fuse.dfs dfs rw\n";
+        let found: Vec<Mounted> = parse(table).collect();
+        let expected = Mounted {
+            at: PathBuf::from("/mnt/a b"),
+            device: "0:52".to_owned(),
+            kind: "fuse.dfs".to_owned(),
+        };
+        assert_eq!(found.last(), Some(&expected));
+        assert_eq!(found.len(), 2);
+    }
+
+    #[track_caller]
+    fn check_refused(path: &Path, allow_nonempty: bool, expected: &str) {
+        let error = format!("{:#}", prepare(path, allow_nonempty).unwrap_err());
+        assert!(error.contains(expected), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_a_mount_point_is_refused_and_named() {
+        if !Path::new("/dev/fuse").exists() {
+            return;
+        }
+        let name = format!("fuse-client-mount-point-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(dir.join("full/inside")).unwrap();
+        std::fs::write(dir.join("file"), b"").unwrap();
+        check_refused(&dir.join("missing"), false, "make the directory first");
+        check_refused(&dir.join("file"), false, "not a directory");
+        check_refused(&dir.join("full"), false, "it holds \"inside\"");
+        assert!(prepare(&dir.join("full"), true).is_ok());
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn fuse_conf_allows_others_only_outside_comments() {
+        assert!(allows_other("# x\nuser_allow_other\n"));
+        assert!(!allows_other("#user_allow_other\nmount_max = 1000\n"));
+    }
+}
