@@ -37,8 +37,8 @@ pub struct MountConfig {
     pub server_wait: Duration,
     pub lock_wait_max: Duration,
     /// Bytes of written data held back at most, and of data read ahead.
-    pub write_budget_bytes: Option<usize>,
-    pub readahead_bytes: Option<usize>,
+    pub write_budget_bytes: Option<u64>,
+    pub readahead_bytes: Option<u64>,
     /// Mount over a directory that holds something.
     pub nonempty: bool,
     pub read_only: bool,
