@@ -274,7 +274,7 @@ fn try_mutate(
             }
         }
         let missing = low_water < counter
-            && counter > 0
+            && 1 < counter
             && matches!(node.store.seen(chunk, client, counter - 1), Ok(Seen::New));
         let state = lock(&led.state);
         match state.check(payload.len() as u64, missing) {
