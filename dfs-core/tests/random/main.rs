@@ -1,0 +1,526 @@
+//! Random commands against a naive model of names and contents. After every command: the outcome is the model's, no
+//! invariant is broken, a refusal changed nothing, and the same command again gives the same answer and changes
+//! nothing. At the end: a replay gives the same state. `PROPTEST_CASES` sets how many sequences.
+
+#![allow(clippy::unwrap_used, reason = "a test")]
+
+mod model;
+
+use dfs_core::check::check;
+use dfs_core::chunk::{Configuration, Member};
+use dfs_core::command::{
+    Change, Command, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
+};
+use dfs_core::ids::{
+    ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
+};
+use dfs_core::meta::{self, Key, MemStore, MetaStore};
+use dfs_core::namespace::{Layout, NamespaceError, acl};
+use dfs_core::time::WallTime;
+use model::Model;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+const CLIENT: ClientId = ClientId(7);
+const NAMES: [&[u8]; 7] = [b"a", b"b", b"c", b"d", b"", b"..", b"x/y"];
+
+/// Numbers that become a command once it is known what there is.
+#[derive(Clone, Debug)]
+struct Draw {
+    op: u8,
+    a: u8,
+    b: u8,
+    c: u8,
+    x: u16,
+    y: u16,
+    yes: bool,
+}
+
+fn draws() -> impl Strategy<Value = Vec<Draw>> {
+    let draw = (
+        any::<u8>(),
+        any::<u8>(),
+        any::<u8>(),
+        any::<u8>(),
+        any::<u16>(),
+        any::<u16>(),
+        any::<bool>(),
+    )
+        .prop_map(|(op, a, b, c, x, y, yes)| Draw { op, a, b, c, x, y, yes });
+    vec(draw, 1..120)
+}
+
+fn member(server: u32) -> Member {
+    Member { server: ServerId(server), disk: DiskId(u128::from(server) + 100) }
+}
+
+impl Draw {
+    /// Mostly names that exist or may be made, sometimes ones that never may.
+    fn name(pick: u8) -> Vec<u8> {
+        let few = if pick % 16 == 0 { NAMES.len() } else { 4 };
+        NAMES[usize::from(pick / 16) % few].to_vec()
+    }
+
+    /// Mostly a directory, as most commands want one.
+    fn parent(&self, pick: u8, model: &Model) -> InodeNo {
+        if pick % 8 == 0 { model.any(pick / 8) } else { model.directory(pick / 8) }
+    }
+
+    fn members(&self) -> Vec<Member> {
+        let first = u32::from(self.c % 4) + 1;
+        (0..1 + u32::from(self.c / 4 % 3)).map(|i| member((first + i - 1) % 5 + 1)).collect()
+    }
+
+    fn change(&self, store: &MemStore, model: &Model) -> Change {
+        let Draw { op, a, b, c, x, y, yes } = self.clone();
+        let file = model.file(b);
+        let chunk = self.chunk(store);
+        match op % 32 {
+            0..=3 => Change::Create {
+                parent: self.parent(a, model),
+                name: Self::name(b),
+                kind: match c % 8 {
+                    0..=2 => NewKind::Directory,
+                    3 => NewKind::Symlink(b"to".to_vec()),
+                    4 => NewKind::CharDevice(u32::from(x)),
+                    _ => NewKind::File,
+                },
+                mode: u32::from(x) & 0o7777,
+                umask: 0o022,
+                uid: 1,
+                gid: 2,
+                layout: (c % 16 == 7).then_some(Layout { chunk_size: 4096, record_log: false }),
+                open_existing: yes,
+            },
+            4 | 5 => Change::Unlink { parent: self.parent(a, model), name: Self::name(b) },
+            6 => Change::Rmdir { parent: self.parent(a, model), name: Self::name(b) },
+            7 => Change::Link {
+                ino: model.any(c),
+                parent: self.parent(a, model),
+                name: Self::name(b),
+            },
+            8..=11 => Change::Rename {
+                from_parent: self.parent(a, model),
+                from: Self::name(b),
+                to_parent: self.parent(c, model),
+                to: Self::name(x.to_le_bytes()[0]),
+                mode: match y % 4 {
+                    0 => RenameMode::NoReplace,
+                    1 => RenameMode::Exchange,
+                    _ => RenameMode::Replace,
+                },
+            },
+            12 => Change::SetAttr {
+                ino: model.any(a),
+                mode: yes.then_some(u32::from(x)),
+                uid: (c % 3 == 0).then_some(u32::from(y)),
+                gid: (c % 5 == 0).then_some(u32::from(y)),
+                atime: SetTime::Keep,
+                mtime: if b % 2 == 0 { SetTime::Keep } else { SetTime::To(WallTime(i64::from(y))) },
+                kill_priv: c % 7 == 0,
+            },
+            13 => self.xattr(model),
+            14 => Change::RemoveXattr { ino: model.any(a), name: b"user.0".to_vec() },
+            15 => Change::Reclaim { ino: if yes { model.orphan(a) } else { model.any(a) } },
+            16 | 17 => Change::InlineWrite {
+                ino: file,
+                offset: u64::from(x % 5000),
+                data: vec![a; usize::from(y % 700)],
+                append: c % 3 == 0,
+                mtime: None,
+                kill_priv: yes,
+            },
+            18 => Change::InlineZero {
+                ino: file,
+                offset: u64::from(x % 6000),
+                len: u64::from(y % 3000),
+                keep_size: yes,
+            },
+            19 => Change::InlineTruncate { ino: file, size: u64::from(x % 6000) },
+            20 | 21 => Change::AddChunk {
+                ino: file,
+                index: if yes { 0 } else { u64::from(x % 4) },
+                members: self.members(),
+                primary: ServerId(u32::from(a % 4) + 1),
+                attach: c % 3 != 0,
+            },
+            22 => Change::Spill {
+                ino: file,
+                change_seen: meta::attr(store, file).map_or(1, |attr| attr.change)
+                    - u64::from(a % 8 == 1),
+                chunk,
+            },
+            23 => Change::DropChunk { chunk },
+            24 => Change::BeginWrite { ino: file },
+            25 => Change::CommitSize {
+                ino: file,
+                size: u64::from(x) * 2,
+                mtime: yes.then_some(WallTime(i64::from(y))),
+                done_writing: c % 2 == 0,
+                kill_priv: c % 3 == 0,
+            },
+            26 => Change::TruncateBegin { ino: file, size: u64::from(x) * 2 },
+            27 => Change::TruncateEnd {
+                ino: file,
+                size: meta::truncating(store, file).unwrap_or(u64::from(x)),
+            },
+            28 => {
+                Change::FreeChunks { ino: file, first: u64::from(a % 3), count: u64::from(c % 3) }
+            }
+            29 => self.reconfiguration(store, chunk),
+            30 => Change::SetLock {
+                ino: model.any(a),
+                client: ClientId(if c % 16 == 0 { 99 } else { u128::from(c % 2) + 7 }),
+                owner: u64::from(b % 2),
+                start: u64::from(x % 20),
+                end: if yes { u64::MAX } else { u64::from(y % 20) },
+                kind: match c / 16 % 3 {
+                    0 => None,
+                    1 => Some(LockKind::Shared),
+                    _ => Some(LockKind::Exclusive),
+                },
+                pid: 1,
+            },
+            _ => match a % 4 {
+                0 => Change::EndClient { client: ClientId(8) },
+                1 => Change::BeginClient { client: ClientId(8), name: "second".into() },
+                2 => Change::ForgetGarbage { chunk: ChunkId(u64::from(b % 20)) },
+                _ => Change::SealChunk { chunk },
+            },
+        }
+    }
+
+    fn chunk(&self, store: &MemStore) -> ChunkId {
+        let chunks = meta::chunks(store, ChunkId(0), usize::MAX);
+        chunks.get(usize::from(self.a) % chunks.len().max(1)).map_or(ChunkId(999), |(id, _)| *id)
+    }
+
+    fn reconfiguration(&self, store: &MemStore, chunk: ChunkId) -> Change {
+        let Draw { b, c, .. } = self.clone();
+        let record = meta::chunk(store, chunk);
+        let base = record.as_ref().map_or(Vec::new(), |record| record.active.members.clone());
+        let preparing = record.as_ref().and_then(|record| record.preparing.clone());
+        if let (true, Some(preparing)) = (c % 4 != 0, preparing) {
+            let mut members = preparing.members;
+            members.extend(preparing.learner.filter(|_| b % 2 == 0));
+            if b % 8 == 7 {
+                members.push(member(5));
+            }
+            let primary = members.first().map_or(ServerId(1), |member| member.server);
+            let version = ChunkVersion(preparing.version.0 - u64::from(b % 16 == 3));
+            return Change::Activate {
+                chunk,
+                configuration: Configuration { version, members, primary },
+            };
+        }
+        let kept = base.len().saturating_sub(usize::from(b % 2));
+        Change::Reconfigure {
+            chunk,
+            version: ChunkVersion(
+                record.map_or(1, |record| record.next_version.0) + u64::from(c % 8 == 7),
+            ),
+            members: if b % 16 == 5 { self.members() } else { base[..kept].to_vec() },
+            learner: (b % 4 < 2).then(|| member(u32::from(c % 6))),
+        }
+    }
+
+    fn xattr(&self, model: &Model) -> Change {
+        let Draw { a, b, c, x, y, .. } = self.clone();
+        let (name, value) = match c % 4 {
+            0 => (acl::ACCESS_NAME.to_vec(), acl_bytes(x)),
+            1 => (acl::DEFAULT_NAME.to_vec(), acl_bytes(x)),
+            _ => (format!("user.{}", b % 3).into_bytes(), vec![b; usize::from(y)]),
+        };
+        let mode = match y % 3 {
+            0 => XattrMode::Create,
+            1 => XattrMode::Replace,
+            _ => XattrMode::Set,
+        };
+        Change::SetXattr { ino: model.any(a), name, value, mode }
+    }
+}
+
+/// An ACL, sometimes with a named user, sometimes without the mask that then must be there.
+fn acl_bytes(bits: u16) -> Vec<u8> {
+    let mut entries: Vec<(u8, u16, u32)> = vec![
+        (0x01, bits & 7, u32::MAX),
+        (0x04, bits >> 3 & 7, u32::MAX),
+        (0x20, bits >> 6 & 7, u32::MAX),
+    ];
+    if bits & 0x1000 != 0 {
+        entries.insert(1, (0x02, bits >> 9 & 7, 1000));
+        if bits & 0x2000 != 0 {
+            entries.insert(3, (0x10, 6, u32::MAX));
+        }
+    }
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        bytes.extend_from_slice(&[tag, 0]);
+        bytes.extend_from_slice(&perm.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+fn command(op: u64, change: Change) -> Command {
+    let low_water = op.saturating_sub(5);
+    Command { at: WallTime(50), id: Some(OpId { client: CLIENT, op, part: 0 }), low_water, change }
+}
+
+fn leader(change: Change) -> Command {
+    Command { at: WallTime(10), id: None, low_water: 0, change }
+}
+
+/// The beginning of every log here.
+fn prelude() -> Vec<Command> {
+    let start =
+        Change::Start { epoch: Epoch(1), nonce: 5, fs: FsId(3), replication: 3, min_replicas: 2 };
+    let mut commands = vec![leader(start)];
+    for client in [7, 8] {
+        commands
+            .push(leader(Change::BeginClient { client: ClientId(client), name: "test".into() }));
+    }
+    for server in 1..=5 {
+        let Member { server, disk } = member(server);
+        commands.push(leader(Change::RegisterServer { server, disk }));
+    }
+    commands
+}
+
+/// The state without what is recorded for exactly once.
+fn lasting(store: &MemStore) -> MemStore {
+    let mut lasting = MemStore::new();
+    for (key, record) in store.iter() {
+        if !matches!(key, Key::Client(_) | Key::Reply(..)) {
+            lasting.put(key.clone(), record.clone());
+        }
+    }
+    lasting
+}
+
+fn run(draws: &[Draw]) -> Result<(), TestCaseError> {
+    let mut store = MemStore::new();
+    let mut log = prelude();
+    for command in &log {
+        prop_assert_eq!(meta::apply(&mut store, command), Outcome::Done);
+    }
+    let mut model = Model::new();
+    for (op, draw) in (1..).zip(draws) {
+        let change = draw.change(&store, &model);
+        let clients = matches!(change, Change::BeginClient { .. } | Change::EndClient { .. });
+        let command = if clients { leader(change) } else { command(op, change) };
+        let before = lasting(&store);
+        let old = store.clone();
+        let outcome = meta::apply(&mut store, &command);
+        let wrong = check(&store);
+        prop_assert!(wrong.is_empty(), "{command:?}\n{outcome:?}\n{wrong:?}");
+
+        if let Outcome::Refused(refusal) = &outcome {
+            prop_assert_eq!(&lasting(&store), &before, "{:?} refused {:?}", command, refusal);
+        }
+        if let Some(expected) = model.apply(&command.change, &outcome) {
+            let same = match (&outcome, &expected) {
+                (Outcome::Refused(found), Err(expected)) => {
+                    std::mem::discriminant(found) == std::mem::discriminant(expected)
+                }
+                (Outcome::Refused(_), Ok(())) | (_, Err(_)) => false,
+                (_, Ok(())) => true,
+            };
+            prop_assert!(same, "{command:?}: {outcome:?}, the model says {expected:?}");
+        }
+        model.compare(&store, &command).map_err(TestCaseError::fail)?;
+
+        let after = store.clone();
+        if clients {
+            log.push(command);
+            continue;
+        }
+        prop_assert_eq!(meta::apply(&mut store, &command), outcome, "the retry of {:?}", &command);
+        prop_assert_eq!(&store, &after, "the retry of {:?} changed something", &command);
+        changes_rise(&old, &store, &command)?;
+        log.push(command);
+    }
+    let mut again = MemStore::new();
+    for command in &log {
+        meta::apply(&mut again, command);
+    }
+    prop_assert_eq!(again, store, "the replay");
+    Ok(())
+}
+
+/// Whoever changes what `stat` or `read` shows raises the change number and, but for the size and chunk bookkeeping
+/// of writers, ctime; none ever falls.
+fn changes_rise(old: &MemStore, new: &MemStore, command: &Command) -> Result<(), TestCaseError> {
+    for (key, before) in old.iter() {
+        let (Key::Inode(ino), meta::Record::Inode(before)) = (key, before) else { continue };
+        let Some(after) = meta::inode(new, *ino) else { continue };
+        prop_assert!(before.change <= after.change && before.ctime <= after.ctime, "{command:?}");
+        let shown = |inode: &dfs_core::namespace::Inode| {
+            (inode.mode, inode.uid, inode.gid, inode.nlink, inode.size, inode.mtime, inode.atime)
+        };
+        if shown(before) != shown(&after) {
+            prop_assert!(before.change < after.change && before.ctime < after.ctime, "{command:?}");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_command_does_what_the_model_does(draws in draws()) {
+        run(&draws)?;
+    }
+}
+
+#[test]
+fn exactly_once_has_its_limits() {
+    let mut store = MemStore::new();
+    for command in prelude() {
+        meta::apply(&mut store, &command);
+    }
+    let create = |op, low_water| Command {
+        at: WallTime(0),
+        id: Some(OpId { client: CLIENT, op, part: 0 }),
+        low_water,
+        change: Change::Unlink { parent: InodeNo::ROOT, name: b"none".to_vec() },
+    };
+    let refused = |error| Outcome::Refused(error);
+    for op in 0..u64::from(meta::OUTSTANDING_MAX) {
+        assert_eq!(meta::apply(&mut store, &create(op, 0)), refused(NamespaceError::NotFound));
+    }
+    // Nothing of a command that was told to come again is recorded.
+    assert_eq!(meta::apply(&mut store, &create(5000, 0)), refused(NamespaceError::Busy));
+    assert_eq!(meta::apply(&mut store, &create(5000, 0)), refused(NamespaceError::Busy));
+    assert_eq!(meta::apply(&mut store, &create(5000, 1)), refused(NamespaceError::NotFound));
+    assert_eq!(meta::apply(&mut store, &create(0, 0)), refused(NamespaceError::OutcomeUnknown));
+    assert_eq!(meta::apply(&mut store, &create(5001, 4000)), refused(NamespaceError::NotFound));
+    assert_eq!(meta::client(&store, CLIENT).unwrap().reply_count, 2);
+    // A mark above its own operation must not drop that operation's result.
+    assert_eq!(meta::apply(&mut store, &create(5002, 9000)), refused(NamespaceError::NotFound));
+    assert_eq!(meta::apply(&mut store, &create(5002, 9000)), refused(NamespaceError::NotFound));
+    assert!(check(&store).is_empty());
+
+    meta::apply(&mut store, &leader(Change::EndClient { client: CLIENT }));
+    assert_eq!(meta::apply(&mut store, &create(6000, 0)), refused(NamespaceError::NoSession));
+    assert!(!store.iter().any(|(key, _)| matches!(key, Key::Reply(..))));
+}
+
+/// Each kind of damage is seen, or the walk above proves nothing.
+#[test]
+fn check_finds_what_is_broken() {
+    let mut store = MemStore::new();
+    let mut commands = prelude();
+    let create = |parent, name: &[u8], kind| Change::Create {
+        parent,
+        name: name.to_vec(),
+        kind,
+        mode: 0o755,
+        umask: 0,
+        uid: 0,
+        gid: 0,
+        layout: None,
+        open_existing: false,
+    };
+    let changes = [
+        create(InodeNo(1), b"dir", NewKind::Directory),
+        create(InodeNo(2), b"sub", NewKind::Directory),
+        create(InodeNo(2), b"file", NewKind::File),
+        Change::BeginWrite { ino: InodeNo(4) },
+        Change::AddChunk {
+            ino: InodeNo(4),
+            index: 0,
+            members: vec![member(1), member(2)],
+            primary: ServerId(1),
+            attach: true,
+        },
+        Change::CommitSize {
+            ino: InodeNo(4),
+            size: 10,
+            mtime: None,
+            done_writing: true,
+            kill_priv: false,
+        },
+        create(InodeNo(1), b"open", NewKind::File),
+        Change::Unlink { parent: InodeNo(1), name: b"open".to_vec() },
+        Change::SetLock {
+            ino: InodeNo(4),
+            client: CLIENT,
+            owner: 1,
+            start: 0,
+            end: 9,
+            kind: Some(LockKind::Shared),
+            pid: 0,
+        },
+    ];
+    commands.extend((1..).zip(changes).map(|(op, change)| command(op, change)));
+    for command in &commands {
+        let outcome = meta::apply(&mut store, command);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{command:?}: {outcome:?}");
+    }
+    assert_eq!(check(&store), []);
+
+    let keys: Vec<Key> = store.iter().map(|(key, _)| key.clone()).collect();
+    for key in keys {
+        // Nothing refers to these: a chunk may name a server that is long gone.
+        if matches!(key, Key::Server(_) | Key::Locks(_)) || key == Key::Client(ClientId(8)) {
+            continue;
+        }
+        let mut broken = store.clone();
+        broken.delete(&key);
+        assert!(!check(&broken).is_empty(), "{key:?} is missing and nobody noticed");
+    }
+    let damage: [(&str, fn(&mut meta::Record)); 8] = [
+        ("nlink", |record| {
+            if let meta::Record::Inode(inode) = record {
+                inode.nlink += 1
+            }
+        }),
+        ("counts", |record| {
+            if let meta::Record::Super(sb) = record {
+                sb.file_bytes += 1
+            }
+        }),
+        ("inodes", |record| {
+            if let meta::Record::Super(sb) = record {
+                sb.inode_count += 1
+            }
+        }),
+        ("chunks", |record| {
+            if let meta::Record::Super(sb) = record {
+                sb.chunk_count += 1
+            }
+        }),
+        ("members", |record| {
+            if let meta::Record::Chunk(chunk) = record {
+                let first = chunk.active.members[0];
+                chunk.active.members.push(first);
+            }
+        }),
+        ("version", |record| {
+            if let meta::Record::Chunk(chunk) = record {
+                chunk.next_version = ChunkVersion(1)
+            }
+        }),
+        ("born", |record| {
+            if let meta::Record::Chunk(chunk) = record {
+                chunk.born = false
+            }
+        }),
+        ("replies", |record| {
+            if let meta::Record::Client(client) = record {
+                client.reply_count += 1
+            }
+        }),
+    ];
+    for (what, damage) in damage {
+        let mut broken = store.clone();
+        for (key, record) in store.iter() {
+            let mut record = record.clone();
+            damage(&mut record);
+            broken.put(key.clone(), record);
+        }
+        assert!(!check(&broken).is_empty(), "{what} is wrong and nobody noticed");
+    }
+}
