@@ -2,7 +2,7 @@
 //! invariant is broken, a refusal changed nothing, and the same command again gives the same answer and changes
 //! nothing. At the end: a replay gives the same state. `PROPTEST_CASES` sets how many sequences.
 
-#![allow(clippy::unwrap_used, reason = "a test")]
+#![allow(clippy::unwrap_used, clippy::wildcard_enum_match_arm, reason = "a test")]
 
 mod model;
 
@@ -57,13 +57,13 @@ fn member(server: u32) -> Member {
 impl Draw {
     /// Mostly names that exist or may be made, sometimes ones that never may.
     fn name(pick: u8) -> Vec<u8> {
-        let few = if pick % 16 == 0 { NAMES.len() } else { 4 };
+        let few = if pick.is_multiple_of(16) { NAMES.len() } else { 4 };
         NAMES[usize::from(pick / 16) % few].to_vec()
     }
 
     /// Mostly a directory, as most commands want one.
     fn parent(&self, pick: u8, model: &Model) -> InodeNo {
-        if pick % 8 == 0 { model.any(pick / 8) } else { model.directory(pick / 8) }
+        if pick.is_multiple_of(8) { model.any(pick / 8) } else { model.directory(pick / 8) }
     }
 
     fn members(&self) -> Vec<Member> {
@@ -407,6 +407,8 @@ fn exactly_once_has_its_limits() {
     assert!(!store.iter().any(|(key, _)| matches!(key, Key::Reply(..))));
 }
 
+type Damage = fn(&mut meta::Record);
+
 /// Each kind of damage is seen, or the walk above proves nothing.
 #[test]
 fn check_finds_what_is_broken() {
@@ -471,7 +473,7 @@ fn check_finds_what_is_broken() {
         broken.delete(&key);
         assert!(!check(&broken).is_empty(), "{key:?} is missing and nobody noticed");
     }
-    let damage: [(&str, fn(&mut meta::Record)); 8] = [
+    let damage: [(&str, Damage); 8] = [
         ("nlink", |record| {
             if let meta::Record::Inode(inode) = record {
                 inode.nlink += 1
