@@ -1,5 +1,7 @@
 //! Real servers on loopback, a client that speaks frames, and a hand that plays the master's promise and adopt.
 
+pub(crate) mod proxy;
+
 use std::sync::Arc;
 use std::time::Duration;
 
