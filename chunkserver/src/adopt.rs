@@ -158,10 +158,10 @@ fn copy(
         }
         Some(_) | None => Vec::new(),
     };
-    let table: ClientTable = sums.client_table;
+    let table = ClientTable::from_bytes(&sums.client_table).map_err(|e| e.to_string())?;
     let mut writer = node
         .store
-        .adopt_begin(chunk, version, source.position, sums.len, *spec)
+        .adopt_begin(chunk, version, source.position, sums.len, spec)
         .map_err(|e| e.to_string())?;
     let mut copied = 0u64;
     for (index, &crc) in sums.sums.iter().enumerate() {
@@ -188,6 +188,7 @@ fn copy(
 pub(crate) fn sums(node: &Node, chunk: ChunkId) -> Result<(DataReply, Vec<u8>), DataFailure> {
     let (report, sums, table) =
         node.store.block_sums(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
+    let table = table.to_bytes();
     let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
 
     payload.extend_from_slice(&table);

@@ -181,7 +181,10 @@ impl Server {
         drop(self.control_ended.take());
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_timeout(Duration::from_secs(5));
-            self.node.store.shutdown();
+            if let Err(err) = self.node.store.shutdown() {
+                // The journal has it all; the next start takes longer.
+                tracing::warn!(%err, "shut the store down");
+            }
             tracing::info!(server = %self.node.server, "stopped");
         }
     }

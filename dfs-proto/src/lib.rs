@@ -1,5 +1,7 @@
 //! Promises. Every byte that another process or another version must read is made and read here.
 
+pub mod chunk_file;
+pub mod chunk_journal;
 pub mod codec;
 pub mod convert;
 pub mod data_rpc;

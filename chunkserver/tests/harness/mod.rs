@@ -21,8 +21,9 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 pub(crate) const MIB: u64 = 1 << 20;
 
 pub(crate) struct Cluster {
-    pub(crate) dirs: Vec<tempfile::TempDir>,
+    // Before the directories: fields are dropped in order, and a store whose directory vanishes ends the process.
     pub(crate) servers: Vec<Option<Server>>,
+    pub(crate) dirs: Vec<tempfile::TempDir>,
     pub(crate) chunk_size: u64,
     runtime: tokio::runtime::Runtime,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,

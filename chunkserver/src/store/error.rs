@@ -1,0 +1,56 @@
+//! What a caller of the store does next.
+
+use std::io;
+use std::path::PathBuf;
+
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, FsId};
+
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    #[error("no replica of {chunk:?} here")]
+    NotFound { chunk: ChunkId },
+    /// A higher version was promised: nothing lower is accepted any more.
+    #[error("{chunk:?}: {promised:?} was promised")]
+    Fenced { chunk: ChunkId, promised: ChunkVersion },
+    #[error("{chunk:?}: asked for {asked:?}, have {have:?}")]
+    WrongVersion { chunk: ChunkId, have: ChunkVersion, asked: ChunkVersion },
+    /// Operations before this one are missing. Nothing changed.
+    #[error("{chunk:?}: sequence gap, have {have_seq}")]
+    Gap { chunk: ChunkId, have_seq: u64 },
+    /// May lack operations it once acknowledged; ends by adoption only.
+    #[error("{chunk:?} is not current")]
+    NotCurrent { chunk: ChunkId },
+    /// Read it elsewhere, repair it here.
+    #[error("{chunk:?}: block {index} has a bad checksum")]
+    BadBlock { chunk: ChunkId, index: u32 },
+    /// Nothing changed; works again when space comes back.
+    #[error("no space: {need} bytes needed, {free_bytes} free")]
+    NoSpace { free_bytes: u64, need: u64 },
+    /// Never possible: beyond the chunk's size, or more than one record holds.
+    #[error("{chunk:?}: {asked} bytes, at most {limit}")]
+    TooLarge { chunk: ChunkId, asked: u64, limit: u64 },
+    /// The chunk's table is full: wait until another client is done.
+    #[error("{chunk:?}: too many clients, {client} must wait")]
+    TooManyClients { chunk: ChunkId, client: ClientId },
+    /// Damage in what was on disk already, not a crash's torn end. `accept_journal_loss` opens nevertheless.
+    #[error("{file} is damaged at byte {offset}: {what}")]
+    Corrupt { file: String, offset: u64, what: String },
+    #[error("{dir} belongs to file system {found}, not {asked}", dir = dir.display())]
+    Foreign { dir: PathBuf, found: FsId, asked: FsId },
+    #[error("{dir} is no chunkserver disk yet, and no file system was named", dir = dir.display())]
+    Unlabelled { dir: PathBuf },
+    #[error("{file} has format {found}, newest known is {known}")]
+    NewerFormat { file: String, found: u32, known: u32 },
+    #[error("{dir} is in use by another process", dir = dir.display())]
+    InUse { dir: PathBuf },
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl StoreError {
+    /// A second one for a second waiter: an `io::Error` keeps its kind and text.
+    #[must_use]
+    pub(crate) fn again(err: &io::Error) -> Self {
+        Self::Io(io::Error::new(err.kind(), err.to_string()))
+    }
+}

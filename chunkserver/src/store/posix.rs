@@ -1,0 +1,168 @@
+//! A data directory on a Linux file system.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
+
+use super::disk::{ChunkDisk, DiskFile, DiskSpace, OpenMode};
+
+/// Holds the directory's lock as long as it lives.
+#[derive(Debug)]
+pub struct PosixDisk {
+    dir: PathBuf,
+    lock: File,
+}
+
+#[derive(Debug)]
+struct PosixFile(File);
+
+impl PosixDisk {
+    /// Opens the directory, making it if it is not there; `None` if another process has it.
+    ///
+    /// # Errors
+    /// The kernel's.
+    pub fn open(dir: &Path) -> io::Result<Option<Self>> {
+        fs::create_dir_all(dir)?;
+        let lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .mode(0o600)
+            .open(dir.join("lock"))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Some(Self { dir: dir.to_owned(), lock })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(err)) => Err(err),
+        }
+    }
+}
+
+impl ChunkDisk for PosixDisk {
+    fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
+        let new = mode == OpenMode::New;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(new)
+            .truncate(new)
+            .mode(0o600)
+            .open(self.dir.join(path))?;
+        Ok(Arc::new(PosixFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        fs::rename(self.dir.join(from), self.dir.join(to))
+    }
+
+    fn remove(&self, path: &str) -> io::Result<()> {
+        fs::remove_file(self.dir.join(path))
+    }
+
+    fn make_dir(&self, path: &str) -> io::Result<()> {
+        fs::create_dir_all(self.dir.join(path))
+    }
+
+    fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        fs::read_dir(self.dir.join(path))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    fn sync_dir(&self, path: &str) -> io::Result<()> {
+        File::open(self.dir.join(path))?.sync_all()
+    }
+
+    fn sync_all(&self) -> io::Result<()> {
+        Ok(rustix::fs::syncfs(&self.lock)?)
+    }
+
+    fn space(&self) -> io::Result<DiskSpace> {
+        let stat = rustix::fs::fstatvfs(&self.lock)?;
+        Ok(DiskSpace {
+            free_bytes: stat.f_bavail.saturating_mul(stat.f_frsize),
+            total_bytes: stat.f_blocks.saturating_mul(stat.f_frsize),
+        })
+    }
+
+    fn allocated_bytes(&self, path: &str) -> io::Result<u64> {
+        Ok(fs::metadata(self.dir.join(path))?.blocks() * 512)
+    }
+}
+
+impl DiskFile for PosixFile {
+    fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < buf.len() {
+            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+                Ok(0) => {
+                    buf[done..].fill(0);
+                    return Ok(());
+                }
+                Ok(n) => done += n,
+                Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
+                Err(err) => return Err(err),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.0.write_all_at(data, offset)
+    }
+
+    fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
+        if len == 0 {
+            return Ok(());
+        }
+        let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.0, flags, offset, len) {
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(offset, len),
+            other => Ok(other?),
+        }
+    }
+
+    fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
+        match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len) {
+            // Then a full disk is noticed when the bytes are written.
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+            other => Ok(other?),
+        }
+    }
+
+    fn first_hole(&self, offset: u64) -> io::Result<u64> {
+        match rustix::fs::seek(&self.0, rustix::fs::SeekFrom::Hole(offset)) {
+            Ok(at) => Ok(at),
+            // ENXIO: beyond the end of the file.
+            Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
+            Err(err) => Err(err.into()),
+        }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+}
+
+impl PosixFile {
+    fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        // Beyond the end nothing needs to be written: it reads as zeros.
+        let end = (offset + len).min(self.0.metadata()?.len());
+        let mut at = offset;
+        while at < end {
+            let step = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
+            self.0.write_all_at(&ZEROS[..step], at)?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,280 @@
+//! The journal of one chunkserver disk: what happened to its replicas, in order.
+//!
+//! A segment is a preallocated file, used again and again under rising numbers:
+//!
+//! ```text
+//! 0       segment header        4096    its second copy
+//! 8192    record, record, …     each a multiple of 8 bytes
+//! record: magic u32, body_len u32, lsn u64, synced_lsn u64, head_crc u32, chain u32, body, zeros up to 8
+//! body:   head_len u32, Record, payload (file bytes of a Write)
+//! ```
+//!
+//! `lsn` numbers all records of a disk without gaps inside a segment. `chain` is the CRC32C of the record continued
+//! from the record before it, starting from the segment header, which holds a random nonce: what an earlier use of the
+//! file left behind never continues a chain. `head_crc` covers the head alone, with the nonce and the place: after a
+//! record that cannot be read, a later valid head whose `synced_lsn` covers it proves that the damage is not the torn
+//! end of a crash.
+
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId};
+
+use crate::chunk_file::{ChunkSpec, DISK_FORMAT};
+use crate::codec::{DecodeError, Reader, Wire, wire_enum, wire_list, wire_struct};
+
+/// Where records begin.
+pub const RECORDS_AT: u64 = 8192;
+/// Where the second copy of the segment header is.
+pub const SEGMENT_COPY_AT: u64 = 4096;
+/// Bytes before a record's body.
+pub const RECORD_HEAD_BYTES: usize = 32;
+
+const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"DFSJOURN");
+const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"DREC");
+
+/// The beginning of a segment.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentHeader {
+    pub disk_id: DiskId,
+    pub number: u64,
+    /// Segments below this number hold nothing that is needed.
+    pub tail: u64,
+    pub first_lsn: u64,
+    /// Chain at the end of segment `number - 1`, if that is still needed.
+    pub chain_before: u32,
+    pub nonce: u64,
+    /// The kernel's boot id when the segment was begun: another one means that unsynced bytes may be lost.
+    pub boot_id: String,
+}
+
+wire_struct!(SegmentHeader { disk_id, number, tail, first_lsn, chain_before, nonce, boot_id });
+
+impl SegmentHeader {
+    /// One copy.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(512);
+        SEGMENT_MAGIC.put(&mut out);
+        DISK_FORMAT.put(&mut out);
+        self.put(&mut out);
+        crc32c::crc32c(&out).put(&mut out);
+        out
+    }
+
+    /// # Errors
+    /// `Tag` names a newer format; anything else: no valid header.
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        let mut input = Reader::new(bytes);
+        if u64::get(&mut input)? != SEGMENT_MAGIC {
+            return Err(DecodeError::Range("segment magic"));
+        }
+        let format = u32::get(&mut input)?;
+        let header = Self::get(&mut input)?;
+        let read = bytes.len() - input.remaining();
+        if u32::get(&mut input)? != crc32c::crc32c(&bytes[..read]) {
+            return Err(DecodeError::Range("segment checksum"));
+        }
+        match format {
+            DISK_FORMAT => Ok(header),
+            tag => Err(DecodeError::Tag { of: "journal format", tag }),
+        }
+    }
+
+    /// The chain before the first record.
+    #[must_use]
+    pub fn chain(&self) -> u32 {
+        crc32c::crc32c(&self.encode())
+    }
+}
+
+/// The new checksum of one block.
+pub type BlockSum = (u32, u32);
+
+wire_list!((u32, u32));
+
+/// What an operation did. `sums` are the new checksums of all changed blocks, except those that became all zeros.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Change {
+    /// The bytes are the record's payload.
+    Write {
+        offset: u64,
+        sums: Vec<BlockSum>,
+    },
+    /// The bytes were written to the file, beyond the end, before the record was.
+    Bulk {
+        offset: u64,
+        len: u64,
+        sums: Vec<BlockSum>,
+    },
+    /// Zeros inside the length.
+    Zero {
+        offset: u64,
+        len: u64,
+        sums: Vec<BlockSum>,
+    },
+    Truncate {
+        len: u64,
+        sums: Vec<BlockSum>,
+    },
+    Seal,
+    Nop,
+}
+
+/// One applied operation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Op {
+    pub version: ChunkVersion,
+    pub seq: u64,
+    pub client: ClientId,
+    pub counter: u64,
+    pub low_water: u64,
+    pub append: Option<(u64, u64)>,
+    pub change: Change,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Event {
+    /// The file was made.
+    Create { spec: ChunkSpec },
+    /// Applied, and DIRTY from now on.
+    Op { op: Op },
+    /// Nothing below this version is accepted any more.
+    Promise { version: ChunkVersion },
+    /// This replica, as it is, opens `version`.
+    AdoptSelf { version: ChunkVersion },
+    /// A copy was put in place of the file; it holds this record's number and needs no replay.
+    Adopted { version: ChunkVersion },
+    /// Everything is on every member's disk: no longer DIRTY.
+    Clean,
+    /// `Bulk` operations up to record `up_to` have their bytes on disk.
+    DataSynced { up_to: u64 },
+    /// Gone to quarantine.
+    Delete,
+}
+
+/// One record: what happened to which chunk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Record {
+    pub chunk: ChunkId,
+    /// The record before this one about the same replica; 0 for the first. A gap shows that a slot was lost.
+    pub previous: u64,
+    pub event: Event,
+}
+
+wire_enum!(Change {
+    1 = Write { offset, sums },
+    2 = Bulk { offset, len, sums },
+    3 = Zero { offset, len, sums },
+    4 = Truncate { len, sums },
+    5 = Seal,
+    6 = Nop,
+});
+wire_struct!(Op { version, seq, client, counter, low_water, append, change });
+wire_enum!(Event {
+    1 = Create { spec },
+    2 = Op { op },
+    3 = Promise { version },
+    4 = AdoptSelf { version },
+    5 = Adopted { version },
+    6 = Clean,
+    7 = DataSynced { up_to },
+    8 = Delete,
+});
+wire_struct!(Record { chunk, previous, event });
+
+/// The fixed part of a record.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RecordHead {
+    pub body_len: u32,
+    pub lsn: u64,
+    /// Records up to this one were on disk when this one was written.
+    pub synced_lsn: u64,
+    pub chain: u32,
+}
+
+impl RecordHead {
+    /// The head at `offset` of a segment with `nonce`, if there is one.
+    #[must_use]
+    pub fn decode(bytes: &[u8], nonce: u64, offset: u64) -> Option<Self> {
+        let head = bytes.get(..RECORD_HEAD_BYTES)?;
+        let mut input = Reader::new(head);
+        let magic = u32::get(&mut input).ok()?;
+        let body_len = u32::get(&mut input).ok()?;
+        let lsn = u64::get(&mut input).ok()?;
+        let synced_lsn = u64::get(&mut input).ok()?;
+        let head_crc = u32::get(&mut input).ok()?;
+        let chain = u32::get(&mut input).ok()?;
+        let valid = magic == RECORD_MAGIC && head_crc == head_sum(&head[..24], nonce, offset);
+        valid.then_some(Self { body_len, lsn, synced_lsn, chain })
+    }
+
+    /// Bytes of the whole record in the segment.
+    #[must_use]
+    pub fn stored_bytes(&self) -> usize {
+        (RECORD_HEAD_BYTES + self.body_len as usize).next_multiple_of(8)
+    }
+}
+
+fn head_sum(head: &[u8], nonce: u64, offset: u64) -> u32 {
+    let place = crc32c::crc32c_append(crc32c::crc32c(&nonce.to_le_bytes()), &offset.to_le_bytes());
+    crc32c::crc32c_append(place, head)
+}
+
+/// Where a record goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub nonce: u64,
+    pub offset: u64,
+    pub chain: u32,
+    pub lsn: u64,
+    pub synced_lsn: u64,
+}
+
+/// Appends the byte form of a record to `out`; returns the chain after it.
+pub fn put_record(record: &Record, payload: &[u8], place: &Place, out: &mut Vec<u8>) -> u32 {
+    let at = out.len();
+    RECORD_MAGIC.put(out);
+    0u32.put(out);
+    place.lsn.put(out);
+    place.synced_lsn.put(out);
+    0u64.put(out);
+    0u32.put(out);
+    record.put(out);
+    let head_len = u32::try_from(out.len() - at - RECORD_HEAD_BYTES - 4).unwrap_or(u32::MAX);
+    let body_at = at + RECORD_HEAD_BYTES;
+    out[body_at..body_at + 4].copy_from_slice(&head_len.to_le_bytes());
+    out.extend_from_slice(payload);
+    let body_len = u32::try_from(out.len() - body_at).unwrap_or(u32::MAX);
+    out[at + 4..at + 8].copy_from_slice(&body_len.to_le_bytes());
+    let head_crc = head_sum(&out[at..at + 24], place.nonce, place.offset);
+    out[at + 24..at + 28].copy_from_slice(&head_crc.to_le_bytes());
+    let chain = crc32c::crc32c_append(place.chain, &out[at..at + 28]);
+    let chain = crc32c::crc32c_append(chain, &out[body_at..]);
+    out[at + 28..at + 32].copy_from_slice(&chain.to_le_bytes());
+    out.resize(at + (out.len() - at).next_multiple_of(8), 0);
+    chain
+}
+
+/// The record at the start of `bytes` (at `offset` of its segment), its payload, and its head; `None` if the chain
+/// ends before it.
+///
+/// # Errors
+/// The chain holds, yet the body cannot be read: written by a newer version.
+#[allow(clippy::type_complexity, clippy::allow_attributes, reason = "a tuple read in one place")]
+pub fn get_record<'a>(
+    bytes: &'a [u8],
+    nonce: u64,
+    offset: u64,
+    chain: u32,
+) -> Result<Option<(RecordHead, Record, &'a [u8])>, DecodeError> {
+    let Some(head) = RecordHead::decode(bytes, nonce, offset) else { return Ok(None) };
+    let end = RECORD_HEAD_BYTES + head.body_len as usize;
+    let Some(body) = bytes.get(RECORD_HEAD_BYTES..end) else { return Ok(None) };
+    let sum = crc32c::crc32c_append(chain, &bytes[..28]);
+    if crc32c::crc32c_append(sum, body) != head.chain {
+        return Ok(None);
+    }
+    let mut input = Reader::new(body);
+    let record_len = u32::get(&mut input)? as usize;
+    let record = Record::from_bytes(input.take(record_len, "record")?)?;
+    let payload = input.take(input.remaining(), "payload")?;
+    Ok(Some((head, record, payload)))
+}
