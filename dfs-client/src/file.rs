@@ -98,7 +98,12 @@ impl FileState {
         Ok(buf.len())
     }
 
-    fn layout(&self, index: u64, write: bool, failed: Option<FailedMember>) -> Result<Option<ChunkLayout>, ClientError> {
+    fn layout(
+        &self,
+        index: u64,
+        write: bool,
+        failed: Option<FailedMember>,
+    ) -> Result<Option<ChunkLayout>, ClientError> {
         let call = MetaCall::Layout { ino: self.ino, index, write, spill: false, failed };
         match self.session.call(call)? {
             MetaReply::Layout(layout) => Ok(Some(layout)),
@@ -111,7 +116,8 @@ impl FileState {
         let start = Instant::now();
         loop {
             let Some(layout) = self.layout(index, false, None)? else { return Ok(()) };
-            let mut members: Vec<_> = layout.members.iter().filter(|member| !member.address.is_empty()).collect();
+            let mut members: Vec<_> =
+                layout.members.iter().filter(|member| !member.address.is_empty()).collect();
             members.sort_by_key(|member| member.member.server != layout.primary);
             for member in members {
                 let call = DataCall::Read {
@@ -138,7 +144,10 @@ impl FileState {
                 }
             }
             if CALL < start.elapsed() {
-                return Err(ClientError::NoCurrentReplica { chunk: layout.chunk, wanted: layout.version });
+                return Err(ClientError::NoCurrentReplica {
+                    chunk: layout.chunk,
+                    wanted: layout.version,
+                });
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -175,7 +184,9 @@ impl FileState {
                 Ok(DataReply::Failed(DataFailure::NoSpace { server })) => {
                     return Err(ClientError::NoSpace { reason: server.to_string() });
                 }
-                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => return Err(ClientError::OutcomeUnknown),
+                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => {
+                    return Err(ClientError::OutcomeUnknown);
+                }
                 Ok(DataReply::Failed(failure)) => failure.to_string(),
                 Ok(reply) => {
                     inner.layouts.insert(index, (layout, Instant::now()));
@@ -192,11 +203,21 @@ impl FileState {
         }
     }
 
-    fn write_layout(&self, index: u64, failed: Option<FailedMember>) -> Result<ChunkLayout, ClientError> {
-        self.layout(index, true, failed)?.ok_or(ClientError::Protocol { reason: "no layout to write".to_owned() })
+    fn write_layout(
+        &self,
+        index: u64,
+        failed: Option<FailedMember>,
+    ) -> Result<ChunkLayout, ClientError> {
+        self.layout(index, true, failed)?
+            .ok_or(ClientError::Protocol { reason: "no layout to write".to_owned() })
     }
 
-    fn at_primary(&self, layout: &ChunkLayout, call: &DataCall, payload: &[u8]) -> Result<DataReply, String> {
+    fn at_primary(
+        &self,
+        layout: &ChunkLayout,
+        call: &DataCall,
+        payload: &[u8],
+    ) -> Result<DataReply, String> {
         let primary = layout
             .members
             .iter()
@@ -219,7 +240,9 @@ impl FileState {
         let end = offset + data.len() as u64;
         loop {
             let (attr, content) = self.opened()?;
-            let Some(content) = content else { break self.write_chunks(inner, &attr, offset, data)? };
+            let Some(content) = content else {
+                break self.write_chunks(inner, &attr, offset, data)?;
+            };
             if end <= INLINE_BYTES_MAX && attr.layout.allows_inline() {
                 let change = Change::InlineWrite {
                     ino: self.ino,
@@ -245,9 +268,14 @@ impl FileState {
     fn to_chunks(&self, inner: &mut Inner, attr: &Attr, content: &[u8]) -> Result<(), ClientError> {
         inner.layouts.clear();
         if attr.size == 0 {
-            return self.session.change(Change::BeginWrite { ino: self.ino }).map(|_| ()).or_else(raced);
+            return self
+                .session
+                .change(Change::BeginWrite { ino: self.ino })
+                .map(|_| ())
+                .or_else(raced);
         }
-        let call = MetaCall::Layout { ino: self.ino, index: 0, write: true, spill: true, failed: None };
+        let call =
+            MetaCall::Layout { ino: self.ino, index: 0, write: true, spill: true, failed: None };
         let layout = match self.session.call(call) {
             Ok(MetaReply::Layout(layout)) => layout,
             Ok(other) => return Err(unexpected(&other)),
@@ -282,7 +310,13 @@ impl FileState {
         }
     }
 
-    fn write_chunks(&self, inner: &mut Inner, attr: &Attr, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+    fn write_chunks(
+        &self,
+        inner: &mut Inner,
+        attr: &Attr,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), ClientError> {
         let chunk_size = attr.layout.chunk_size;
         let mut at = 0;
         while at < data.len() {
@@ -302,7 +336,8 @@ impl FileState {
         loop {
             let (attr, content) = self.opened()?;
             if let Some(content) = content {
-                if attr.size + data.len() as u64 <= INLINE_BYTES_MAX && attr.layout.allows_inline() {
+                if attr.size + data.len() as u64 <= INLINE_BYTES_MAX && attr.layout.allows_inline()
+                {
                     let change = Change::InlineWrite {
                         ino: self.ino,
                         offset: 0,
@@ -313,7 +348,9 @@ impl FileState {
                     };
                     match self.session.change(change) {
                         Ok(Outcome::Appended { offset, .. }) => return Ok(offset),
-                        Ok(_) | Err(ClientError::Refused(NamespaceError::LayoutChanged)) => continue,
+                        Ok(_) | Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                            continue;
+                        }
                         Err(error) => return Err(error),
                     }
                 }
@@ -377,12 +414,16 @@ impl FileState {
                 mutation,
             };
             match self.at_primary(&layout, &call, data) {
-                Ok(DataReply::Appended { offset, appended, sealed, .. }) => return Ok(Some((offset, appended, sealed))),
+                Ok(DataReply::Appended { offset, appended, sealed, .. }) => {
+                    return Ok(Some((offset, appended, sealed)));
+                }
                 Ok(DataReply::Failed(DataFailure::ChunkFull)) => return Ok(None),
                 Ok(DataReply::Failed(DataFailure::NoSpace { server })) => {
                     return Err(ClientError::NoSpace { reason: server.to_string() });
                 }
-                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => return Err(ClientError::OutcomeUnknown),
+                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => {
+                    return Err(ClientError::OutcomeUnknown);
+                }
                 Ok(_) | Err(_) => {
                     let failed = FailedMember { version: layout.version, server: layout.primary };
                     layout = self.write_layout(index, Some(failed))?;
@@ -402,7 +443,10 @@ impl FileState {
                 let layout = self.write_layout(index, failed)?;
                 match self.at_primary(&layout, &DataCall::Sync { layout: layout.clone() }, &[]) {
                     Ok(DataReply::Synced { .. }) => break,
-                    _ => failed = Some(FailedMember { version: layout.version, server: layout.primary }),
+                    _ => {
+                        failed =
+                            Some(FailedMember { version: layout.version, server: layout.primary })
+                    }
                 }
             }
             inner.dirty.remove(&index);
@@ -434,7 +478,9 @@ impl FileState {
         let mut inner = lock(&self.inner);
         self.commit(&mut inner)?;
         inner.layouts.clear();
-        let reply = self.session.with_op(|op| self.session.call(MetaCall::Truncate { op, ino: self.ino, size }))?;
+        let reply = self
+            .session
+            .with_op(|op| self.session.call(MetaCall::Truncate { op, ino: self.ino, size }))?;
         match reply {
             MetaReply::Outcome(Outcome::Attr(attr)) => Ok(attr),
             MetaReply::Outcome(Outcome::Refused(error)) => Err(error.into()),
@@ -457,7 +503,12 @@ impl FileState {
             let (index, within) = (at / chunk_size, at % chunk_size);
             let piece = (chunk_size - within).min(end - at);
             if self.layout(index, false, None)?.is_some() {
-                self.mutate(&mut inner, index, WireMutation::Zero { offset: within, len: piece }, &[])?;
+                self.mutate(
+                    &mut inner,
+                    index,
+                    WireMutation::Zero { offset: within, len: piece },
+                    &[],
+                )?;
                 inner.dirty.insert(index, ());
                 inner.mtime = Some(self.session.wall_now());
             }
@@ -487,7 +538,11 @@ impl FileState {
         if attr.inline {
             return Ok(Some(offset));
         }
-        match self.session.call(MetaCall::Layouts { ino: self.ino, first: offset / attr.layout.chunk_size, max: 1 })? {
+        match self.session.call(MetaCall::Layouts {
+            ino: self.ino,
+            first: offset / attr.layout.chunk_size,
+            max: 1,
+        })? {
             MetaReply::Layouts(layouts) => Ok(layouts
                 .first()
                 .map(|layout| (layout.index * attr.layout.chunk_size).max(offset))
@@ -505,7 +560,9 @@ impl FileState {
             return Ok(Some(attr.size));
         }
         let mut index = offset / attr.layout.chunk_size;
-        while index * attr.layout.chunk_size < attr.size && self.layout(index, false, None)?.is_some() {
+        while index * attr.layout.chunk_size < attr.size
+            && self.layout(index, false, None)?.is_some()
+        {
             index += 1;
         }
         Ok(Some((index * attr.layout.chunk_size).max(offset).min(attr.size)))

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
@@ -12,7 +12,9 @@ use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, Peer};
 use dfs_proto::frame_conn::{FrameClient, LoneClient};
-use dfs_proto::meta_rpc::{EntryPlus, MetaCall, MetaFailure, MetaReply, MetaRequest, StatfsReply, Welcome};
+use dfs_proto::meta_rpc::{
+    EntryPlus, MetaCall, MetaFailure, MetaReply, MetaRequest, StatfsReply, Welcome,
+};
 use dfs_service::clock;
 use dfs_service::conn::{ClusterKey, Door, dial};
 
@@ -67,7 +69,7 @@ pub struct Session {
     pool: Mutex<Vec<LoneClient>>,
     ops: Mutex<Ops>,
     opens: Mutex<BTreeMap<InodeNo, u32>>,
-    pub(crate) files: Mutex<HashMap<InodeNo, Weak<FileState>>>,
+    pub(crate) files: Mutex<HashMap<InodeNo, Arc<FileState>>>,
     chunkservers: Mutex<HashMap<String, Arc<FrameClient>>>,
     clock_offset: AtomicI64,
     closed: AtomicBool,
@@ -130,7 +132,8 @@ impl Session {
     }
 
     fn fresh(&self) -> std::io::Result<LoneClient> {
-        let stream = dial(&self.config.master, &self.config.key, Door::Frames, Duration::from_secs(2))?;
+        let stream =
+            dial(&self.config.master, &self.config.key, Door::Frames, Duration::from_secs(2))?;
         let mut conn = LoneClient::new(stream);
         let hello = MetaCall::Hello { name: self.config.name.clone() };
         let request = MetaRequest { client: self.client, low_water: self.low_water(), call: hello };
@@ -140,8 +143,13 @@ impl Session {
                 self.clock_offset.store(welcome.now.0 - clock::wall_nanos(), Ordering::Relaxed);
                 let before = lock(&self.welcome).replace(welcome.clone());
                 if before.is_some_and(|before| before.nonce != welcome.nonce) {
-                    let opens = lock(&self.opens).iter().map(|(ino, count)| (*ino, *count)).collect();
-                    let request = MetaRequest { client: self.client, low_water: 0, call: MetaCall::Reopen { opens } };
+                    let opens =
+                        lock(&self.opens).iter().map(|(ino, count)| (*ino, *count)).collect();
+                    let request = MetaRequest {
+                        client: self.client,
+                        low_water: 0,
+                        call: MetaCall::Reopen { opens },
+                    };
                     conn.call(&request.to_bytes(), &[], Duration::from_secs(5))?;
                 }
                 Ok(conn)
@@ -162,7 +170,11 @@ impl Session {
             if self.closed.load(Ordering::Relaxed) {
                 return Err(ClientError::Closed);
             }
-            let request = MetaRequest { client: self.client, low_water: self.low_water(), call: call.clone() };
+            let request = MetaRequest {
+                client: self.client,
+                low_water: self.low_water(),
+                call: call.clone(),
+            };
             let pooled = lock(&self.pool).pop();
             let conn = match pooled {
                 Some(conn) => Ok(conn),
@@ -182,11 +194,15 @@ impl Session {
                     Err(error) => return Err(ClientError::Protocol { reason: error.to_string() }),
                     Ok(MetaReply::Failed(failure)) => match failure {
                         MetaFailure::Refused(error) => return Err(error.into()),
-                        MetaFailure::NoSpace { reason } => return Err(ClientError::NoSpace { reason }),
-                        MetaFailure::BadRequest { reason } => return Err(ClientError::Protocol { reason }),
-                        MetaFailure::Warming { .. } | MetaFailure::Unavailable { .. } | MetaFailure::Busy { .. } => {
-                            failure.to_string()
+                        MetaFailure::NoSpace { reason } => {
+                            return Err(ClientError::NoSpace { reason });
                         }
+                        MetaFailure::BadRequest { reason } => {
+                            return Err(ClientError::Protocol { reason });
+                        }
+                        MetaFailure::Warming { .. }
+                        | MetaFailure::Unavailable { .. }
+                        | MetaFailure::Busy { .. } => failure.to_string(),
                     },
                     Ok(reply) => return Ok(reply),
                 },
@@ -305,7 +321,9 @@ impl Session {
             match self.with_op(|op| self.call(call(op)))? {
                 MetaReply::Outcome(Outcome::Refused(NamespaceError::Locked)) => match wait {
                     None => return Err(NamespaceError::Locked.into()),
-                    Some(limit) if limit < begun.elapsed() || cancelled() => return Err(ClientError::Interrupted),
+                    Some(limit) if limit < begun.elapsed() || cancelled() => {
+                        return Err(ClientError::Interrupted);
+                    }
                     Some(_) => {}
                 },
                 MetaReply::Outcome(Outcome::Refused(error)) => return Err(error.into()),
@@ -328,7 +346,7 @@ impl Session {
         }
     }
     pub fn overlay(&self, attr: Attr) -> Attr {
-        let file = lock(&self.files).get(&attr.ino).and_then(Weak::upgrade);
+        let file = lock(&self.files).get(&attr.ino).cloned();
         match file {
             Some(file) => file.overlay(attr),
             None => attr,
@@ -336,14 +354,11 @@ impl Session {
     }
     pub fn file(self: &Arc<Self>, ino: InodeNo) -> Arc<FileState> {
         let mut files = lock(&self.files);
-        if let Some(file) = files.get(&ino).and_then(Weak::upgrade) {
-            return file;
-        }
-        if 10_000 < files.len() {
-            files.retain(|_, file| 0 < file.strong_count());
+        if let Some(file) = files.get(&ino) {
+            return Arc::clone(file);
         }
         let file = Arc::new(FileState::new(Arc::clone(self), ino));
-        files.insert(ino, Arc::downgrade(&file));
+        files.insert(ino, Arc::clone(&file));
         file
     }
     pub fn file_created(self: &Arc<Self>, attr: &Attr) -> Arc<FileState> {
@@ -351,7 +366,7 @@ impl Session {
         self.file(attr.ino)
     }
     pub fn sync_all(&self) -> Result<(), ClientError> {
-        let files: Vec<_> = lock(&self.files).values().filter_map(Weak::upgrade).collect();
+        let files: Vec<_> = lock(&self.files).values().cloned().collect();
         files.iter().try_for_each(|file| file.fsync())
     }
     pub fn close(&self) {
