@@ -164,7 +164,8 @@ fn fuse_config(threads: usize, read_only: bool) -> Config {
     let mut config = Config::default();
     config.mount_options = vec![
         MountOption::FSName("dfs".to_owned()),
-        MountOption::Subtype("dfs".to_owned()),
+        // fuser drops `Subtype` where it mounts without fusermount3.
+        MountOption::CUSTOM("subtype=dfs".to_owned()),
         MountOption::DefaultPermissions,
         // Atimes are not kept on reads (docs/semantics.md): the kernel need not try.
         MountOption::NoAtime,
