@@ -3,6 +3,8 @@
 //! What [`crate::meta::apply`] keeps true: one tree, exact link counts, dentries and readdir's slots agree, what has
 //! no name is an orphan, every chunk is in its file or waits for it, versions only rise, counters are exact.
 
+#![warn(missing_docs)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 

@@ -1,5 +1,7 @@
 //! Typed reads of any [`MetaStore`]: what the master answers without a command.
 
+#![warn(missing_docs)]
+
 use super::{Client, Key, MetaStore, Record, Server, Superblock};
 use crate::chunk::{Chunk, Garbage};
 use crate::command::{Lock, LockKind, Outcome};

@@ -1,6 +1,8 @@
 //! POSIX access control lists: the byte form of `system.posix_acl_*`, their rules, and how they and permission bits
 //! follow each other (Linux' `fs/posix_acl.c`). Who may do what is checked by the kernel.
 
+#![warn(missing_docs)]
+
 /// The extended attribute with the ACL that access to the object follows.
 pub const ACCESS_NAME: &[u8] = b"system.posix_acl_access";
 /// The extended attribute with the ACL that new entries of a directory start from.

@@ -6,6 +6,8 @@
 
 mod model;
 
+use std::cell::Cell;
+
 use dfs_core::check::check;
 use dfs_core::chunk::{Configuration, Member};
 use dfs_core::command::{
@@ -405,6 +407,75 @@ fn exactly_once_has_its_limits() {
     meta::apply(&mut store, &leader(Change::EndClient { client: CLIENT }));
     assert_eq!(meta::apply(&mut store, &create(6000, 0)), refused(NamespaceError::NoSession));
     assert!(!store.iter().any(|(key, _)| matches!(key, Key::Reply(..))));
+}
+
+/// Counts what a command asks of its store.
+#[derive(Default)]
+struct Counting {
+    store: MemStore,
+    gets: Cell<u32>,
+    ranged: Cell<usize>,
+    puts: u32,
+    deletes: u32,
+}
+
+impl MetaStore for Counting {
+    fn get(&self, key: &Key) -> Option<meta::Record> {
+        self.gets.set(self.gets.get() + 1);
+        self.store.get(key)
+    }
+    fn put(&mut self, key: Key, record: meta::Record) {
+        self.puts += 1;
+        self.store.put(key, record);
+    }
+    fn delete(&mut self, key: &Key) {
+        self.deletes += 1;
+        self.store.delete(key);
+    }
+    fn range(&self, from: &Key, below: &Key, limit: usize) -> Vec<(Key, meta::Record)> {
+        let found = self.store.range(from, below, limit);
+        self.ranged.set(self.ranged.get() + found.len());
+        found
+    }
+}
+
+/// The rate of creates hangs on this: whatever is in the directory, one create touches a handful of records.
+#[test]
+fn a_create_touches_few_records_in_a_full_directory() {
+    let mut store = Counting::default();
+    for command in prelude() {
+        meta::apply(&mut store, &command);
+    }
+    let create = |op: u64| Command {
+        at: WallTime(0),
+        id: Some(OpId { client: CLIENT, op, part: 0 }),
+        low_water: op,
+        change: Change::Create {
+            parent: InodeNo::ROOT,
+            name: format!("file {op}").into_bytes(),
+            kind: NewKind::File,
+            mode: 0o644,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            layout: None,
+            open_existing: false,
+        },
+    };
+    for op in 0..1000 {
+        meta::apply(&mut store, &create(op));
+    }
+    let (gets, ranged, puts, deletes) =
+        (store.gets.get(), store.ranged.get(), store.puts, store.deletes);
+    assert!(matches!(meta::apply(&mut store, &create(1000)), Outcome::Entry { created: true, .. }));
+    // Superblock, client, reply, directory, name, default ACL; and once more what is written, with the slot.
+    assert_eq!(store.gets.get() - gets, 6);
+    assert_eq!(store.puts - puts, 7);
+    assert_eq!(
+        (store.ranged.get() - ranged, store.deletes - deletes),
+        (1, 1),
+        "the one result the client has"
+    );
 }
 
 type Damage = fn(&mut meta::Record);
