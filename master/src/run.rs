@@ -26,7 +26,7 @@ use crate::control::Control;
 use crate::group::{Group, GroupConfig};
 use crate::metrics::Metrics;
 use crate::state::Master;
-use crate::store::RedbStore;
+use crate::store::{RedbStore, StoreError};
 
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
 static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
@@ -181,7 +181,8 @@ fn open_state(config: &Config) -> anyhow::Result<(Group, Arc<RedbStore>)> {
     let path = store_path(&config.dir);
     let store = match RedbStore::open(&path) {
         Ok(store) => store,
-        Err(error) => {
+        // Only then: a store that another master has open, or a disk that fails, is not ours to move.
+        Err(error @ StoreError::Damaged(_)) => {
             tracing::warn!(%error, path = %path.display(), "the state cannot be read: made anew from snapshot and log");
             let aside = path.with_extension("damaged");
             std::fs::rename(&path, &aside).with_context(|| {
@@ -189,6 +190,7 @@ fn open_state(config: &Config) -> anyhow::Result<(Group, Arc<RedbStore>)> {
             })?;
             RedbStore::open(&path).with_context(|| format!("make {}", path.display()))?
         }
+        Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
     };
     let store = Arc::new(store);
     let group_config =
