@@ -1,1 +1,115 @@
-fn main() {}
+//! `dfs`, the one binary: parses arguments, runs one verb, says in one line what went wrong.
+
+mod admin;
+mod args;
+mod cluster;
+mod commands;
+mod failure;
+mod files;
+mod local;
+mod mount_point;
+mod output;
+mod process;
+mod progress;
+mod remote_path;
+mod supervisor;
+
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+use args::{Cli, Command};
+
+const FAILED: u8 = 1;
+const USAGE: u8 = 2;
+
+fn main() -> ExitCode {
+    abort_on_panic();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    match run(&cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<failure::AlreadySaid>() => ExitCode::from(FAILED),
+        Err(error) => {
+            say_error(&failure::one_line(&format!("{error:#}")));
+            let usage = error.downcast_ref::<failure::Failure>().is_some_and(|f| f.is_usage);
+            ExitCode::from(if usage { USAGE } else { FAILED })
+        }
+    }
+}
+
+/// A panicking thread would leave its process half alive, a mount that hangs; ended it is restarted or reported.
+fn abort_on_panic() {
+    let default = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        default(info);
+        std::process::abort();
+    }));
+}
+
+fn run(cli: &Cli) -> anyhow::Result<()> {
+    let Cli { cluster, command } = cli;
+    match command {
+        Command::Up(args) => commands::up::run(cluster, args),
+        Command::Supervise(args) => commands::up::supervise(cluster, args),
+        Command::Down(args) => commands::down::run(cluster, args),
+        Command::Status(args) => commands::status::run(cluster, args),
+        Command::Fsck(args) => commands::fsck::run(cluster, args),
+        Command::Put(args) => commands::put::run(cluster, args),
+        Command::Get(args) => commands::get::run(cluster, args),
+        Command::Ls(args) => commands::ls::run(cluster, args),
+        Command::Mkdir(args) => commands::mkdir::run(cluster, args),
+        Command::Rm(args) => commands::rm::run(cluster, args),
+        Command::Mv(args) => commands::mv::run(cluster, args),
+        Command::Stat(args) => commands::stat::run(cluster, args),
+        Command::Cat(args) => commands::cat::run(cluster, args),
+        Command::Locate(args) => commands::locate::run(cluster, args),
+        Command::Append(args) => commands::append::run(cluster, args),
+        Command::Mount(args) => commands::mount::run(cluster, args),
+        Command::Umount(args) => commands::umount::run(args),
+        Command::Master(args) => commands::master::run(cluster, args),
+        Command::Chunkserver(args) => commands::chunkserver::run(cluster, args),
+        Command::Completions(args) => commands::completions::run(args),
+        Command::Man(args) => commands::man::run(args),
+    }
+}
+
+/// Help goes to standard output; wrong usage is one line on standard error.
+fn usage(error: &clap::Error) -> ExitCode {
+    use clap::error::ErrorKind;
+    let rendered = error.render();
+    if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
+        let _closed_pipe = output::text(&rendered.to_string());
+        return ExitCode::SUCCESS;
+    }
+    if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
+        let _closed = std::io::stderr().write_all(rendered.to_string().as_bytes());
+        return ExitCode::from(USAGE);
+    }
+    let text = rendered.to_string();
+    // Message, then tips, then usage, with empty lines between.
+    let words = text.split("\n\n").next().unwrap_or(&text).trim_start_matches("error: ");
+    let mut words = failure::one_line(words);
+    if let Some((what, _)) = words.split_once(" For more information") {
+        words = what.to_owned();
+    }
+    let command = std::env::args()
+        .nth(1)
+        .filter(|word| known_command(word))
+        .map_or_else(|| "dfs --help".to_owned(), |word| format!("dfs {word} --help"));
+    say_error(&format!("usage: {words}; see `{command}`"));
+    ExitCode::from(USAGE)
+}
+
+fn known_command(word: &str) -> bool {
+    use clap::CommandFactory as _;
+    Cli::command().find_subcommand(word).is_some()
+}
+
+fn say_error(text: &str) {
+    // Nothing can be said if standard error is closed.
+    let _closed = writeln!(std::io::stderr(), "dfs: {text}");
+}

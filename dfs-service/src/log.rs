@@ -1,4 +1,4 @@
-//! Log lines on standard error, levels by `DFS_LOG` (`info` unless set).
+//! Log lines on standard error, levels by `DFS_LOG` (`info,openraft=warn` unless set).
 
 use tracing_subscriber::EnvFilter;
 
@@ -12,7 +12,7 @@ pub fn init() -> anyhow::Result<()> {
         Ok(text) => EnvFilter::try_new(&text).with_context(|| {
             format!("read DFS_LOG '{text}' (examples: info, debug, master=debug)")
         })?,
-        Err(_) => EnvFilter::new("info"),
+        Err(_) => EnvFilter::new("info,openraft=warn"),
     };
     // Fails only if a subscriber is set already: then that one serves.
     let _already = tracing_subscriber::fmt()

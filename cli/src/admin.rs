@@ -1,0 +1,109 @@
+//! Calls to the master's control door, on a small runtime that lives as long as one command.
+
+use std::future::Future;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dfs_proto::control::admin_client::AdminClient;
+use dfs_proto::control::{
+    FsckFinding, FsckRequest, LocateReply, LocateRequest, StatusReply, StatusRequest,
+};
+use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
+
+use crate::cluster::Target;
+use crate::failure::fail;
+
+/// Fails with advice if nobody serves at the address: a lazy channel would only say "transport error".
+pub(crate) fn check_reachable(target: &Target) -> anyhow::Result<()> {
+    let Target { master, key, wait } = target;
+    match dial(master, key, Door::Control, *wait) {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => fail(
+            format!("master {master}: {error}"),
+            "name this cluster's key with --key-file, or its directory with --dir",
+        ),
+        Err(error) => fail(
+            format!("master {master}: {error}"),
+            "is the cluster up (`dfs up`), and is this the address of its master?",
+        ),
+    }
+}
+
+pub(crate) fn status(target: &Target) -> anyhow::Result<StatusReply> {
+    check_reachable(target)?;
+    call(target, async |target| {
+        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
+        client
+            .status(StatusRequest {})
+            .await
+            .map(|reply| reply.into_inner())
+            .map_err(|refusal| refusal.message().to_owned())
+    })
+    .context("ask for the status")
+}
+
+pub(crate) fn locate(target: &Target, inode: u64) -> anyhow::Result<LocateReply> {
+    call(target, async |target| {
+        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
+        client
+            .locate(LocateRequest { inode })
+            .await
+            .map(|reply| reply.into_inner())
+            .map_err(|refusal| refusal.message().to_owned())
+    })
+    .context("ask for the chunks")
+}
+
+/// Runs a check at the master and calls `each` with every finding as it comes.
+pub(crate) fn fsck(target: &Target, mut each: impl FnMut(FsckFinding)) -> anyhow::Result<()> {
+    check_reachable(target)?;
+    let runtime = runtime()?;
+    runtime.block_on(async {
+        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
+        let said = |refusal: &str| anyhow::anyhow!("{refusal}");
+        let mut findings = client
+            .fsck(FsckRequest { replicas: true })
+            .await
+            .map_err(|refusal| said(refusal.message()))
+            .context("ask for a check")?
+            .into_inner();
+        while let Some(finding) =
+            findings.message().await.map_err(|refusal| said(refusal.message())).context("check")?
+        {
+            each(finding);
+        }
+        Ok(())
+    })
+}
+
+/// How many chunkservers the master has heard of lately.
+pub(crate) fn alive_servers(master: &str, key_file: &Path) -> anyhow::Result<u32> {
+    let target = Target {
+        master: master.to_owned(),
+        key: ClusterKey::load(key_file)?,
+        wait: Duration::from_secs(5),
+    };
+    let alive = status(&target)?.servers.iter().filter(|server| server.state == "alive").count();
+    Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+}
+
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
+}
+
+fn call<'a, T, F>(target: &'a Target, ask: impl FnOnce(&'a Target) -> F) -> anyhow::Result<T>
+where
+    F: Future<Output = Result<T, String>>,
+{
+    runtime()?.block_on(async {
+        match tokio::time::timeout(target.wait, ask(target)).await {
+            Ok(Ok(reply)) => Ok(reply),
+            Ok(Err(refusal)) => anyhow::bail!("master {}: {refusal}", target.master),
+            Err(_) => fail(
+                format!("master {}: no answer within {} s", target.master, target.wait.as_secs()),
+                "see its log, or give it longer with --server-wait",
+            ),
+        }
+    })
+}

@@ -1,0 +1,551 @@
+//! The command line: every verb, flag and example. Help, shell completions and the man page are made from this.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+/// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
+#[derive(Debug, Parser)]
+#[command(
+    name = "dfs",
+    version,
+    max_term_width = 100,
+    propagate_version = false,
+    arg_required_else_help = true,
+    after_help = "Examples:
+  dfs up --dir ~/dfs --detach          start a master, three chunkservers and a mount at ~/dfs/mnt
+  dfs status --dir ~/dfs               servers and the safety of the data
+  dfs put notes.txt /notes.txt --dir ~/dfs
+  dfs down --dir ~/dfs                 stop; the next `dfs up` serves the same data
+
+Exit codes: 0 done, 1 refused or failed, 2 wrong usage."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub cluster: ClusterArgs,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which cluster is meant. Flags win over the environment, a master's address over a directory.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Cluster")]
+pub(crate) struct ClusterArgs {
+    /// Directory of a local cluster made by `dfs up` [env: DFS_DIR]
+    #[arg(long, global = true, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
+    /// Address of a cluster's master [env: DFS_MASTER]
+    #[arg(long, global = true, value_name = "HOST:PORT")]
+    pub master: Option<String>,
+    /// File with the cluster key; default: cluster.key of the local cluster's directory [env: DFS_KEY_FILE]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
+    /// How long to wait for servers that do not answer, for example 30s or 5m
+    /// [default: 10s; for `dfs mount` 5m]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_time)]
+    pub server_wait: Option<Duration>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Start a cluster on this machine and mount it
+    Up(UpArgs),
+    /// Stop the cluster of a directory and unmount it
+    Down(DownArgs),
+    /// Show servers and the safety of the data
+    Status(StatusArgs),
+    /// Check namespace, chunk map and replicas; exit code 0 only if all is clean
+    Fsck(FsckArgs),
+
+    /// Copy a local file (or `-`, standard input) into the file system
+    Put(PutArgs),
+    /// Copy a file out of the file system (`-`: to standard output)
+    Get(GetArgs),
+    /// List a directory
+    Ls(LsArgs),
+    /// Make a directory
+    Mkdir(MkdirArgs),
+    /// Remove files or directories
+    Rm(RmArgs),
+    /// Rename or move; replaces an existing file, as rename(2) does
+    Mv(MvArgs),
+    /// Show the attributes of a file or directory
+    Stat(StatArgs),
+    /// Write files to standard output
+    Cat(CatArgs),
+    /// Show which servers hold each chunk of a file
+    Locate(LocateArgs),
+    /// Append standard input to a file and print the offset it got
+    Append(AppendArgs),
+
+    /// Mount a cluster at a directory (foreground; SIGTERM unmounts cleanly)
+    Mount(MountArgs),
+    /// Unmount a directory, also one whose mount process is dead
+    Umount(UmountArgs),
+    /// Run one master (foreground; SIGTERM stops cleanly)
+    Master(MasterArgs),
+    /// Run one chunkserver (foreground; SIGTERM stops cleanly)
+    Chunkserver(ChunkserverArgs),
+
+    /// Print a completion script for a shell
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one page per command into a directory
+    Man(ManArgs),
+    /// Start and watch the processes of `dfs up --detach`
+    #[command(hide = true)]
+    Supervise(UpArgs),
+}
+
+/// Timing of heartbeats and repair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Profile {
+    /// Heartbeat 5 s, dead after 15 s, rebuild after 60 s
+    Standard,
+    /// Heartbeat 1 s, dead after 3 s, rebuild at once
+    Drill,
+    /// Heartbeat 1 s, dead after 10 s, rebuild after 60 s
+    Router,
+}
+
+impl Profile {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Standard => "standard",
+            Self::Drill => "drill",
+            Self::Router => "router",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Restart {
+    /// Leave a dead process dead
+    Never,
+    /// Start it again, with growing pauses
+    OnFailure,
+}
+
+impl Restart {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Never => "never",
+            Self::OnFailure => "on-failure",
+        }
+    }
+}
+
+#[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:
+  dfs up --dir ~/dfs                        in the foreground; Ctrl-C stops all in order
+  dfs up --dir ~/dfs --detach               returns when the mount answers
+  dfs up --dir ~/dfs --mount /mnt/dfs --chunkservers 5
+  dfs up --dir /tmp/drill --profile drill   failures noticed after 3 s")]
+pub(crate) struct UpArgs {
+    /// Where to mount [default: DIR/mnt]
+    #[arg(long, value_name = "PATH")]
+    pub mount: Option<PathBuf>,
+    /// Number of chunkservers; more than last time adds new ones [default: as last time, at first 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub chunkservers: Option<u32>,
+    /// Timing of heartbeats and repair [default: as last time, at first standard]
+    #[arg(long, value_enum)]
+    pub profile: Option<Profile>,
+    /// What happens to a process that ends by itself
+    #[arg(long, value_enum, default_value = "on-failure")]
+    pub restart: Restart,
+    /// Go on in the background once the mount answers
+    #[arg(long)]
+    pub detach: bool,
+    /// Start although the end of the metadata log is damaged or missing: what it held is lost
+    #[arg(long)]
+    pub accept_loss: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs down --dir ~/dfs
+  DFS_DIR=~/dfs dfs down")]
+pub(crate) struct DownArgs {
+    /// How long each process may take to stop before it is killed
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+    pub grace: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people
+    Table,
+    /// One JSON value for programs
+    Json,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct OutputArgs {
+    /// How to print the result
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_enum,
+        default_value = "table",
+        value_name = "FORMAT"
+    )]
+    pub format: Format,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs status --dir ~/dfs
+  dfs status --master 127.0.0.1:7000 --key-file cluster.key -o json")]
+pub(crate) struct StatusArgs {
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs fsck --dir ~/dfs
+  dfs fsck --dir ~/dfs -o json")]
+pub(crate) struct FsckArgs {
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs put photo.jpg /photos/photo.jpg
+  dfs put photo.jpg /photos/            keeps the name photo.jpg
+  tar c src | dfs put - /src.tar")]
+pub(crate) struct PutArgs {
+    /// Local file, or `-` for standard input
+    #[arg(value_name = "SRC")]
+    pub src: PathBuf,
+    /// Path in the file system; a directory keeps the name of SRC
+    pub path: OsString,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs get /photos/photo.jpg photo.jpg
+  dfs get /src.tar - | tar t")]
+pub(crate) struct GetArgs {
+    /// Path in the file system
+    pub path: OsString,
+    /// Local file or directory, or `-` for standard output
+    #[arg(value_name = "DST")]
+    pub dst: PathBuf,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs ls /
+  dfs ls -l /photos
+  dfs ls -l -o json /photos")]
+pub(crate) struct LsArgs {
+    /// With kind, permissions, owner, size and time
+    #[arg(short = 'l', long)]
+    pub long: bool,
+    /// Path in the file system
+    #[arg(default_value = "/")]
+    pub path: OsString,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs mkdir /photos
+  dfs mkdir -p /photos/2026/november
+  dfs mkdir --chunk-size 1MiB /small    new files in it have chunks of 1 MiB")]
+pub(crate) struct MkdirArgs {
+    /// Bytes per chunk of files made in it, a power of two from 4KiB to 256MiB [default: as its parent]
+    #[arg(long, value_name = "SIZE", value_parser = parse_chunk_size)]
+    pub chunk_size: Option<u64>,
+    /// Make missing parents too, and do not mind if it exists
+    #[arg(short = 'p', long)]
+    pub parents: bool,
+    /// Paths in the file system
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs rm /photos/photo.jpg
+  dfs rm -r /photos")]
+pub(crate) struct RmArgs {
+    /// Remove directories and everything in them
+    #[arg(short = 'r', long)]
+    pub recursive: bool,
+    /// Do not mind if a path does not exist
+    #[arg(short = 'f', long)]
+    pub force: bool,
+    /// Paths in the file system
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs mv /draft.txt /final.txt
+  dfs mv /final.txt /archive/      into a directory, under its own name")]
+pub(crate) struct MvArgs {
+    /// Path in the file system
+    pub from: OsString,
+    /// New path; a directory keeps the name
+    pub to: OsString,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs stat /photos/photo.jpg
+  dfs stat -o json /photos")]
+pub(crate) struct StatArgs {
+    /// Paths in the file system
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs cat /notes.txt
+  dfs cat /logs/a /logs/b | sort")]
+pub(crate) struct CatArgs {
+    /// Paths in the file system
+    #[arg(required = true, value_name = "PATH")]
+    pub paths: Vec<OsString>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs locate /photos/photo.jpg
+  dfs locate -o json /photos/photo.jpg")]
+pub(crate) struct LocateArgs {
+    /// Path in the file system
+    pub path: OsString,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  date | dfs append /journal.txt        prints the offset the bytes got
+  dfs append -o json /journal.txt < record")]
+pub(crate) struct AppendArgs {
+    /// Path in the file system; made if absent
+    pub path: OsString,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    override_usage = "dfs mount [OPTIONS] MASTER PATH\n       dfs mount [OPTIONS] --dir DIR PATH",
+    after_help = "Examples:
+  dfs mount 127.0.0.1:7000 /mnt/dfs --key-file cluster.key
+  dfs mount --dir ~/dfs ~/second-mount"
+)]
+pub(crate) struct MountArgs {
+    /// Address of the master (HOST:PORT) unless --master or --dir names the cluster, then an empty directory
+    #[arg(required = true, num_args = 1..=2, value_name = "[MASTER] PATH")]
+    pub targets: Vec<OsString>,
+    /// Mount read-only
+    #[arg(long)]
+    pub read_only: bool,
+    /// Threads that serve the kernel
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub threads: Option<u32>,
+    /// Memory for written bytes not yet on the servers, for example 128MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub write_buffer: Option<u64>,
+    /// Memory for bytes read ahead, for example 128MiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub readahead: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs umount ~/dfs/mnt")]
+pub(crate) struct UmountArgs {
+    /// Where it is mounted
+    pub path: PathBuf,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs master --data /var/lib/dfs/master --listen 127.0.0.1:7000
+  dfs master --data /var/lib/dfs/master --listen 10.0.0.5:7000 --key-file /etc/dfs/cluster.key")]
+pub(crate) struct MasterArgs {
+    /// Directory for the log and the store
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Address to serve; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7000")]
+    pub listen: SocketAddr,
+    /// Write the address in use to this file once it is served
+    #[arg(long, value_name = "FILE")]
+    pub address_file: Option<PathBuf>,
+    /// Timing of heartbeats and repair
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: Profile,
+    /// Replicas of every chunk
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub replication: u32,
+    /// Reachable replicas needed to accept a write
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    pub min_replicas: u32,
+    /// Start although the end of the metadata log is damaged or missing: what it held is lost
+    #[arg(long)]
+    pub accept_loss: bool,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs chunkserver --data /var/lib/dfs/cs-1 --id cs-1 --master 127.0.0.1:7000
+  dfs chunkserver --data /mnt/disk1 --id cs-4 --master 10.0.0.5:7000 \\
+      --listen 10.0.0.9:7001 --key-file /etc/dfs/cluster.key")]
+pub(crate) struct ChunkserverArgs {
+    /// Directory for chunks and journal, on the disk to be used
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Name of this server: cs-1, cs-2, …
+    #[arg(long, value_name = "ID")]
+    pub id: dfs_core::ids::ServerId,
+    /// Address to serve; port 0 takes a free one
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    pub listen: SocketAddr,
+    /// Address other processes reach this one at, if it is not the one it listens on
+    #[arg(long, value_name = "IP:PORT")]
+    pub advertise: Option<SocketAddr>,
+    /// Write the address in use to this file once it is served
+    #[arg(long, value_name = "FILE")]
+    pub address_file: Option<PathBuf>,
+    /// Use at most this much of the disk, for example 500GiB
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub capacity: Option<u64>,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs completions bash > /etc/bash_completion.d/dfs
+  dfs completions zsh > ~/.zfunc/_dfs")]
+pub(crate) struct CompletionsArgs {
+    /// Which shell
+    pub shell: clap_complete::Shell,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs man | man -l -
+  dfs man /usr/local/share/man/man1")]
+pub(crate) struct ManArgs {
+    /// Write dfs.1, dfs-up.1, … into this directory
+    pub dir: Option<PathBuf>,
+}
+
+/// Reads `64MiB`, `1GiB`, `4096`: binary units, and decimal ones without the `i`.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let number: u64 = digits.parse().map_err(|_| "expected a size such as 64MiB".to_owned())?;
+    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1,
+        "k" | "kib" => 1 << 10,
+        "m" | "mib" => 1 << 20,
+        "g" | "gib" => 1 << 30,
+        "t" | "tib" => 1 << 40,
+        "kb" => 1_000,
+        "mb" => 1_000_000,
+        "gb" => 1_000_000_000,
+        "tb" => 1_000_000_000_000,
+        _ => return Err(format!("unknown unit '{unit}': expected KiB, MiB, GiB, TiB")),
+    };
+    number.checked_mul(factor).ok_or_else(|| "does not fit in 64 bits".to_owned())
+}
+
+fn parse_chunk_size(text: &str) -> Result<u64, String> {
+    use dfs_core::namespace::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
+    let size = parse_size(text)?;
+    if size.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&size) {
+        Ok(size)
+    } else {
+        Err("a chunk size is a power of two from 4KiB to 256MiB".to_owned())
+    }
+}
+
+/// Reads `500ms`, `30s`, `5m`, `1h`; a bare number means seconds.
+fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (digits, unit) = text.split_at(digits_end);
+    let number: u64 = digits.parse().map_err(|_| "expected a time such as 30s".to_owned())?;
+    let milliseconds = match unit {
+        "ms" => Some(number),
+        "" | "s" => number.checked_mul(1_000),
+        "m" => number.checked_mul(60_000),
+        "h" => number.checked_mul(3_600_000),
+        _ => return Err(format!("unknown unit '{unit}': expected ms, s, m or h")),
+    };
+    milliseconds.map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn definitions_do_not_contradict_each_other() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_visible_command_shows_examples() {
+        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+            let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+            let line = format!("dfs {}", command.get_name());
+            assert!(help.contains("Examples:") && help.contains(&line), "{line}: {help}");
+        }
+    }
+
+    #[track_caller]
+    fn check_size(text: &str, expected: Option<u64>) {
+        assert_eq!(parse_size(text).ok(), expected, "{text}");
+    }
+
+    #[test]
+    fn sizes_have_binary_and_decimal_units() {
+        check_size("4096", Some(4096));
+        check_size("1MiB", Some(1 << 20));
+        check_size("1m", Some(1 << 20));
+        check_size("2GB", Some(2_000_000_000));
+        check_size("1XiB", None);
+        check_size("MiB", None);
+        check_size("-1", None);
+        check_size("99999999999TiB", None);
+    }
+
+    #[test]
+    fn chunk_sizes_are_powers_of_two_in_range() {
+        assert_eq!(parse_chunk_size("4KiB"), Ok(4096));
+        assert_eq!(parse_chunk_size("256MiB"), Ok(256 << 20));
+        for bad in ["2KiB", "512MiB", "3MiB", "0"] {
+            assert!(parse_chunk_size(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn times_have_units() {
+        assert_eq!(parse_time("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(parse_time("30"), Ok(Duration::from_secs(30)));
+        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
+        assert!(parse_time("5 years").is_err());
+    }
+}

@@ -1,0 +1,130 @@
+//! Which cluster a command talks to, from flags, environment and `cluster.json`.
+//!
+//! Order: `--master`, `--dir`, `DFS_MASTER`, `DFS_DIR`. What is typed wins over what is set.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dfs_service::conn::ClusterKey;
+
+use crate::args::ClusterArgs;
+use crate::failure::{fail, fail_usage};
+use crate::local::ClusterDir;
+
+/// Commands without a mount do not wait longer for a silent server unless told so.
+const WAIT: Duration = Duration::from_secs(10);
+
+/// A cluster's master and the key it knows us by.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub master: String,
+    pub key: ClusterKey,
+    pub wait: Duration,
+}
+
+fn env(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>> {
+    let named = args.dir.clone().or_else(|| env("DFS_DIR").map(PathBuf::from));
+    named.map(|dir| ClusterDir::new(&dir)).transpose()
+}
+
+/// The directory for commands that need one.
+pub(crate) fn required_dir(args: &ClusterArgs, verb: &str) -> anyhow::Result<ClusterDir> {
+    match named_dir(args)? {
+        Some(dir) => Ok(dir),
+        None => fail_usage(
+            format!("{verb}: no directory named"),
+            format!("give one with `dfs {verb} --dir DIR` or set DFS_DIR"),
+        ),
+    }
+}
+
+/// The master's address and the key.
+pub(crate) fn target(args: &ClusterArgs) -> anyhow::Result<Target> {
+    let dir = named_dir(args)?;
+    let from_dir = |dir: &ClusterDir| -> anyhow::Result<String> {
+        let file = dir.existing()?;
+        if file.master.is_empty() {
+            return fail(
+                format!(
+                    "{}: its first start has not succeeded, there is no master yet",
+                    dir.root().display()
+                ),
+                format!("start it with `dfs up --dir {}`", dir.root().display()),
+            );
+        }
+        Ok(file.master)
+    };
+    let master = match (&args.master, &args.dir, env("DFS_MASTER"), &dir) {
+        (Some(master), _, _, _) => master.clone(),
+        (None, Some(_), _, Some(dir)) => from_dir(dir)?,
+        (None, _, Some(master), _) => master.to_string_lossy().into_owned(),
+        (None, _, None, Some(dir)) => from_dir(dir)?,
+        (None, _, None, None) => {
+            return fail_usage(
+                "no cluster named",
+                "give --dir DIR or --master HOST:PORT, or set DFS_DIR or DFS_MASTER",
+            );
+        }
+    };
+    check_address(&master)?;
+    Ok(Target { master, key: key(args)?, wait: args.server_wait.unwrap_or(WAIT) })
+}
+
+/// `HOST:PORT`, so that a forgotten port is not found out by a failed connection.
+pub(crate) fn check_address(address: &str) -> anyhow::Result<()> {
+    let good = address.rsplit_once(':').is_some_and(|(host, port)| {
+        !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    if good {
+        Ok(())
+    } else {
+        fail_usage(
+            format!("master address '{address}': not of the form HOST:PORT"),
+            "give for example 127.0.0.1:7000",
+        )
+    }
+}
+
+/// `--key-file`, else the key of the named directory, else none (loopback clusters without a key).
+pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {
+    let named = args.key_file.clone().or_else(|| env("DFS_KEY_FILE").map(PathBuf::from));
+    if let Some(path) = named {
+        return load_key(&path);
+    }
+    match named_dir(args)?.map(|dir| dir.key_file()) {
+        Some(path) if path.exists() => load_key(&path),
+        Some(_) | None => Ok(ClusterKey::none()),
+    }
+}
+
+fn load_key(path: &Path) -> anyhow::Result<ClusterKey> {
+    ClusterKey::load(path).context("--key-file")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_need_host_and_port() {
+        for good in ["127.0.0.1:7000", "master.example:1", "[::1]:7000"] {
+            check_address(good).unwrap();
+        }
+        for bad in ["", "127.0.0.1", ":7000", "host:", "host:0", "host:70000"] {
+            assert!(check_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_typed_master_needs_no_directory() {
+        let args =
+            ClusterArgs { master: Some("127.0.0.1:7000".to_owned()), ..ClusterArgs::default() };
+        assert_eq!(target(&args).unwrap().master, "127.0.0.1:7000");
+    }
+}

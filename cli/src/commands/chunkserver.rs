@@ -1,0 +1,22 @@
+//! `dfs chunkserver`: one chunkserver process.
+
+use anyhow::Context as _;
+
+use crate::args::{ChunkserverArgs, ClusterArgs};
+use crate::cluster;
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Result<()> {
+    let ChunkserverArgs { data, id, listen, advertise, address_file, capacity } = args;
+    let target = cluster::target(cluster)?;
+    dfs_service::log::init()?;
+    let config = chunkserver::Config {
+        listen: *listen,
+        advertise: advertise.map(|address| address.to_string()),
+        master: Some(target.master),
+        key: target.key,
+        capacity_bytes: *capacity,
+        address_file: address_file.clone(),
+        ..chunkserver::Config::new(*id, data.clone())
+    };
+    chunkserver::run(config).with_context(|| format!("{id} in {}", data.display()))
+}

@@ -1,0 +1,76 @@
+//! `dfs get`.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Write as _};
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+
+use crate::args::{ClusterArgs, Format, GetArgs};
+use crate::commands::put::Copied;
+use crate::files::Files;
+use crate::output;
+use crate::progress::Progress;
+use crate::remote_path::RemotePath;
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
+    let path = RemotePath::parse(&args.path)?;
+    let files = Files::open(cluster)?;
+    let attr = files.attr(&path)?;
+    let mut progress = Progress::new(Some(attr.size));
+    if args.dst == Path::new("-") {
+        let mut out = io::stdout().lock();
+        files.read_all(&attr, &path, &mut |bytes| {
+            progress.add(bytes.len() as u64);
+            output::written(out.write_all(bytes))
+        })?;
+        progress.finish();
+        return output::written(out.flush());
+    }
+    let target = target(&path, &args.dst);
+    // Beside the target, so that a half copy is never taken for the file.
+    let draft = draft_name(&target);
+    let written = write_draft(&files, &attr, &path, &draft, progress).and_then(|bytes| {
+        std::fs::rename(&draft, &target)
+            .with_context(|| format!("write {}", target.display()))
+            .map(|()| bytes)
+    });
+    if written.is_err() {
+        let _absent = std::fs::remove_file(&draft);
+    }
+    let copied = Copied { from: path.shown(), to: target.display().to_string(), bytes: written? };
+    if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
+}
+
+/// A directory keeps the name.
+fn target(path: &RemotePath, dst: &Path) -> PathBuf {
+    match path.last() {
+        Some(name) if dst.is_dir() => dst.join(OsStr::from_bytes(name)),
+        Some(_) | None => dst.to_owned(),
+    }
+}
+
+fn draft_name(target: &Path) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".dfs-part-{}", std::process::id()));
+    target.with_file_name(name)
+}
+
+fn write_draft(
+    files: &Files,
+    attr: &dfs_core::namespace::Attr,
+    path: &RemotePath,
+    draft: &Path,
+    mut progress: Progress,
+) -> anyhow::Result<u64> {
+    let named = || format!("write {}", draft.display());
+    let mut out = File::create(draft).with_context(named)?;
+    files.read_all(attr, path, &mut |bytes| {
+        progress.add(bytes.len() as u64);
+        out.write_all(bytes).with_context(named)
+    })?;
+    out.sync_all().with_context(named)?;
+    Ok(progress.finish())
+}

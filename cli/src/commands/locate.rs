@@ -1,0 +1,90 @@
+//! `dfs locate`.
+
+use dfs_core::namespace::FileKind;
+use serde::Serialize;
+
+use crate::args::{ClusterArgs, LocateArgs};
+use crate::failure::fail;
+use crate::files::Files;
+use crate::output::{self, Table, columns};
+use crate::remote_path::RemotePath;
+use crate::{admin, cluster};
+
+#[derive(Debug, Serialize)]
+struct Location {
+    path: String,
+    inode: u64,
+    size: u64,
+    /// The content is in the master's inode; there are no chunks.
+    inline: bool,
+    chunks: Vec<Chunk>,
+}
+
+#[derive(Debug, Serialize)]
+struct Chunk {
+    index: u64,
+    id: u64,
+    version: u64,
+    servers: Vec<String>,
+    primary: String,
+    /// Those of `servers` that are up.
+    live: Vec<String>,
+}
+
+impl Table for Location {
+    fn table(&self) -> String {
+        if self.inline {
+            return "inline\n".to_owned();
+        }
+        let head = ["INDEX", "ID", "VERSION", "PRIMARY", "SERVERS"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(self.chunks.iter().map(|chunk| {
+            let servers = chunk.servers.iter().map(|server| {
+                if chunk.live.contains(server) {
+                    server.clone()
+                } else {
+                    format!("{server} (down)")
+                }
+            });
+            vec![
+                chunk.index.to_string(),
+                chunk.id.to_string(),
+                chunk.version.to_string(),
+                chunk.primary.clone(),
+                servers.collect::<Vec<_>>().join(" "),
+            ]
+        }));
+        columns(&rows, &[0, 1, 2])
+    }
+}
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()> {
+    let path = RemotePath::parse(&args.path)?;
+    let target = cluster::target(cluster)?;
+    let attr = Files::open(cluster)?.attr(&path)?;
+    if attr.kind != FileKind::File {
+        return fail(
+            format!("locate {}: not a regular file", path.shown()),
+            "only files have chunks",
+        );
+    }
+    let chunks = if attr.inline { Vec::new() } else { admin::locate(&target, attr.ino.0)?.chunks };
+    let location = Location {
+        path: path.shown(),
+        inode: attr.ino.0,
+        size: attr.size,
+        inline: attr.inline,
+        chunks: chunks
+            .into_iter()
+            .map(|chunk| Chunk {
+                index: chunk.index,
+                id: chunk.id,
+                version: chunk.version,
+                servers: chunk.servers,
+                primary: chunk.primary,
+                live: chunk.live,
+            })
+            .collect(),
+    };
+    output::print(args.output.format, &location)
+}

@@ -1,0 +1,36 @@
+//! `dfs master`: one master process.
+
+use anyhow::Context as _;
+use dfs_core::cluster::LivenessProfile;
+
+use crate::args::{ClusterArgs, MasterArgs};
+use crate::cluster;
+use crate::failure::fail;
+
+const SEGMENT_BYTES: u64 = 64 << 20;
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()> {
+    let MasterArgs { data, listen, address_file, profile, replication, min_replicas, accept_loss } =
+        args;
+    if replication < min_replicas {
+        return fail(
+            format!(
+                "--min-replicas {min_replicas}: more than --replication {replication}, no write would ever be accepted"
+            ),
+            format!("give a number from 1 to {replication}"),
+        );
+    }
+    dfs_service::log::init()?;
+    let config = master::Config {
+        dir: data.clone(),
+        listen: *listen,
+        address_file: address_file.clone(),
+        key: cluster::key(cluster)?,
+        profile: LivenessProfile::named(profile.name())?,
+        replication: *replication,
+        min_replicas: *min_replicas,
+        accept_loss: *accept_loss,
+        segment_bytes: SEGMENT_BYTES,
+    };
+    master::run(config).with_context(|| format!("master in {}", data.display()))
+}

@@ -1,0 +1,51 @@
+//! `dfs mount`: one mount process.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use fuse_client::MountConfig;
+
+use crate::args::{ClusterArgs, MountArgs};
+use crate::failure::fail_usage;
+use crate::{admin, cluster, mount_point};
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
+    let MountArgs { targets, read_only, threads, write_buffer, readahead } = args;
+    let (master, path) = split(targets)?;
+    let path = mount_point::prepare(&path)?;
+    let mut named = cluster.clone();
+    if let Some(master) = master {
+        named.master = Some(master);
+    }
+    let target = cluster::target(&named)?;
+    // A wrong address should be said now, not after the five minutes for which a mount waits for its servers.
+    admin::check_reachable(&target)?;
+    dfs_service::log::init()?;
+    let mut config = MountConfig::new(target.master, target.key, path.clone());
+    config.read_only = *read_only;
+    if let Some(threads) = threads {
+        config.threads = usize::try_from(*threads)?;
+    }
+    config.write_budget_bytes = *write_buffer;
+    config.readahead_bytes = *readahead;
+    if let Some(wait) = cluster.server_wait {
+        config.server_wait = wait;
+    }
+    fuse_client::run(config).with_context(|| format!("mount {}", path.display()))
+}
+
+/// `[MASTER] PATH`.
+fn split(targets: &[OsString]) -> anyhow::Result<(Option<String>, PathBuf)> {
+    match targets {
+        [path] => Ok((None, Path::new(path).to_owned())),
+        [master, path] => match master.to_str() {
+            Some(master) => Ok((Some(master.to_owned()), Path::new(path).to_owned())),
+            None => fail_usage(
+                format!("master address '{}': not of the form HOST:PORT", master.to_string_lossy()),
+                "give for example 127.0.0.1:7000",
+            ),
+        },
+        _ => fail_usage("mount: needs a path", "see `dfs mount --help`"),
+    }
+}

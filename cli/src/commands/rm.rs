@@ -1,0 +1,64 @@
+//! `dfs rm`.
+
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::FileKind;
+
+use crate::args::{ClusterArgs, RmArgs};
+use crate::failure::fail;
+use crate::files::Files;
+use crate::remote_path::RemotePath;
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &RmArgs) -> anyhow::Result<()> {
+    let RmArgs { recursive, force, paths } = args;
+    let paths =
+        paths.iter().map(|path| RemotePath::parse(path)).collect::<anyhow::Result<Vec<_>>>()?;
+    if paths.iter().any(RemotePath::is_root) {
+        return fail("rm /: the root cannot be removed", "remove what is in it");
+    }
+    let files = Files::open(cluster)?;
+    for path in &paths {
+        let attr = match files.find_link(path)? {
+            Some(attr) => attr,
+            None if *force => continue,
+            None => files.attr(path)?,
+        };
+        if attr.kind != FileKind::Directory {
+            if path.wants_directory {
+                return fail(
+                    format!("rm {}/: not a directory", path.shown()),
+                    "leave the slash out",
+                );
+            }
+            files.unlink(path)?;
+        } else if *recursive {
+            remove_tree(&files, attr.ino, path)?;
+        } else {
+            return fail(
+                format!("rm {}: is a directory", path.shown()),
+                "give -r to remove it and all in it",
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Depth first, with a list of its own: a tree may be deeper than the stack.
+fn remove_tree(files: &Files, root: InodeNo, path: &RemotePath) -> anyhow::Result<()> {
+    let mut open = vec![(root, path.clone(), false)];
+    while let Some((ino, path, emptied)) = open.pop() {
+        if emptied {
+            files.rmdir(&path)?;
+            continue;
+        }
+        open.push((ino, path.clone(), true));
+        for entry in files.list(ino, &path)? {
+            let below = path.join(&entry.name);
+            if entry.kind == FileKind::Directory {
+                open.push((entry.ino, below, false));
+            } else {
+                files.unlink(&below)?;
+            }
+        }
+    }
+    Ok(())
+}

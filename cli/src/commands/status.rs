@@ -1,0 +1,185 @@
+//! `dfs status`.
+
+use dfs_proto::control::StatusReply;
+use serde::Serialize;
+
+use crate::args::{ClusterArgs, StatusArgs};
+use crate::output::{self, Table, bytes, columns};
+use crate::{admin, cluster};
+
+/// What people and programs see; the keys are a contract.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Status {
+    file_system: String,
+    phase: String,
+    epoch: u64,
+    replication: u32,
+    min_replicas: u32,
+    inodes: u64,
+    file_bytes: u64,
+    clients: u64,
+    log_index: u64,
+    servers: Vec<Server>,
+    chunks: Chunks,
+    notices: Vec<String>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Server {
+    id: String,
+    state: String,
+    address: String,
+    chunks: u64,
+    used_bytes: u64,
+    free_bytes: u64,
+    /// -1: none since the master started.
+    last_heartbeat_ms_ago: i64,
+}
+
+#[derive(Debug, Serialize)]
+struct Chunks {
+    total: u64,
+    safe: u64,
+    degraded: u64,
+    endangered: u64,
+    unavailable: u64,
+    lost: u64,
+}
+
+impl From<StatusReply> for Status {
+    fn from(reply: StatusReply) -> Self {
+        let totals = reply.chunks.unwrap_or_default();
+        Self {
+            file_system: reply.fs.iter().map(|byte| format!("{byte:02x}")).collect(),
+            phase: reply.phase,
+            epoch: reply.epoch,
+            replication: reply.replication,
+            min_replicas: reply.min_replicas,
+            inodes: reply.inodes,
+            file_bytes: reply.file_bytes,
+            clients: reply.clients,
+            log_index: reply.log_index,
+            servers: reply
+                .servers
+                .into_iter()
+                .map(|server| Server {
+                    id: server.id,
+                    state: server.state,
+                    address: server.address,
+                    chunks: server.chunks,
+                    used_bytes: server.used_bytes,
+                    free_bytes: server.free_bytes,
+                    last_heartbeat_ms_ago: server.last_heartbeat_ms_ago,
+                })
+                .collect(),
+            chunks: Chunks {
+                total: totals.total,
+                safe: totals.safe,
+                degraded: totals.degraded,
+                endangered: totals.endangered,
+                unavailable: totals.unavailable,
+                lost: totals.lost,
+            },
+            notices: reply.notices,
+        }
+    }
+}
+
+impl Table for Status {
+    fn table(&self) -> String {
+        let head = ["SERVER", "STATE", "ADDRESS", "CHUNKS", "USED", "FREE", "HEARTBEAT"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        rows.extend(self.servers.iter().map(|server| {
+            vec![
+                server.id.clone(),
+                server.state.clone(),
+                server.address.clone(),
+                server.chunks.to_string(),
+                bytes(server.used_bytes),
+                bytes(server.free_bytes),
+                age(server.last_heartbeat_ms_ago),
+            ]
+        }));
+        let Chunks { total, safe, degraded, endangered, unavailable, lost } = &self.chunks;
+        let mut out = columns(&rows, &[3, 4, 5]);
+        out.push_str(&format!(
+            "\nchunks  {total} in all: {safe} safe, {degraded} degraded, {endangered} endangered, \
+             {unavailable} unavailable, {lost} lost\n\
+             files   {} inodes, {} of content, {} replicas each, {} needed for a write\n\
+             master  {}, epoch {}, {} client(s)\n",
+            self.inodes,
+            bytes(self.file_bytes),
+            self.replication,
+            self.min_replicas,
+            self.phase,
+            self.epoch,
+            self.clients
+        ));
+        for notice in &self.notices {
+            out.push_str(&format!("notice  {notice}\n"));
+        }
+        out
+    }
+}
+
+fn age(milliseconds: i64) -> String {
+    if milliseconds < 0 {
+        "never".to_owned()
+    } else {
+        format!("{}.{} s ago", milliseconds / 1000, milliseconds % 1000 / 100)
+    }
+}
+
+pub(crate) fn run(cluster: &ClusterArgs, args: &StatusArgs) -> anyhow::Result<()> {
+    let target = cluster::target(cluster)?;
+    let status = Status::from(admin::status(&target)?);
+    output::print(args.output.format, &status)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dfs_proto::control::{ChunkTotals, ServerStatus};
+
+    fn reply() -> StatusReply {
+        StatusReply {
+            servers: vec![ServerStatus {
+                id: "cs-1".into(),
+                state: "alive".into(),
+                address: "127.0.0.1:7001".into(),
+                chunks: 7,
+                used_bytes: 1 << 20,
+                free_bytes: 1 << 30,
+                last_heartbeat_ms_ago: 412,
+            }],
+            chunks: Some(ChunkTotals { total: 7, safe: 7, ..ChunkTotals::default() }),
+            ..StatusReply::default()
+        }
+    }
+
+    #[test]
+    fn json_has_the_keys_programs_rely_on() {
+        let json = serde_json::to_value(Status::from(reply())).unwrap();
+        for key in
+            ["id", "state", "address", "chunks", "usedBytes", "freeBytes", "lastHeartbeatMsAgo"]
+        {
+            assert!(json["servers"][0].get(key).is_some(), "servers[].{key} in {json}");
+        }
+        for key in ["total", "safe", "degraded", "endangered", "unavailable", "lost"] {
+            assert!(json["chunks"].get(key).is_some(), "chunks.{key} in {json}");
+        }
+        assert_eq!(json["servers"][0]["lastHeartbeatMsAgo"], 412);
+    }
+
+    #[test]
+    fn the_table_says_the_same_to_people() {
+        let table = Status::from(reply()).table();
+        assert!(
+            table.contains("cs-1    alive  127.0.0.1:7001       7  1.0 MiB  1.0 GiB  0.4 s ago"),
+            "{table}"
+        );
+        assert!(table.contains("7 in all: 7 safe"), "{table}");
+    }
+}

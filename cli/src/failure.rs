@@ -1,0 +1,79 @@
+//! How a command says that it failed: one line, `dfs: what: why; what to do`.
+
+use std::fmt;
+
+/// A refusal with advice. `anyhow` context added on the way goes in front of `what`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    what: String,
+    advice: String,
+    /// The command line itself is wrong: exit code 2.
+    pub is_usage: bool,
+}
+
+impl Failure {
+    /// `what` names the offending value and why it is refused; `advice` says what to do.
+    pub(crate) fn new(what: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self { what: what.into(), advice: advice.into(), is_usage: false }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}; {}", self.what, self.advice)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// `Err(Failure)` as `anyhow` wants it.
+pub(crate) fn fail<T>(what: impl Into<String>, advice: impl Into<String>) -> anyhow::Result<T> {
+    Err(Failure::new(what, advice).into())
+}
+
+/// As [`fail`], for wrong usage.
+pub(crate) fn fail_usage<T>(
+    what: impl Into<String>,
+    advice: impl Into<String>,
+) -> anyhow::Result<T> {
+    Err(Failure { what: what.into(), advice: advice.into(), is_usage: true }.into())
+}
+
+/// A command that did what it was asked, with a bad result (`dfs fsck` that found something): exit code 1, no message.
+#[derive(Debug)]
+pub(crate) struct AlreadySaid;
+
+impl fmt::Display for AlreadySaid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("failed, as printed")
+    }
+}
+
+impl std::error::Error for AlreadySaid {}
+
+/// All on one line, whatever the causes contain.
+pub(crate) fn one_line(text: &str) -> String {
+    text.split(['\n', '\r'])
+        .map(str::trim)
+        .filter(|part| !part.is_empty())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use anyhow::Context as _;
+
+    #[test]
+    fn a_failure_reads_what_why_and_what_to_do() {
+        let error =
+            fail::<()>("/data: not empty", "name another directory").context("up").unwrap_err();
+        assert_eq!(format!("{error:#}"), "up: /data: not empty; name another directory");
+    }
+
+    #[test]
+    fn messages_of_several_lines_become_one() {
+        assert_eq!(one_line("a\n\n  b\r\nc"), "a b c");
+    }
+}

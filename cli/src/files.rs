@@ -1,0 +1,369 @@
+//! Files and directories by path, for commands that work without a mount.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use dfs_client::ClientError;
+use dfs_client::file::FileState;
+use dfs_client::session::{Session, SessionConfig};
+use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::{Attr, FileKind, Layout, NamespaceError};
+use rustix::fs::Mode;
+
+use crate::args::ClusterArgs;
+use crate::failure::{Failure, fail};
+use crate::remote_path::RemotePath;
+use crate::{admin, cluster};
+
+/// How much is read at once.
+const PIECE: usize = 1 << 20;
+/// Entries asked for at once.
+const PAGE: u32 = 4096;
+/// Symbolic links followed on one path, as Linux does (`path_resolution(7)`).
+const LINKS_MAX: u32 = 40;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub name: Vec<u8>,
+    pub ino: InodeNo,
+    pub kind: FileKind,
+    pub attr: Option<Attr>,
+}
+
+/// As `ls -l` and JSON name it.
+pub(crate) fn kind_name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::File => "file",
+        FileKind::Directory => "directory",
+        FileKind::Symlink => "symlink",
+        FileKind::Fifo => "fifo",
+        FileKind::Socket => "socket",
+        FileKind::CharDevice => "char-device",
+        FileKind::BlockDevice => "block-device",
+    }
+}
+
+/// A session with the cluster that a command talks to; ends with it.
+#[derive(Debug)]
+pub(crate) struct Files {
+    session: Arc<Session>,
+    umask: u32,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        self.session.close();
+    }
+}
+
+impl Files {
+    pub(crate) fn open(args: &ClusterArgs) -> anyhow::Result<Self> {
+        let target = cluster::target(args)?;
+        admin::check_reachable(&target)?;
+        let mut config = SessionConfig::new(target.master.clone(), target.key, "dfs");
+        config.server_wait = target.wait;
+        let session = Session::connect(config)
+            .with_context(|| format!("connect to master {}", target.master))?;
+        // The only way to read it is to set it.
+        let umask = rustix::process::umask(Mode::from_raw_mode(0o022));
+        rustix::process::umask(umask);
+        Ok(Self { session, umask: umask.as_raw_mode() })
+    }
+
+    /// Attributes of what the path leads to, symbolic links on the way followed.
+    pub(crate) fn attr(&self, path: &RemotePath) -> anyhow::Result<Attr> {
+        match self.find(path)? {
+            Some(attr) => Ok(attr),
+            None => fail(
+                format!("{}: no such file or directory", path.shown()),
+                "see `dfs ls` of its directory",
+            ),
+        }
+    }
+
+    /// As [`Self::attr`], `None` if there is nothing.
+    pub(crate) fn find(&self, path: &RemotePath) -> anyhow::Result<Option<Attr>> {
+        match self.walk(path, true) {
+            Ok(attr) => Ok(Some(attr)),
+            Err(ClientError::Refused(NamespaceError::NotFound)) => Ok(None),
+            Err(error) => Err(explain(&path.shown(), error)),
+        }
+    }
+
+    /// As [`Self::find`], of a symbolic link itself.
+    pub(crate) fn find_link(&self, path: &RemotePath) -> anyhow::Result<Option<Attr>> {
+        match self.walk(path, false) {
+            Ok(attr) => Ok(Some(attr)),
+            Err(ClientError::Refused(NamespaceError::NotFound)) => Ok(None),
+            Err(error) => Err(explain(&path.shown(), error)),
+        }
+    }
+
+    fn walk(&self, path: &RemotePath, follow_last: bool) -> Result<Attr, ClientError> {
+        let mut at = self.session.getattr(InodeNo::ROOT)?;
+        // Next name last.
+        let mut names: Vec<Vec<u8>> = path.names.iter().rev().cloned().collect();
+        let mut parents = Vec::new();
+        let mut links = 0;
+        while let Some(name) = names.pop() {
+            match name.as_slice() {
+                b"" | b"." => continue,
+                b".." => {
+                    at = parents.pop().unwrap_or(at);
+                    continue;
+                }
+                _ => {}
+            }
+            let next = self.session.lookup(at.ino, &name)?;
+            if next.kind != FileKind::Symlink || (names.is_empty() && !follow_last) {
+                parents.push(std::mem::replace(&mut at, next));
+                continue;
+            }
+            links += 1;
+            if LINKS_MAX < links {
+                return Err(NamespaceError::Invalid("too many symbolic links".to_owned()).into());
+            }
+            let target = self.session.readlink(next.ino)?;
+            if target.first() == Some(&b'/') {
+                parents.clear();
+                at = self.session.getattr(InodeNo::ROOT)?;
+            }
+            names.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
+        }
+        Ok(at)
+    }
+
+    /// All entries of a directory, with attributes.
+    pub(crate) fn list(&self, ino: InodeNo, path: &RemotePath) -> anyhow::Result<Vec<Entry>> {
+        let mut entries = Vec::new();
+        let mut after = 0;
+        loop {
+            let (page, end) = self
+                .session
+                .readdir(ino, after, PAGE, true)
+                .map_err(|error| explain(&path.shown(), error))?;
+            let empty = page.is_empty();
+            for entry in page {
+                after = entry.cookie;
+                if entry.name != b"." && entry.name != b".." {
+                    entries.push(Entry {
+                        name: entry.name,
+                        ino: entry.ino,
+                        kind: entry.kind,
+                        attr: entry.attr,
+                    });
+                }
+            }
+            if end || empty {
+                return Ok(entries);
+            }
+        }
+    }
+
+    /// The directory a new name goes into, and the name.
+    fn place<'a>(&self, path: &'a RemotePath, verb: &str) -> anyhow::Result<(InodeNo, &'a [u8])> {
+        let Some(name) = path.last() else {
+            return fail(format!("{verb} /: is the root directory"), "name something in it");
+        };
+        Ok((self.attr(&path.parent()).context(verb.to_owned())?.ino, name))
+    }
+
+    fn change(&self, verb: &str, path: &RemotePath, change: Change) -> anyhow::Result<Outcome> {
+        self.session
+            .change(change)
+            .map_err(|error| explain(&format!("{verb} {}", path.shown()), error))
+    }
+
+    fn create(
+        &self,
+        verb: &str,
+        path: &RemotePath,
+        kind: NewKind,
+        mode: u32,
+        layout: Option<Layout>,
+    ) -> anyhow::Result<Attr> {
+        let (parent, name) = self.place(path, verb)?;
+        let change = Change::Create {
+            parent,
+            name: name.to_owned(),
+            open_existing: kind == NewKind::File,
+            kind,
+            mode,
+            umask: self.umask,
+            uid: rustix::process::getuid().as_raw(),
+            gid: rustix::process::getgid().as_raw(),
+            layout,
+        };
+        let outcome = self.change(verb, path, change)?;
+        if let Outcome::Entry { attr, .. } = outcome {
+            Ok(attr)
+        } else {
+            anyhow::bail!("{verb} {}: the master answered {outcome:?}", path.shown())
+        }
+    }
+
+    /// `chunk_size`: of files made in it; as its parent's if `None`.
+    pub(crate) fn mkdir(&self, path: &RemotePath, chunk_size: Option<u64>) -> anyhow::Result<()> {
+        let layout = match chunk_size {
+            None => None,
+            Some(chunk_size) => {
+                let parent = self.attr(&path.parent()).context("mkdir")?;
+                Some(Layout { chunk_size, ..parent.layout })
+            }
+        };
+        self.create("mkdir", path, NewKind::Directory, 0o777, layout).map(drop)
+    }
+
+    pub(crate) fn unlink(&self, path: &RemotePath) -> anyhow::Result<()> {
+        let (parent, name) = self.place(path, "rm")?;
+        self.change("rm", path, Change::Unlink { parent, name: name.to_owned() }).map(drop)
+    }
+
+    pub(crate) fn rmdir(&self, path: &RemotePath) -> anyhow::Result<()> {
+        let (parent, name) = self.place(path, "rm")?;
+        self.change("rm", path, Change::Rmdir { parent, name: name.to_owned() }).map(drop)
+    }
+
+    pub(crate) fn rename(&self, from: &RemotePath, to: &RemotePath) -> anyhow::Result<()> {
+        let (from_parent, from_name) = self.place(from, "mv")?;
+        let (to_parent, to_name) = self.place(to, "mv")?;
+        let change = Change::Rename {
+            from_parent,
+            from: from_name.to_owned(),
+            to_parent,
+            to: to_name.to_owned(),
+            mode: RenameMode::Replace,
+        };
+        self.session
+            .change(change)
+            .map(drop)
+            .map_err(|error| explain(&format!("mv {} {}", from.shown(), to.shown()), error))
+    }
+
+    /// Gives `each` the content in order, in pieces.
+    pub(crate) fn read_all(
+        &self,
+        attr: &Attr,
+        path: &RemotePath,
+        each: &mut dyn FnMut(&[u8]) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        check_is_file("read", attr, path)?;
+        let failed = |error| explain(&format!("read {}", path.shown()), error);
+        self.session.open(attr.ino, false).map_err(failed)?;
+        let file = self.session.file(attr.ino);
+        let mut piece = vec![0; PIECE];
+        let mut offset = 0;
+        let result = loop {
+            match file.read(offset, &mut piece) {
+                Ok(0) => break Ok(()),
+                Ok(read) => {
+                    offset += read as u64;
+                    if let Err(error) = each(piece.get(..read).unwrap_or_default()) {
+                        break Err(error);
+                    }
+                }
+                Err(error) => break Err(failed(error)),
+            }
+        };
+        self.session.release(attr.ino, false);
+        result
+    }
+
+    fn open_to_write(&self, verb: &'static str, path: &RemotePath) -> anyhow::Result<Writer<'_>> {
+        let attr = match self.find(path)? {
+            Some(attr) => attr,
+            None => self.create(verb, path, NewKind::File, 0o666, None)?,
+        };
+        check_is_file(verb, &attr, path)?;
+        let what = format!("{verb} {}", path.shown());
+        self.session.open(attr.ino, true).map_err(|error| explain(&what, error))?;
+        let file = self.session.file(attr.ino);
+        Ok(Writer { files: self, ino: attr.ino, file, offset: 0, what })
+    }
+
+    /// A file whose content is replaced from the start; made if absent.
+    pub(crate) fn replace(&self, path: &RemotePath) -> anyhow::Result<Writer<'_>> {
+        let writer = self.open_to_write("put", path)?;
+        writer.file.truncate(0).map_err(|error| explain(&writer.what, error))?;
+        Ok(writer)
+    }
+
+    /// One append, stable when this returns; the offset it got.
+    pub(crate) fn append(&self, path: &RemotePath, record: &[u8]) -> anyhow::Result<u64> {
+        let writer = self.open_to_write("append", path)?;
+        writer.file.append(record).map_err(|error| explain(&writer.what, error))
+    }
+}
+
+/// A file open for writing.
+#[derive(Debug)]
+pub(crate) struct Writer<'a> {
+    files: &'a Files,
+    ino: InodeNo,
+    file: Arc<FileState>,
+    offset: u64,
+    what: String,
+}
+
+impl Writer<'_> {
+    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.file.write(self.offset, bytes).map_err(|error| explain(&self.what, error))?;
+        self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Returns when all is on every replica's disk.
+    pub(crate) fn finish(self) -> anyhow::Result<()> {
+        self.file.fsync().map_err(|error| explain(&self.what, error))
+    }
+}
+
+impl Drop for Writer<'_> {
+    fn drop(&mut self) {
+        self.files.session.release(self.ino, true);
+    }
+}
+
+fn check_is_file(verb: &str, attr: &Attr, path: &RemotePath) -> anyhow::Result<()> {
+    match attr.kind {
+        FileKind::File => Ok(()),
+        FileKind::Directory => {
+            fail(format!("{verb} {}: is a directory", path.shown()), "name a file in it")
+        }
+        FileKind::Symlink
+        | FileKind::Fifo
+        | FileKind::Socket
+        | FileKind::CharDevice
+        | FileKind::BlockDevice => fail(
+            format!("{verb} {}: is a {}", path.shown(), kind_name(attr.kind)),
+            "name a regular file",
+        ),
+    }
+}
+
+/// A client's error in the words of a person at a terminal.
+fn explain(what: &str, error: ClientError) -> anyhow::Error {
+    let advice = match &error {
+        ClientError::Refused(NamespaceError::NotFound) => "see `dfs ls` of its directory",
+        ClientError::Refused(NamespaceError::Exists) => "choose another name, or remove it first",
+        ClientError::Refused(NamespaceError::NotEmpty) => "give -r to remove what is in it",
+        ClientError::Refused(NamespaceError::NotDirectory | NamespaceError::IsDirectory) => {
+            "see `dfs stat` of the path"
+        }
+        ClientError::Refused(NamespaceError::NameTooLong) => "use a shorter name",
+        ClientError::Refused(_) => "nothing was changed",
+        ClientError::NoSpace { .. } => "free space, or add a chunkserver",
+        ClientError::MasterSilent { .. } => {
+            "is the master up? --server-wait makes this command wait longer"
+        }
+        ClientError::NoCurrentReplica { .. } | ClientError::ChunkUnavailable { .. } => {
+            "see `dfs status` for the servers that are missing"
+        }
+        ClientError::OutcomeUnknown => "look whether it was done before trying again",
+        ClientError::Interrupted | ClientError::Protocol { .. } | ClientError::Closed => {
+            "try again; if it stays, see the logs of master and chunkservers"
+        }
+    };
+    Failure::new(format!("{what}: {error}"), advice).into()
+}

@@ -1,0 +1,324 @@
+//! The directory of a local cluster: what lies where, what runs, what the next start must repeat.
+//!
+//! ```text
+//! DIR/cluster.json        addresses, mount path, numbers; DIR/cluster.key  0600
+//! DIR/run/ROLE.pid        master, cs-1, …, mount, supervisor; ROLE.addr  address it serves; lock  held by the supervisor
+//! DIR/log/ROLE.log        DIR/data/ROLE  what the servers keep          DIR/mnt  the mount, unless named otherwise
+//! ```
+
+use std::fmt;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context as _;
+use dfs_core::ids::ServerId;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+
+use crate::failure::fail;
+use crate::process::{Process, read_pid};
+
+/// Newest layout of `cluster.json` this program reads.
+const FORMAT: u32 = 1;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    Master,
+    Chunkserver(ServerId),
+    Mount,
+    Supervisor,
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Master => f.write_str("master"),
+            Self::Chunkserver(id) => write!(f, "{id}"),
+            Self::Mount => f.write_str("mount"),
+            Self::Supervisor => f.write_str("supervisor"),
+        }
+    }
+}
+
+/// `DIR/cluster.json`. Written by `dfs up` alone; other programs may read it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub(crate) struct ClusterFile {
+    pub format: u32,
+    /// `ip:port`; empty until the first start has succeeded.
+    pub master: String,
+    pub mount: PathBuf,
+    pub profile: String,
+    pub replication: u32,
+    pub min_replicas: u32,
+    pub chunkservers: Vec<ChunkserverEntry>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct ChunkserverEntry {
+    pub id: String,
+    pub address: String,
+}
+
+/// Most replicas a local cluster keeps.
+const REPLICATION: u32 = 3;
+
+/// Replication and replicas needed for a write with this many chunkservers.
+pub(crate) fn replication_for(chunkservers: u32) -> (u32, u32) {
+    let replication = chunkservers.clamp(1, REPLICATION);
+    (replication, replication.saturating_sub(1).max(1))
+}
+
+impl ClusterFile {
+    pub(crate) fn new(mount: PathBuf) -> Self {
+        Self {
+            format: FORMAT,
+            master: String::new(),
+            mount,
+            profile: "standard".to_owned(),
+            replication: 0,
+            min_replicas: 0,
+            chunkservers: Vec::new(),
+        }
+    }
+}
+
+/// The directory, absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClusterDir {
+    root: PathBuf,
+}
+
+impl ClusterDir {
+    pub(crate) fn new(dir: &Path) -> anyhow::Result<Self> {
+        if dir.as_os_str().is_empty() {
+            return fail("--dir: the path is empty", "name a directory");
+        }
+        let root = match dir.canonicalize() {
+            Ok(root) => root,
+            Err(_) => {
+                std::path::absolute(dir).with_context(|| format!("--dir {}", dir.display()))?
+            }
+        };
+        Ok(Self { root })
+    }
+
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
+    pub(crate) fn cluster_file(&self) -> PathBuf {
+        self.root.join("cluster.json")
+    }
+
+    pub(crate) fn key_file(&self) -> PathBuf {
+        self.root.join("cluster.key")
+    }
+
+    pub(crate) fn lock_file(&self) -> PathBuf {
+        self.root.join("run/lock")
+    }
+
+    /// How the start in the background went: made by the supervisor, read by `dfs up --detach`.
+    pub(crate) fn outcome_file(&self) -> PathBuf {
+        self.root.join("run/outcome")
+    }
+
+    pub(crate) fn pid_file(&self, role: Role) -> PathBuf {
+        self.root.join(format!("run/{role}.pid"))
+    }
+
+    pub(crate) fn address_file(&self, role: Role) -> PathBuf {
+        self.root.join(format!("run/{role}.addr"))
+    }
+
+    pub(crate) fn log_file(&self, role: Role) -> PathBuf {
+        self.root.join(format!("log/{role}.log"))
+    }
+
+    pub(crate) fn data(&self, role: Role) -> PathBuf {
+        self.root.join(format!("data/{role}"))
+    }
+
+    pub(crate) fn default_mount(&self) -> PathBuf {
+        self.root.join("mnt")
+    }
+
+    /// Reads `cluster.json`: `None` if there is none.
+    pub(crate) fn read(&self) -> anyhow::Result<Option<ClusterFile>> {
+        let path = self.cluster_file();
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
+        };
+        // The number first: a newer layout need not have the rest.
+        let any: serde_json::Value =
+            serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
+        let format = any.get("format").and_then(serde_json::Value::as_u64);
+        if format != Some(u64::from(FORMAT)) {
+            return fail(
+                format!(
+                    "{}: format {}, this program knows {FORMAT}",
+                    path.display(),
+                    format.map_or_else(|| "missing".to_owned(), |f| f.to_string()),
+                ),
+                "use the program that wrote it, or a newer one",
+            );
+        }
+        serde_json::from_value(any).map(Some).with_context(|| format!("read {}", path.display()))
+    }
+
+    /// Reads `cluster.json`, refusing directories without one.
+    pub(crate) fn existing(&self) -> anyhow::Result<ClusterFile> {
+        match self.read()? {
+            Some(file) => Ok(file),
+            None => fail(
+                format!(
+                    "{}: no local cluster there (cluster.json is missing)",
+                    self.root.display()
+                ),
+                format!("start one with `dfs up --dir {}`", self.root.display()),
+            ),
+        }
+    }
+
+    /// Replaces `cluster.json`; a crash leaves the old or the new one.
+    pub(crate) fn write(&self, file: &ClusterFile) -> anyhow::Result<()> {
+        let path = self.cluster_file();
+        let draft = path.with_extension("json.new");
+        let mut text = serde_json::to_string_pretty(file)?;
+        text.push('\n');
+        std::fs::write(&draft, text)
+            .and_then(|()| std::fs::rename(&draft, &path))
+            .with_context(|| format!("write {}", path.display()))
+    }
+
+    /// Makes the directory, or refuses one that belongs to something else.
+    pub(crate) fn claim(&self) -> anyhow::Result<()> {
+        const OURS: [&str; 7] =
+            ["run", "log", "data", "mnt", "cluster.key", "cluster.json", "cluster.json.new"];
+        if let Ok(entries) = self.root.read_dir()
+            && !self.cluster_file().exists()
+        {
+            for entry in entries {
+                let name = entry?.file_name().to_string_lossy().into_owned();
+                if !OURS.contains(&name.as_str()) {
+                    return fail(
+                        format!("--dir {}: holds '{name}' and no cluster", self.root.display()),
+                        "name a new or empty directory",
+                    );
+                }
+            }
+        }
+        for part in ["run", "log", "data"] {
+            let path = self.root.join(part);
+            std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    /// Words by which a process of ours is recognised.
+    pub(crate) fn marks(&self, role: Role, mount: &Path) -> Vec<String> {
+        let own = |path: &Path| path.to_string_lossy().into_owned();
+        match role {
+            Role::Master => vec!["master".into(), own(&self.data(role))],
+            Role::Chunkserver(_) => vec!["chunkserver".into(), own(&self.data(role))],
+            Role::Mount => vec!["mount".into(), own(mount)],
+            // Its lock tells; it may have been started with a relative path.
+            Role::Supervisor => vec![],
+        }
+    }
+
+    /// The process a pid file names, if it runs and is ours.
+    pub(crate) fn running(&self, role: Role, mount: &Path) -> Option<Process> {
+        let pid = read_pid(&self.pid_file(role))?;
+        let process = Process { pid, marks: self.marks(role, mount) };
+        process.is_running().then_some(process)
+    }
+
+    /// Roles with a pid file, in the order they are stopped in.
+    pub(crate) fn roles(&self) -> Vec<Role> {
+        let mut servers: Vec<ServerId> = self
+            .root
+            .join("run")
+            .read_dir()
+            .into_iter()
+            .flatten()
+            .filter_map(|entry| {
+                entry.ok()?.file_name().to_str()?.strip_suffix(".pid")?.parse().ok()
+            })
+            .collect();
+        servers.sort_unstable();
+        [Role::Mount]
+            .into_iter()
+            .chain(servers.into_iter().map(Role::Chunkserver))
+            .chain([Role::Master])
+            .filter(|role| self.pid_file(*role).exists())
+            .collect()
+    }
+
+    /// Takes the lock of the supervisor, which ends with the returned file: `None` if another process has it.
+    pub(crate) fn try_lock(&self) -> anyhow::Result<Option<File>> {
+        let path = self.lock_file();
+        let file = File::options()
+            .create(true)
+            .truncate(false)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("open {}", path.display()))?;
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(file)),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
+        }
+    }
+
+    /// The supervisor, if one holds the lock.
+    pub(crate) fn supervisor(&self) -> anyhow::Result<Option<Process>> {
+        if !self.lock_file().exists() || self.try_lock()?.is_some() {
+            return Ok(None);
+        }
+        let pid = read_pid(&self.pid_file(Role::Supervisor)).unwrap_or(0);
+        Ok(Some(Process { pid, marks: self.marks(Role::Supervisor, Path::new("")) }))
+    }
+
+    pub(crate) fn forget_pid(&self, role: Role) {
+        // Already gone is what is wanted.
+        let _absent = std::fs::remove_file(self.pid_file(role));
+    }
+}
+
+/// `address` if nobody listens there now, else port 0 of the same host: a restart keeps its ports when it can.
+pub(crate) fn free_address(remembered: &str) -> SocketAddr {
+    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+    remembered
+        .parse::<SocketAddr>()
+        .ok()
+        .filter(|address| std::net::TcpListener::bind(address).is_ok())
+        .unwrap_or(loopback)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_chunkservers_lower_replication_and_minimum() {
+        assert_eq!(replication_for(1), (1, 1));
+        assert_eq!(replication_for(2), (2, 1));
+        assert_eq!(replication_for(3), (3, 2));
+        assert_eq!(replication_for(7), (3, 2));
+    }
+
+    #[test]
+    fn a_taken_port_is_replaced() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = taken.local_addr().unwrap();
+        assert_eq!(free_address(&address.to_string()).port(), 0);
+        drop(taken);
+        assert_eq!(free_address(&address.to_string()), address);
+    }
+}

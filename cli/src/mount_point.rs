@@ -1,0 +1,185 @@
+//! Mount points as the kernel lists them: is one mounted, may one be used, take it off.
+
+use std::ffi::OsString;
+use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::Context as _;
+
+use crate::failure::fail;
+
+/// File systems mounted exactly at `path`, by type; the last one is on top.
+pub(crate) fn mounted_at(path: &Path) -> Vec<String> {
+    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
+    mounts_in(&table).into_iter().filter(|(at, _)| at == path).map(|(_, kind)| kind).collect()
+}
+
+/// Mount points and types of a `mountinfo` table, proc(5).
+fn mounts_in(table: &[u8]) -> Vec<(PathBuf, String)> {
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| {
+            let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
+            let at = PathBuf::from(OsString::from_vec(unescape(words.get(4)?)));
+            let dash = words.iter().position(|word| *word == b"-")?;
+            let kind = String::from_utf8_lossy(words.get(dash + 1)?).into_owned();
+            Some((at, kind))
+        })
+        .collect()
+}
+
+/// Space, tab, newline and backslash are written as three octal digits.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let Some((first, after)) = rest.split_first() {
+        let octal = after
+            .get(..3)
+            .filter(|_| *first == b'\\')
+            .and_then(|digits| std::str::from_utf8(digits).ok())
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match octal {
+            Some(byte) => {
+                out.push(byte);
+                rest = after.get(3..).unwrap_or_default();
+            }
+            None => {
+                out.push(*first);
+                rest = after;
+            }
+        }
+    }
+    out
+}
+
+pub(crate) fn is_fuse_mounted(path: &Path) -> bool {
+    mounted_at(path).last().is_some_and(|kind| kind.starts_with("fuse"))
+}
+
+/// Whether the mount answers within `timeout`. A dead one answers ENOTCONN, a hanging one not at all.
+pub(crate) fn answers(path: &Path, timeout: Duration) -> bool {
+    if !is_fuse_mounted(path) {
+        return false;
+    }
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = path.to_owned();
+    // A thread, because stat(2) on a hanging mount never returns.
+    std::thread::spawn(move || {
+        let _receiver_gave_up = tell.send(path.join(".").metadata().is_ok());
+    });
+    told.recv_timeout(timeout).unwrap_or(false)
+}
+
+/// Takes a mount off, lazily if need be (its process may be dead). Says so if nothing is mounted.
+pub(crate) fn unmount(path: &Path) -> anyhow::Result<()> {
+    let mut said = String::new();
+    for (program, flags) in
+        [("fusermount3", "-u"), ("umount", ""), ("fusermount3", "-uz"), ("umount", "-l")]
+    {
+        if !is_fuse_mounted(path) {
+            return Ok(());
+        }
+        let mut command = Command::new(program);
+        if !flags.is_empty() {
+            command.arg(flags);
+        }
+        match command.arg(path).stdin(Stdio::null()).output() {
+            Ok(output) if output.status.success() => {}
+            Ok(output) => said = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+            Err(error) if said.is_empty() => said = format!("{program}: {error}"),
+            Err(_) => {}
+        }
+    }
+    if is_fuse_mounted(path) {
+        return fail(
+            format!("unmount {}: {said}", path.display()),
+            "end the programs that use it (fuser -vm PATH shows them) and try again",
+        );
+    }
+    Ok(())
+}
+
+/// Refuses what cannot be a mount point, and makes the directory if it is missing. A dead mount of ours there is
+/// taken off. Returns the absolute path.
+pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
+    check_fuse_device()?;
+    // `absolute` does not touch the disk: a dead mount in the way would answer every look at it with an error.
+    let wanted = absolute(path)?;
+    if is_fuse_mounted(&wanted) {
+        if answers(&wanted, Duration::from_secs(5)) {
+            return fail(
+                format!("mount point {}: something is mounted there already", wanted.display()),
+                format!(
+                    "unmount it with `dfs umount {}` or name another directory",
+                    wanted.display()
+                ),
+            );
+        }
+        unmount(&wanted)?;
+    }
+    std::fs::create_dir_all(&wanted)
+        .with_context(|| format!("make mount point {}", wanted.display()))?;
+    let wanted =
+        wanted.canonicalize().with_context(|| format!("mount point {}", wanted.display()))?;
+    let mut entries =
+        wanted.read_dir().with_context(|| format!("read mount point {}", wanted.display()))?;
+    if let Some(entry) = entries.next() {
+        let name = entry.map(|e| e.file_name().to_string_lossy().into_owned()).unwrap_or_default();
+        return fail(
+            format!("mount point {}: not empty, it holds '{name}'", wanted.display()),
+            "name an empty or new directory",
+        );
+    }
+    Ok(wanted)
+}
+
+/// FUSE needs its device; containers often do not have it.
+pub(crate) fn check_fuse_device() -> anyhow::Result<()> {
+    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
+        Ok(_) => Ok(()),
+        Err(error) => fail(
+            format!("mount: /dev/fuse: {error}"),
+            "load the module with `modprobe fuse`, or give the container the device with `--device /dev/fuse --cap-add SYS_ADMIN`; \
+             put, get and ls work without a mount",
+        ),
+    }
+}
+
+/// Absolute and without symbolic links in the parents, so that it compares equal to the kernel's table; the last
+/// component itself is not looked at.
+pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
+    if path.as_os_str().as_bytes().is_empty() {
+        return fail("mount point: the path is empty", "name a directory");
+    }
+    let whole = std::path::absolute(path).with_context(|| format!("path {}", path.display()))?;
+    let resolved = match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) => parent.canonicalize().ok().map(|parent| parent.join(name)),
+        _ => None,
+    };
+    Ok(resolved.unwrap_or(whole))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_with_spaces_are_read_back() {
+        let table = b"36 35 0:52 / /mnt/a\\040b rw,nosuid - fuse.dfs dfs rw\n22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n";
+        assert_eq!(
+            mounts_in(table),
+            [
+                (PathBuf::from("/mnt/a b"), "fuse.dfs".to_owned()),
+                (PathBuf::from("/"), "ext4".to_owned())
+            ]
+        );
+    }
+
+    #[test]
+    fn a_plain_directory_is_not_mounted() {
+        let dir = std::env::temp_dir();
+        assert!(!is_fuse_mounted(&dir) && !answers(&dir, Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,123 @@
+//! Other processes as `/proc` shows them: is it ours, does it live, make it stop.
+//!
+//! A pid alone proves nothing, the kernel uses it again: a process counts as ours only if its command line contains
+//! the words it was started with.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+/// How often a process that should end is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// A pid and the words that must be among its arguments.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub pid: u32,
+    pub marks: Vec<String>,
+}
+
+impl Process {
+    /// Whether it runs and is the program we started. A zombie does not run.
+    pub(crate) fn is_running(&self) -> bool {
+        if self.pid == 0 || is_zombie(self.pid) {
+            return false;
+        }
+        let Ok(line) = std::fs::read(format!("/proc/{}/cmdline", self.pid)) else { return false };
+        let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+        self.marks.iter().all(|mark| words.contains(&mark.as_bytes()))
+    }
+
+    /// Sends a signal, unless the pid is another program by now.
+    pub(crate) fn signal(&self, signal: Signal) {
+        if !self.is_running() {
+            return;
+        }
+        if let Some(pid) = i32::try_from(self.pid).ok().and_then(Pid::from_raw) {
+            // It may have ended since: then there is nothing to stop.
+            let _gone = rustix::process::kill_process(pid, signal);
+        }
+    }
+
+    /// Waits until it is gone; says whether it is.
+    pub(crate) fn wait_gone(&self, at_most: Duration) -> bool {
+        let until = Instant::now() + at_most;
+        while self.is_running() {
+            if until <= Instant::now() {
+                return false;
+            }
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        true
+    }
+
+    /// SIGTERM, after `grace` SIGKILL. Says whether it stopped by itself.
+    pub(crate) fn stop(&self, grace: Duration) -> bool {
+        self.signal(Signal::TERM);
+        if self.wait_gone(grace) {
+            return true;
+        }
+        self.signal(Signal::KILL);
+        // A process killed while the kernel works for it ends when that is done.
+        self.wait_gone(Duration::from_secs(10));
+        false
+    }
+}
+
+fn is_zombie(pid: u32) -> bool {
+    // "pid (name) state …": the name may contain anything, so the last ')' counts.
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().starts_with('Z')))
+        .unwrap_or(false)
+}
+
+/// Reads a pid file: `None` if absent or not a number.
+pub(crate) fn read_pid(path: &Path) -> Option<u32> {
+    std::fs::read_to_string(path).ok()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sleeper() -> std::process::Child {
+        std::process::Command::new("sleep").arg("60").spawn().unwrap()
+    }
+
+    #[test]
+    fn a_process_with_other_arguments_is_not_ours() {
+        let mut child = sleeper();
+        let mut process = Process { pid: child.id(), marks: vec!["60".into()] };
+        // The child is ours only after its exec; before it shows this test's own arguments.
+        let until = Instant::now() + Duration::from_secs(10);
+        while !process.is_running() && Instant::now() < until {
+            std::thread::sleep(LOOK_AGAIN);
+        }
+        assert!(process.is_running());
+        process.marks = vec!["61".into()];
+        assert!(!process.is_running());
+        process.stop(Duration::from_secs(5));
+        assert!(child.try_wait().unwrap().is_none(), "another program was stopped");
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_zombie_does_not_run() {
+        let mut child = sleeper();
+        child.kill().unwrap();
+        let process = Process { pid: child.id(), marks: vec![] };
+        assert!(process.wait_gone(Duration::from_secs(10)), "killed but not reaped counts as gone");
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn stopping_ends_a_process_by_itself() {
+        let mut child = sleeper();
+        let process = Process { pid: child.id(), marks: vec![] };
+        assert!(process.stop(Duration::from_secs(10)));
+        child.wait().unwrap();
+    }
+}

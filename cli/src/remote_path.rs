@@ -1,0 +1,107 @@
+//! Paths in the file system as people type them: from the root, with or without the first slash.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+
+use crate::failure::fail;
+
+/// Names from the root down; empty: the root itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct RemotePath {
+    pub names: Vec<Vec<u8>>,
+    /// Written with a slash at the end: only a directory is meant.
+    pub wants_directory: bool,
+}
+
+impl RemotePath {
+    /// `..` is refused: where it leads depends on symbolic links that nobody follows here.
+    pub(crate) fn parse(text: &OsStr) -> anyhow::Result<Self> {
+        let bytes = text.as_bytes();
+        if bytes.is_empty() {
+            return fail("path '': empty", "name a path such as /notes.txt, or / for the root");
+        }
+        let mut names = Vec::new();
+        for name in bytes.split(|byte| *byte == b'/') {
+            match name {
+                b"" | b"." => {}
+                b".." => {
+                    return fail(
+                        format!("path '{}': '..' is not resolved here", text.to_string_lossy()),
+                        "write the path from the root",
+                    );
+                }
+                name => names.push(name.to_owned()),
+            }
+        }
+        Ok(Self { names, wants_directory: bytes.ends_with(b"/") })
+    }
+
+    /// `/a/b`, for messages and JSON.
+    pub(crate) fn shown(&self) -> String {
+        let mut out = String::new();
+        for name in &self.names {
+            out.push('/');
+            out.push_str(&String::from_utf8_lossy(name));
+        }
+        if out.is_empty() { "/".to_owned() } else { out }
+    }
+
+    pub(crate) fn last(&self) -> Option<&[u8]> {
+        self.names.last().map(Vec::as_slice)
+    }
+
+    /// The directory it lies in; the root's is the root.
+    pub(crate) fn parent(&self) -> Self {
+        let mut names = self.names.clone();
+        names.pop();
+        Self { names, wants_directory: true }
+    }
+
+    pub(crate) fn join(&self, name: &[u8]) -> Self {
+        let mut names = self.names.clone();
+        names.push(name.to_owned());
+        Self { names, wants_directory: false }
+    }
+
+    pub(crate) fn is_root(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    /// Whether `other` is this or lies below it.
+    pub(crate) fn holds(&self, other: &Self) -> bool {
+        other.names.starts_with(&self.names)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[track_caller]
+    fn check(text: &str, expected: &str) {
+        let path = RemotePath::parse(OsStr::new(text)).unwrap();
+        assert_eq!(path.shown(), expected);
+    }
+
+    #[test]
+    fn paths_start_at_the_root() {
+        check("/", "/");
+        check("a/b", "/a/b");
+        check("//a/./b/", "/a/b");
+        check(".", "/");
+    }
+
+    #[test]
+    fn empty_paths_and_parents_are_refused() {
+        for bad in ["", "/a/../b", ".."] {
+            assert!(RemotePath::parse(OsStr::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_directory_holds_what_is_below_it() {
+        let path = |text: &str| RemotePath::parse(OsStr::new(text)).unwrap();
+        assert!(path("/a").holds(&path("/a/b")) && path("/").holds(&path("/a")));
+        assert!(!path("/a").holds(&path("/ab")));
+    }
+}

@@ -1,0 +1,471 @@
+//! Starts the processes of a local cluster in order, watches them, stops them in order.
+//!
+//! Order up: master, chunkservers, mount. Order down: mount (flushes), chunkservers, master. A process that ends by
+//! itself is started again after a pause that doubles with each early end. Whoever wants to stop the cluster stops the
+//! supervisor first, so that nothing is restarted behind its back.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use dfs_core::ids::ServerId;
+use dfs_service::shutdown::Shutdown;
+
+use crate::args::Restart;
+use crate::failure::{Failure, fail, one_line};
+use crate::local::{ChunkserverEntry, ClusterDir, ClusterFile, Role, free_address};
+use crate::mount_point;
+use crate::process::Process;
+
+/// How often children are looked at.
+const TICK: Duration = Duration::from_millis(20);
+/// A server that has not written its address by then is stuck: a log of gigabytes may have to be replayed.
+const START_MAX: Duration = Duration::from_secs(300);
+/// Chunkservers that have not joined by then are reported; the mount works with those that have.
+const JOIN_MAX: Duration = Duration::from_secs(20);
+const MOUNT_MAX: Duration = Duration::from_secs(60);
+/// First and longest pause before a restart; a life longer than `STEADY` counts as a fresh start.
+const PAUSE_MIN: Duration = Duration::from_millis(200);
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+const STEADY: Duration = Duration::from_secs(30);
+/// A log larger than this is moved to `.old` when its process starts.
+const LOG_BYTES_MAX: u64 = 32 << 20;
+
+/// What to start.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub dir: ClusterDir,
+    pub file: ClusterFile,
+    pub chunkservers: u32,
+    pub restart: Restart,
+    pub accept_loss: bool,
+}
+
+/// Says one line to whoever watches the start.
+pub(crate) type Say<'a> = &'a mut dyn FnMut(&str);
+
+#[derive(Debug)]
+struct Watched {
+    role: Role,
+    child: Option<Child>,
+    started: Instant,
+    pause: Duration,
+    restart_at: Option<Instant>,
+}
+
+/// Running children of this process. Dropping it without [`Supervisor::stop`] leaves them running.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    plan: Plan,
+    program: PathBuf,
+    watched: Vec<Watched>,
+    /// Held until the end: tells others that somebody is responsible.
+    _lock: File,
+}
+
+impl Supervisor {
+    /// Starts everything and returns when the mount answers. On an error all that was started is stopped again.
+    pub(crate) fn start(
+        plan: Plan,
+        lock: File,
+        shutdown: &Shutdown,
+        say: Say<'_>,
+    ) -> anyhow::Result<Self> {
+        let program = std::env::current_exe().context("find this program")?;
+        let mut supervisor = Self { plan, program, watched: Vec::new(), _lock: lock };
+        match supervisor.start_all(shutdown, say) {
+            Ok(()) => Ok(supervisor),
+            Err(error) => {
+                supervisor.stop(Duration::from_secs(10), say);
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn file(&self) -> &ClusterFile {
+        &self.plan.file
+    }
+
+    fn start_all(&mut self, shutdown: &Shutdown, say: Say<'_>) -> anyhow::Result<()> {
+        let dir = self.plan.dir.clone();
+        write_pid(&dir, Role::Supervisor, std::process::id())?;
+
+        self.plan.file.master = free_address(&self.plan.file.master).to_string();
+        self.spawn(Role::Master)?;
+        let address = self.await_address(Role::Master, shutdown)?;
+        say(&format!("master        {address}   log {}", dir.log_file(Role::Master).display()));
+        self.plan.file.master = address;
+
+        let ids: Vec<ServerId> = (1..=self.plan.chunkservers).map(ServerId).collect();
+        for id in &ids {
+            let known = self.plan.file.chunkservers.iter().find(|entry| entry.id == id.to_string());
+            let address =
+                free_address(known.map_or("", |entry| entry.address.as_str())).to_string();
+            self.remember(*id, address);
+            self.spawn(Role::Chunkserver(*id))?;
+        }
+        for id in ids {
+            let role = Role::Chunkserver(id);
+            let address = self.await_address(role, shutdown)?;
+            say(&format!(
+                "{:<13} {address}   log {}",
+                role.to_string(),
+                dir.log_file(role).display()
+            ));
+            self.remember(id, address);
+        }
+        self.plan.dir.write(&self.plan.file)?;
+        self.await_joined(shutdown, say)?;
+
+        self.spawn(Role::Mount)?;
+        self.await_mount(shutdown)?;
+        say(&format!(
+            "mount         {}   log {}",
+            self.plan.file.mount.display(),
+            dir.log_file(Role::Mount).display()
+        ));
+        Ok(())
+    }
+
+    fn remember(&mut self, id: ServerId, address: String) {
+        let id = id.to_string();
+        match self.plan.file.chunkservers.iter_mut().find(|entry| entry.id == id) {
+            Some(entry) => entry.address = address,
+            None => self.plan.file.chunkservers.push(ChunkserverEntry { id, address }),
+        }
+    }
+
+    /// The arguments a person would type for this process.
+    fn arguments(&self, role: Role) -> Vec<String> {
+        let Plan { dir, file, accept_loss, .. } = &self.plan;
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let key = text(&dir.key_file());
+        let mut arguments: Vec<String> = match role {
+            Role::Master => vec![
+                "master".into(),
+                "--data".into(),
+                text(&dir.data(role)),
+                "--listen".into(),
+                file.master.clone(),
+                "--profile".into(),
+                file.profile.clone(),
+                "--replication".into(),
+                file.replication.to_string(),
+                "--min-replicas".into(),
+                file.min_replicas.to_string(),
+            ],
+            Role::Chunkserver(id) => {
+                let listen = file
+                    .chunkservers
+                    .iter()
+                    .find(|entry| entry.id == id.to_string())
+                    .map_or_else(|| "127.0.0.1:0".to_owned(), |entry| entry.address.clone());
+                vec![
+                    "chunkserver".into(),
+                    "--data".into(),
+                    text(&dir.data(role)),
+                    "--id".into(),
+                    id.to_string(),
+                    "--listen".into(),
+                    listen,
+                    "--master".into(),
+                    file.master.clone(),
+                ]
+            }
+            Role::Mount | Role::Supervisor => {
+                vec!["mount".into(), file.master.clone(), text(&file.mount)]
+            }
+        };
+        if *accept_loss && role == Role::Master {
+            arguments.push("--accept-loss".into());
+        }
+        if role != Role::Mount {
+            arguments.extend(["--address-file".into(), text(&dir.address_file(role))]);
+        }
+        arguments.extend(["--key-file".into(), key]);
+        arguments
+    }
+
+    fn spawn(&mut self, role: Role) -> anyhow::Result<()> {
+        let dir = &self.plan.dir;
+        // A stale address would be taken for the new one.
+        let _absent = std::fs::remove_file(dir.address_file(role));
+        let log = open_log(&dir.log_file(role))?;
+        let child = Command::new(&self.program)
+            .args(self.arguments(role))
+            // Only what is said here decides: these would redirect the child.
+            .env_remove("DFS_DIR")
+            .env_remove("DFS_MASTER")
+            .env_remove("DFS_KEY_FILE")
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context("open log")?)
+            .stderr(log)
+            // Ctrl-C at the terminal reaches the supervisor alone, which stops the others in order.
+            .process_group(0)
+            .spawn()
+            .with_context(|| format!("start {role}"))?;
+        write_pid(dir, role, child.id())?;
+        let now = Instant::now();
+        match self.watched.iter_mut().find(|watched| watched.role == role) {
+            Some(watched) => {
+                watched.child = Some(child);
+                watched.started = now;
+                watched.restart_at = None;
+            }
+            None => self.watched.push(Watched {
+                role,
+                child: Some(child),
+                started: now,
+                pause: PAUSE_MIN,
+                restart_at: None,
+            }),
+        }
+        Ok(())
+    }
+
+    /// Fails if any child of the start has ended, or somebody asked to stop.
+    fn check_start(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        if shutdown.is_asked() {
+            return fail("start interrupted", "nothing is left running");
+        }
+        for watched in &mut self.watched {
+            let Some(child) = &mut watched.child else { continue };
+            if let Some(status) = child.try_wait().context("wait for child")? {
+                watched.child = None;
+                let log = self.plan.dir.log_file(watched.role);
+                self.plan.dir.forget_pid(watched.role);
+                return fail(
+                    format!("start {}: {}", watched.role, last_words(&log, status)),
+                    format!("the whole log is in {}", log.display()),
+                );
+            }
+        }
+        Ok(())
+    }
+
+    fn await_address(&mut self, role: Role, shutdown: &Shutdown) -> anyhow::Result<String> {
+        let path = self.plan.dir.address_file(role);
+        let until = Instant::now() + START_MAX;
+        loop {
+            // Complete only with its newline: it may be read while it is written.
+            if let Ok(text) = std::fs::read_to_string(&path)
+                && let Some(address) = text.strip_suffix('\n')
+            {
+                return Ok(address.to_owned());
+            }
+            self.check_start(shutdown)?;
+            if until <= Instant::now() {
+                return fail(
+                    format!("start {role}: no address after {} s", START_MAX.as_secs()),
+                    format!("see {}", self.plan.dir.log_file(role).display()),
+                );
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Waits until the master has heard of every chunkserver: a first write should not be refused.
+    fn await_joined(&mut self, shutdown: &Shutdown, say: Say<'_>) -> anyhow::Result<()> {
+        let until = Instant::now() + JOIN_MAX;
+        let wanted = self.plan.chunkservers;
+        loop {
+            self.check_start(shutdown)?;
+            let alive =
+                crate::admin::alive_servers(&self.plan.file.master, &self.plan.dir.key_file());
+            match alive {
+                Ok(alive) if wanted <= alive => return Ok(()),
+                Ok(_) | Err(_) if Instant::now() < until => std::thread::sleep(TICK * 5),
+                Ok(alive) => {
+                    say(&format!(
+                        "warning: {alive} of {wanted} chunkservers have joined; going on with those"
+                    ));
+                    return Ok(());
+                }
+                Err(error) => return Err(error.context("ask the master for its chunkservers")),
+            }
+        }
+    }
+
+    fn await_mount(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        let until = Instant::now() + MOUNT_MAX;
+        loop {
+            if mount_point::answers(&self.plan.file.mount, Duration::from_secs(5)) {
+                return Ok(());
+            }
+            self.check_start(shutdown)?;
+            if until <= Instant::now() {
+                return fail(
+                    format!(
+                        "mount {}: no answer after {} s",
+                        self.plan.file.mount.display(),
+                        MOUNT_MAX.as_secs()
+                    ),
+                    format!("see {}", self.plan.dir.log_file(Role::Mount).display()),
+                );
+            }
+            std::thread::sleep(TICK);
+        }
+    }
+
+    /// Watches until asked to stop.
+    pub(crate) fn watch(&mut self, shutdown: &Shutdown, say: Say<'_>) {
+        while !shutdown.wait_for(TICK * 2) {
+            for index in 0..self.watched.len() {
+                self.look_at(index, say);
+            }
+        }
+    }
+
+    fn look_at(&mut self, index: usize, say: Say<'_>) {
+        let restart = self.plan.restart;
+        let Some(watched) = self.watched.get_mut(index) else { return };
+        let role = watched.role;
+        if let Some(child) = &mut watched.child {
+            let Ok(Some(status)) = child.try_wait() else { return };
+            watched.child = None;
+            self.plan.dir.forget_pid(role);
+            let log = self.plan.dir.log_file(role);
+            if restart == Restart::Never {
+                say(&format!(
+                    "{role} ended ({}); not restarted, as asked; {}",
+                    ended(status),
+                    log.display()
+                ));
+                return;
+            }
+            if STEADY <= watched.started.elapsed() {
+                watched.pause = PAUSE_MIN;
+            }
+            say(&format!(
+                "{role} ended ({}); restart in {} ms; {}",
+                ended(status),
+                watched.pause.as_millis(),
+                log.display()
+            ));
+            watched.restart_at = Some(Instant::now() + watched.pause);
+            watched.pause = (watched.pause * 2).min(PAUSE_MAX);
+        } else if watched.restart_at.is_some_and(|at| at <= Instant::now()) {
+            let prepared = match role {
+                // Its dead mount would be in the way.
+                Role::Mount => mount_point::unmount(&self.plan.file.mount),
+                Role::Master | Role::Chunkserver(_) | Role::Supervisor => Ok(()),
+            };
+            match prepared.and_then(|()| self.spawn(role)) {
+                Ok(()) => say(&format!("{role} restarted")),
+                Err(error) => {
+                    say(&format!("restart {role}: {error:#}"));
+                    if let Some(watched) = self.watched.get_mut(index) {
+                        watched.restart_at = Some(Instant::now() + watched.pause);
+                        watched.pause = (watched.pause * 2).min(PAUSE_MAX);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops mount, chunkservers, master, each at most `grace` before it is killed.
+    pub(crate) fn stop(&mut self, grace: Duration, say: Say<'_>) {
+        // Reversed start order, but chunkservers together: each stops for itself.
+        let groups: [fn(Role) -> bool; 3] = [
+            |role| role == Role::Mount,
+            |role| matches!(role, Role::Chunkserver(_)),
+            |role| role == Role::Master,
+        ];
+        for group in groups {
+            let mut stopping: Vec<&mut Watched> =
+                self.watched.iter_mut().filter(|watched| group(watched.role)).collect();
+            for watched in &mut stopping {
+                watched.restart_at = None;
+                if let Some(child) = &watched.child {
+                    own(child).signal(rustix::process::Signal::TERM);
+                }
+            }
+            let until = Instant::now() + grace;
+            for watched in stopping {
+                let Some(mut child) = watched.child.take() else { continue };
+                while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
+                    std::thread::sleep(TICK / 2);
+                }
+                if matches!(child.try_wait(), Ok(None)) {
+                    say(&format!(
+                        "{} did not stop within {} s: killed",
+                        watched.role,
+                        grace.as_secs()
+                    ));
+                    let _ended_meanwhile = child.kill();
+                    let _status = child.wait();
+                } else {
+                    say(&format!("{} stopped", watched.role));
+                }
+                self.plan.dir.forget_pid(watched.role);
+            }
+            if group(Role::Mount)
+                && let Err(error) = mount_point::unmount(&self.plan.file.mount)
+            {
+                say(&format!("warning: {error:#}"));
+            }
+        }
+        self.plan.dir.forget_pid(Role::Supervisor);
+    }
+}
+
+/// A child of ours that has not been waited for keeps its pid: no marks needed.
+fn own(child: &Child) -> Process {
+    Process { pid: child.id(), marks: Vec::new() }
+}
+
+pub(crate) fn write_pid(dir: &ClusterDir, role: Role, pid: u32) -> anyhow::Result<()> {
+    let path = dir.pid_file(role);
+    std::fs::write(&path, format!("{pid}\n")).with_context(|| format!("write {}", path.display()))
+}
+
+pub(crate) fn open_log(path: &Path) -> anyhow::Result<File> {
+    if std::fs::metadata(path).is_ok_and(|meta| LOG_BYTES_MAX < meta.len()) {
+        std::fs::rename(path, path.with_extension("log.old"))
+            .with_context(|| format!("move {}", path.display()))?;
+    }
+    File::options()
+        .create(true)
+        .append(true)
+        .open(path)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+fn ended(status: ExitStatus) -> String {
+    use std::os::unix::process::ExitStatusExt as _;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => format!("exit code {code}"),
+        (None, Some(signal)) => format!("signal {signal}"),
+        (None, None) => "unknown reason".to_owned(),
+    }
+}
+
+/// The last line of a log, as the reason of an end: our programs say it there.
+fn last_words(log: &Path, status: ExitStatus) -> String {
+    let words = tail(log, 4096);
+    // What it said as its reason, else whatever came last.
+    let reason = words.lines().rev().find_map(|line| line.strip_prefix("dfs: "));
+    let last = || words.lines().rev().find(|line| !line.trim().is_empty());
+    match reason.or_else(last) {
+        Some(line) => one_line(line),
+        None => ended(status),
+    }
+}
+
+fn tail(path: &Path, bytes: u64) -> String {
+    let mut text = Vec::new();
+    let read = File::open(path).and_then(|mut file| {
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(bytes)))?;
+        file.take(bytes).read_to_end(&mut text)
+    });
+    match read {
+        Ok(_) => String::from_utf8_lossy(&text).into_owned(),
+        Err(error) => Failure::new(error.to_string(), "no log").to_string(),
+    }
+}

@@ -1,0 +1,280 @@
+//! Wrong flags, wrong addresses, wrong directories: one line that names the value, and the promised exit code.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tests::{Cluster, Options, PATIENCE, dfs_program, run, run_with_input};
+
+use crate::need_fuse;
+
+/// One line on standard error that begins with `dfs: ` and names each of `words`.
+#[track_caller]
+fn check_refused(output: &Output, code: i32, words: &[&str]) {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(code), "{said}");
+    assert!(output.stdout.is_empty(), "nothing on standard output");
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines.len() == 1 && said.starts_with("dfs: "), "one line: {said}");
+    for word in words {
+        assert!(said.contains(word), "'{word}' in {said}");
+    }
+}
+
+fn dfs(arguments: &[&str]) -> Output {
+    let mut command = Command::new(dfs_program());
+    command
+        .args(arguments)
+        .env_remove("DFS_DIR")
+        .env_remove("DFS_MASTER")
+        .env_remove("DFS_KEY_FILE");
+    run(&mut command, PATIENCE)
+}
+
+#[test]
+fn wrong_usage_is_exit_code_2() {
+    for (arguments, words) in [
+        (vec!["ls", "--bogus"], vec!["--bogus", "dfs ls --help"]),
+        (vec!["frobnicate"], vec!["frobnicate"]),
+        (vec!["up", "--dir", "/tmp/x", "--chunkservers", "0"], vec!["--chunkservers", "'0'"]),
+        (vec!["up", "--dir", "/tmp/x", "--profile", "fast"], vec!["fast", "standard"]),
+        (vec!["mkdir", "--chunk-size", "3MiB", "/x"], vec!["3MiB", "power of two"]),
+        (vec!["chunkserver", "--id", "server-1", "--data", "/tmp/x"], vec!["server-1", "cs-1"]),
+        (vec!["master", "--data", "/tmp/x", "--listen", "here"], vec!["here"]),
+        (vec!["status", "-o", "xml"], vec!["xml", "json"]),
+        (vec!["put", "only-one"], vec!["PATH"]),
+        (vec!["ls", "/"], vec!["--dir", "DFS_MASTER"]),
+        (vec!["ls", "/", "--master", "nonsense"], vec!["nonsense", "HOST:PORT"]),
+    ] {
+        check_refused(&dfs(&arguments), 2, &words);
+    }
+}
+
+#[test]
+fn an_unreachable_master_is_named() {
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    for verb in [&["status"][..], &["ls", "/"], &["fsck"], &["mkdir", "/x"]] {
+        let arguments = [verb, &["--master", &free, "--server-wait", "1s"]].concat();
+        check_refused(&dfs(&arguments), 1, &[&free, "dfs up"]);
+    }
+    // Somebody else listens there.
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = stranger.local_addr().unwrap().to_string();
+    let accepts = std::thread::spawn(move || drop(stranger.accept()));
+    check_refused(&dfs(&["status", "--master", &address, "--server-wait", "2s"]), 1, &[&address]);
+    accepts.join().unwrap();
+}
+
+#[test]
+fn directories_without_a_cluster_are_named() {
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().to_str().unwrap();
+    check_refused(&dfs(&["down", "--dir", dir]), 1, &[dir, "dfs up"]);
+    check_refused(&dfs(&["status", "--dir", dir]), 1, &[dir, "cluster.json"]);
+    std::fs::write(temp.path().join("thesis.txt"), "mine").unwrap();
+    let refused = dfs(&["up", "--dir", dir]);
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("thesis.txt"));
+    assert!(!temp.path().join("run").exists(), "nothing was made in somebody else's directory");
+}
+
+#[test]
+fn a_newer_cluster_file_is_refused() {
+    let temp = tempfile::tempdir().unwrap();
+    std::fs::write(temp.path().join("cluster.json"), r#"{"format": 99, "shape": "new"}"#).unwrap();
+    let dir = temp.path().to_str().unwrap();
+    check_refused(&dfs(&["status", "--dir", dir]), 1, &["format 99", "cluster.json"]);
+}
+
+#[test]
+fn mount_points_that_hold_something_are_refused() {
+    need_fuse!();
+    let temp = tempfile::tempdir().unwrap();
+    let full = temp.path().join("full");
+    std::fs::create_dir(&full).unwrap();
+    std::fs::write(full.join("mine.txt"), "x").unwrap();
+    let full = full.to_str().unwrap();
+    check_refused(&dfs(&["mount", "127.0.0.1:1", full]), 1, &[full, "mine.txt", "empty"]);
+    let dir = temp.path().join("c");
+    let dir = dir.to_str().unwrap();
+    let output = dfs(&["up", "--dir", dir, "--mount", full]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("mine.txt"));
+    // A file is no directory.
+    let file = Path::new(full).join("mine.txt");
+    let output = dfs(&["mount", "127.0.0.1:1", file.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+    // Over the servers' own data.
+    let inside = Path::new(dir).join("data/x");
+    let output = dfs(&["up", "--dir", dir, "--mount", inside.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn a_missing_fuse_device_is_named() {
+    need_fuse!();
+    let temp = tempfile::tempdir().unwrap();
+    let script = format!(
+        "mount -t tmpfs none /dev && exec '{}' mount 127.0.0.1:1 '{}'",
+        dfs_program().display(),
+        temp.path().join("m").display()
+    );
+    let output = run(
+        Command::new("unshare").args(["--mount", "--map-root-user", "sh", "-c", &script]),
+        PATIENCE,
+    );
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !said.starts_with("dfs: ") {
+        return tests::skipped(&format!("an own mount namespace cannot be made: {said}"));
+    }
+    check_refused(&output, 1, &["/dev/fuse", "modprobe fuse"]);
+}
+
+#[test]
+fn a_taken_port_is_named() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("m");
+    let output = dfs(&["master", "--data", data.to_str().unwrap(), "--listen", &address]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(last_line(&output).contains(&address), "{}", last_line(&output));
+}
+
+#[test]
+fn a_server_without_a_key_listens_on_loopback_only() {
+    let temp = tempfile::tempdir().unwrap();
+    let data = temp.path().join("m");
+    let output = dfs(&["master", "--data", data.to_str().unwrap(), "--listen", "0.0.0.0:0"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(last_line(&output).contains("--key-file"), "{}", last_line(&output));
+}
+
+#[test]
+fn somebody_without_the_key_gets_nothing() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let address = cluster.master_address();
+    check_refused(&dfs(&["status", "--master", &address]), 1, &[&address, "--key-file"]);
+    check_refused(&dfs(&["ls", "/", "--master", &address]), 1, &[&address, "--key-file"]);
+    let other = cluster.scratch().join("other.key");
+    std::fs::write(&other, "00ff".repeat(16)).unwrap();
+    let mut mode = std::fs::metadata(&other).unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o600);
+    std::fs::set_permissions(&other, mode).unwrap();
+    check_refused(
+        &dfs(&["ls", "/", "--master", &address, "--key-file", other.to_str().unwrap()]),
+        1,
+        &["key"],
+    );
+}
+
+#[test]
+fn a_second_process_on_a_directory_is_refused() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let key = cluster.dir().join("cluster.key");
+    let key = key.to_str().unwrap();
+    let master = cluster.dir().join("data/master");
+    let output = dfs(&[
+        "master",
+        "--data",
+        master.to_str().unwrap(),
+        "--listen",
+        "127.0.0.1:0",
+        "--key-file",
+        key,
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(last_line(&output).contains(master.to_str().unwrap()), "{}", last_line(&output));
+    let data = cluster.dir().join("data/cs-1");
+    let address = cluster.master_address();
+    let output = dfs(&[
+        "chunkserver",
+        "--data",
+        data.to_str().unwrap(),
+        "--id",
+        "cs-1",
+        "--master",
+        &address,
+        "--key-file",
+        key,
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(last_line(&output).contains(data.to_str().unwrap()), "{}", last_line(&output));
+}
+
+#[test]
+fn a_chunkserver_of_another_file_system_is_refused() {
+    need_fuse!();
+    let one = Options { chunkservers: 1, ..Options::default() };
+    let mine = Cluster::start_with(one.clone());
+    let foreign = Cluster::start_with(one);
+    mine.down();
+    let data = mine.dir().join("data/cs-1");
+    let before = tree_of(&data);
+    let output = dfs(&[
+        "chunkserver",
+        "--data",
+        data.to_str().unwrap(),
+        "--id",
+        "cs-7",
+        "--master",
+        &foreign.master_address(),
+        "--key-file",
+        foreign.dir().join("cluster.key").to_str().unwrap(),
+    ]);
+    assert_eq!(output.status.code(), Some(1), "{}", last_line(&output));
+    assert!(last_line(&output).contains(data.to_str().unwrap()), "{}", last_line(&output));
+    assert_eq!(tree_of(&data), before, "a refused directory is left as it is");
+    // Neither does it become that other server by name only.
+    assert!(foreign.server_state("cs-7").is_none_or(|state| state != "alive"));
+}
+
+/// Names below a directory.
+fn tree_of(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in dir.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            names.push(path.display().to_string());
+            if path.is_dir() {
+                open.push(path);
+            }
+        }
+    }
+    names.sort();
+    names
+}
+
+fn last_line(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn wrong_paths_are_named() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    cluster.dfs(["mkdir", "/d"]);
+    let long = format!("/{}", "n".repeat(256));
+    for (arguments, words) in [
+        (vec!["cat", "/nothing"], vec!["/nothing", "no such file"]),
+        (vec!["cat", "/d"], vec!["/d", "directory"]),
+        (vec!["ls", "/nothing"], vec!["/nothing"]),
+        (vec!["rm", "/d"], vec!["/d", "-r"]),
+        (vec!["rm", "-r", "/"], vec!["root"]),
+        (vec!["mkdir", "/d"], vec!["/d", "exists"]),
+        (vec!["mkdir", "/no/such/parent"], vec!["/no"]),
+        (vec!["mv", "/d", "/d/below"], vec!["/d", "itself"]),
+        (vec!["get", "/nothing", "-"], vec!["/nothing"]),
+        (vec!["put", "/nothing-local", "/x"], vec!["/nothing-local"]),
+        (vec!["stat", "/d/../d"], vec![".."]),
+        (vec!["mkdir", &long], vec!["255"]),
+        (vec!["locate", "/d"], vec!["/d", "regular file"]),
+    ] {
+        check_refused(&cluster.try_dfs(&arguments), 1, &words);
+    }
+    let mut put = cluster.command(["put", "-", "/d"]);
+    check_refused(&run_with_input(&mut put, b"x", PATIENCE), 1, &["/d", "directory"]);
+}

@@ -1,0 +1,346 @@
+//! Dead servers, bad disks, extreme names and sizes, through a real mount.
+
+use std::fs::File;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use tests::{Cluster, PATIENCE, run, wait_until};
+
+use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
+
+#[test]
+fn a_killed_chunkserver_is_not_noticed() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(10 << 20, 1);
+    let path = cluster.mount().join("f");
+    let mut file = File::create(&path).unwrap();
+    file.write_all(&content).unwrap();
+    file.sync_all().unwrap();
+    cluster.kill("cs-2");
+    // The file is open for writing: the next write meets a dead member.
+    let started = Instant::now();
+    file.write_all(&content).unwrap();
+    file.sync_all().unwrap();
+    let took = started.elapsed();
+    // A second for the reconfiguration, the rest for 20 MiB on a slow disk.
+    assert!(took < Duration::from_secs(15), "{took:?}");
+    check_content(&path, &[content.as_slice(), &content].concat());
+    // A new file on two servers.
+    write_synced(&cluster.mount().join("g"), &content);
+    let second = cluster.scratch().join("second");
+    cluster.dfs(["get", "/g", second.to_str().unwrap()]);
+    check_content(&second, &content);
+}
+
+#[test]
+fn a_returned_chunkserver_is_caught_up_and_trusted_again() {
+    need_fuse!();
+    let cluster =
+        Cluster::start_with(tests::Options { restart: "on-failure", ..tests::Options::default() });
+    let path = cluster.mount().join("f");
+    write_synced(&path, &pattern(2 << 20, 1));
+    let newer = pattern(2 << 20, 2);
+    cluster.kill("cs-1");
+    write_synced(&path, &newer);
+    wait_until("all chunks are safe again", || {
+        let chunks = cluster.dfs_json(["status"])["chunks"].clone();
+        chunks["total"] == chunks["safe"] && chunks["total"] != 0
+    });
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+    // Only the returned one and one more are left to read from.
+    cluster.down();
+    cluster.up();
+    check_content(&path, &newer);
+}
+
+#[test]
+fn writes_wait_and_fail_with_a_reason_when_too_few_servers_are_left_reads_go_on() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(1 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.kill("cs-1");
+    cluster.kill("cs-2");
+    // From a client of its own: nothing is cached there.
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    let mut put = cluster.command(["put", "-", "/f", "--server-wait", "3s"]);
+    let refused = tests::run_with_input(&mut put, &content, PATIENCE);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.starts_with("dfs: ") && said.lines().count() == 1, "{said}");
+}
+
+/// Files below `dir` that hold `piece`, with the place of it.
+fn files_with(dir: &Path, piece: &[u8]) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    let mut open = vec![dir.to_owned()];
+    while let Some(dir) = open.pop() {
+        for entry in dir.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else if let Ok(content) = std::fs::read(&path)
+                && let Some(at) = content.windows(piece.len()).position(|window| window == piece)
+            {
+                found.push((path, at as u64));
+            }
+        }
+    }
+    found
+}
+
+/// Files of a server that hold the 64 bytes at `at` of `content`.
+#[track_caller]
+fn places(cluster: &Cluster, server: &str, content: &[u8], at: usize) -> Vec<(PathBuf, u64)> {
+    let found = files_with(&cluster.dir().join("data").join(server), &content[at..at + 64]);
+    assert!(!found.is_empty(), "{server} holds the bytes in some file");
+    found
+}
+
+#[test]
+fn a_flipped_byte_is_never_returned_and_is_repaired() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    const AT: usize = 1_500_000;
+    // On two of three, so that a reader cannot miss them.
+    let mut flipped = Vec::new();
+    for server in ["cs-1", "cs-2"] {
+        for (path, at) in places(&cluster, server, &content, AT) {
+            let file = File::options().read(true).write(true).open(&path).unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, at + 7).unwrap();
+            file.write_all_at(&[byte[0] ^ 0x40], at + 7).unwrap();
+            flipped.push((path, at));
+        }
+    }
+    cluster.up();
+    for _ in 0..6 {
+        check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    }
+    check_content(&cluster.mount().join("f"), &content);
+    wait_until("the blocks are repaired", || {
+        for _ in 0..3 {
+            check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+        }
+        ["cs-1", "cs-2"].iter().all(|server| {
+            !files_with(&cluster.dir().join("data").join(server), &content[AT..AT + 64]).is_empty()
+        })
+    });
+}
+
+#[test]
+fn a_truncated_chunk_file_is_never_returned() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    for (path, at) in places(&cluster, "cs-3", &content, 2_000_000) {
+        File::options().write(true).open(&path).unwrap().set_len(at + 10).unwrap();
+    }
+    cluster.up();
+    for _ in 0..6 {
+        check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    }
+    check_content(&cluster.mount().join("f"), &content);
+}
+
+/// A small file system for a server's directory; taken off with the test.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(at: &Path, size: &str) -> Result<Self, String> {
+        std::fs::create_dir_all(at).unwrap();
+        let output = run(
+            Command::new("mount")
+                .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
+                .arg(at),
+            PATIENCE,
+        );
+        if output.status.success() {
+            Ok(Self(at.to_owned()))
+        } else {
+            Err(format!(
+                "a small tmpfs cannot be mounted: {}",
+                String::from_utf8_lossy(&output.stderr).trim()
+            ))
+        }
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let _tried = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.down();
+    // Declared before the cluster is dropped, so that its servers stop first.
+    let data = cluster.dir().join("data");
+    let mut disks = Vec::new();
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        std::fs::remove_dir_all(data.join(server)).unwrap();
+        match SmallDisk::mount(&data.join(server), "192m") {
+            Ok(disk) => disks.push(disk),
+            Err(reason) => return tests::skipped(&reason),
+        }
+    }
+    // New disks: a new cluster around them.
+    std::fs::remove_dir_all(data.join("master")).unwrap();
+    cluster.up();
+    let kept = pattern(4 << 20, 1);
+    write_synced(&cluster.mount().join("kept"), &kept);
+
+    let mut written = Vec::new();
+    let mut refusal = None;
+    for number in 0..40 {
+        let path = cluster.mount().join(format!("filler-{number}"));
+        let content = pattern(8 << 20, 100 + number);
+        let result = File::create(&path).and_then(|mut file| {
+            file.write_all(&content)?;
+            file.sync_all()
+        });
+        match result {
+            Ok(()) => written.push((path, content)),
+            Err(error) => {
+                refusal = Some((path, error));
+                break;
+            }
+        }
+    }
+    let (refused_path, error) = refusal.expect("320 MiB do not fit on 192 MiB");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    check_content(&cluster.mount().join("kept"), &kept);
+    for (path, content) in &written {
+        check_content(path, content);
+    }
+    // Freed: it goes on.
+    std::fs::remove_file(refused_path).unwrap();
+    for (path, _) in written.iter().skip(1) {
+        std::fs::remove_file(path).unwrap();
+    }
+    let again = cluster.mount().join("again");
+    let content = pattern(8 << 20, 7);
+    wait_until("freed space is written to", || {
+        File::create(&again)
+            .and_then(|mut file| {
+                file.write_all(&content)?;
+                file.sync_all()
+            })
+            .is_ok()
+    });
+    check_content(&again, &content);
+    check_content(&cluster.mount().join("kept"), &kept);
+    drop(cluster);
+    drop(disks);
+}
+
+#[test]
+fn names_and_paths_have_their_limits() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let root = cluster.mount();
+    File::create(root.join("n".repeat(255))).unwrap();
+    let error = File::create(root.join("n".repeat(256))).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
+    // Any byte but / and NUL.
+    use std::os::unix::ffi::OsStrExt as _;
+    let odd = std::ffi::OsStr::from_bytes(b"\xff\x01 \n'\"\\");
+    write_synced(&root.join(odd), b"odd");
+    check_content(&root.join(odd), b"odd");
+
+    // A path of 4,096 bytes is one too long for one call (PATH_MAX counts the NUL); deeper trees are fine.
+    let name = "d".repeat(200);
+    let mut deep = root.clone();
+    while deep.as_os_str().len() + 1 + name.len() < 4_095 {
+        deep.push(&name);
+    }
+    std::fs::create_dir_all(&deep).unwrap();
+    let rest = 4_095 - deep.as_os_str().len() - 1;
+    let longest = deep.join("f".repeat(rest.min(255)));
+    write_synced(&longest, b"deep");
+    check_content(&longest, b"deep");
+    let too_long = deep.join("x".repeat(rest + 1));
+    let error = File::create(&too_long).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
+    cluster.dfs(["rm", "-r", &format!("/{name}")]);
+    assert!(!root.join(&name).exists());
+}
+
+#[test]
+fn a_directory_holds_a_hundred_thousand_entries() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let dir = cluster.mount().join("many");
+    std::fs::create_dir(&dir).unwrap();
+    const THREADS: usize = 8;
+    const EACH: usize = 12_500;
+    std::thread::scope(|scope| {
+        for thread in 0..THREADS {
+            let dir = &dir;
+            scope.spawn(move || {
+                for number in 0..EACH {
+                    std::os::unix::fs::symlink(
+                        "x",
+                        dir.join(format!("entry-{thread}-{number:05}")),
+                    )
+                    .unwrap();
+                }
+            });
+        }
+    });
+    let mut names: Vec<_> =
+        dir.read_dir().unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names.len(), THREADS * EACH);
+    assert_eq!(cluster.dfs(["ls", "/many"]).lines().count(), THREADS * EACH);
+    assert!(dir.join("entry-7-12499").symlink_metadata().is_ok());
+    // Removing while listing misses nothing.
+    for entry in dir.read_dir().unwrap().take(1_000) {
+        std::fs::remove_file(entry.unwrap().path()).unwrap();
+    }
+    assert_eq!(dir.read_dir().unwrap().count(), THREADS * EACH - 1_000);
+    cluster.dfs(["rm", "-r", "/many"]);
+    assert!(!dir.exists());
+}
+
+#[test]
+fn a_sparse_file_of_a_tebibyte_costs_what_is_written() {
+    need_fuse!();
+    const TIB: u64 = 1 << 40;
+    let cluster = Cluster::start();
+    let path = cluster.mount().join("sparse");
+    let mut file =
+        File::options().create(true).truncate(true).read(true).write(true).open(&path).unwrap();
+    file.set_len(TIB).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), TIB);
+    file.write_all_at(b"middle", TIB / 2 + 123).unwrap();
+    file.write_all_at(b"end", TIB - 3).unwrap();
+    file.sync_all().unwrap();
+    let mut bytes = [1; 10];
+    file.read_exact_at(&mut bytes, 0).unwrap();
+    assert_eq!(bytes, [0; 10]);
+    file.read_exact_at(&mut bytes, TIB / 2 + 121).unwrap();
+    assert_eq!(&bytes, b"\0\0middle\0\0");
+    file.seek(SeekFrom::Start(TIB - 5)).unwrap();
+    let mut tail = Vec::new();
+    file.read_to_end(&mut tail).unwrap();
+    assert_eq!(tail, b"\0\0end");
+    let located = cluster.dfs_json(["locate", "/sparse"]);
+    let chunks = located["chunks"].as_array().unwrap();
+    assert!(chunks.len() <= 4, "a few chunks, not sixteen thousand: {}", chunks.len());
+    file.set_len(0).unwrap();
+    assert_eq!(file.metadata().unwrap().len(), 0);
+}

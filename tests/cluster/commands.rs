@@ -1,0 +1,145 @@
+//! The commands that work without a mount, and what they print for programs.
+
+use std::process::Command;
+
+use tests::{Cluster, PATIENCE, dfs_program, run, stdout_of};
+
+use crate::{check_bytes, need_fuse, pattern};
+
+#[test]
+fn help_completions_and_manual_come_from_the_program() {
+    for arguments in [
+        vec!["--help"],
+        vec!["up", "--help"],
+        vec!["completions", "bash"],
+        vec!["man"],
+        vec!["--version"],
+    ] {
+        let output = run(Command::new(dfs_program()).args(&arguments), PATIENCE);
+        assert!(!stdout_of(&output).is_empty(), "dfs {arguments:?}");
+    }
+    let temp = tempfile::tempdir().unwrap();
+    stdout_of(&run(Command::new(dfs_program()).arg("man").arg(temp.path()), PATIENCE));
+    for page in ["dfs.1", "dfs-up.1", "dfs-put.1"] {
+        assert!(temp.path().join(page).is_file(), "{page}");
+    }
+}
+
+#[test]
+fn files_go_in_and_out_without_a_mount() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(5 << 20, 1);
+    let local = cluster.scratch().join("local");
+    std::fs::write(&local, &content).unwrap();
+    let local = local.to_str().unwrap();
+
+    cluster.dfs(["mkdir", "/d"]);
+    cluster.dfs(["put", local, "/d/file"]);
+    cluster.dfs(["put", local, "/d/"]);
+    assert_eq!(cluster.dfs(["ls", "/d"]), "file\nlocal\n");
+
+    let back = cluster.scratch().join("back");
+    cluster.dfs(["get", "/d/file", back.to_str().unwrap()]);
+    check_bytes("get", &std::fs::read(&back).unwrap(), &content);
+    check_bytes("cat", &cluster.try_dfs(["cat", "/d/file"]).stdout, &content);
+    // The mount shows the same.
+    check_bytes("mount", &std::fs::read(cluster.mount().join("d/local")).unwrap(), &content);
+
+    cluster.dfs_fed(["put", "-", "/small"], b"a few bytes");
+    assert_eq!(cluster.dfs(["get", "/small", "-"]), "a few bytes");
+    assert!(cluster.dfs(["locate", "/small"]).contains("inline"));
+    // Replacing makes it shorter.
+    cluster.dfs_fed(["put", "-", "/d/file"], b"short");
+    assert_eq!(cluster.dfs(["cat", "/d/file"]), "short");
+
+    cluster.dfs(["mv", "/d/file", "/d/moved"]);
+    cluster.dfs(["mv", "/d/moved", "/"]);
+    assert_eq!(cluster.dfs(["ls", "/"]), "d\nmoved\nsmall\n");
+    assert_eq!(cluster.dfs(["cat", "/moved"]), "short");
+
+    let refused = cluster.try_dfs(["rm", "/d"]);
+    assert_eq!(refused.status.code(), Some(1));
+    cluster.dfs(["rm", "-r", "/d"]);
+    cluster.dfs(["rm", "/moved", "/small"]);
+    cluster.dfs(["rm", "-f", "/moved"]);
+    assert_eq!(cluster.dfs(["ls", "/"]), "");
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn appends_print_the_offset_they_got() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    assert_eq!(cluster.dfs_fed(["append", "/log"], b"one\n"), "0\n");
+    assert_eq!(cluster.dfs_fed(["append", "/log"], b"two\n"), "4\n");
+    let big = pattern(100_000, 1);
+    assert_eq!(cluster.dfs_fed(["append", "/log"], &big), "8\n");
+    let json = cluster.dfs_fed(["append", "-o", "json", "/log"], b"end");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    assert_eq!(json["offset"], 100_008);
+    let expected = [b"one\ntwo\n".as_slice(), &big, b"end"].concat();
+    check_bytes("log", &cluster.try_dfs(["cat", "/log"]).stdout, &expected);
+}
+
+#[test]
+fn json_has_the_same_facts_as_the_tables() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.dfs(["mkdir", "--chunk-size", "1MiB", "/m"]);
+    cluster.dfs_fed(["put", "-", "/m/f"], &pattern(2_500_000, 1));
+
+    let listing = cluster.dfs_json(["ls", "-l", "/m"]);
+    assert_eq!(listing["entries"][0]["name"], "f");
+    assert_eq!(listing["entries"][0]["size"], 2_500_000);
+    let stat = cluster.dfs_json(["stat", "/m/f", "/m"]);
+    assert_eq!((&stat[0]["kind"], &stat[1]["kind"]), (&"file".into(), &"directory".into()));
+    assert_eq!(stat[0]["chunkSize"], 1 << 20);
+    // 2.5 MB in chunks of 1 MiB.
+    let located = cluster.dfs_json(["locate", "/m/f"]);
+    let indexes: Vec<_> = located["chunks"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|c| c["index"].as_u64().unwrap())
+        .collect();
+    assert_eq!(indexes, [0, 1, 2]);
+
+    let status = cluster.dfs_json(["status"]);
+    let servers = status["servers"].as_array().unwrap();
+    assert_eq!(servers.len(), 3);
+    for server in servers {
+        for key in
+            ["id", "state", "address", "chunks", "usedBytes", "freeBytes", "lastHeartbeatMsAgo"]
+        {
+            assert!(server.get(key).is_some(), "servers[].{key} in {status}");
+        }
+        assert_eq!(server["state"], "alive");
+        assert!(0 < server["freeBytes"].as_u64().unwrap(), "{status}");
+    }
+    for key in ["total", "safe", "degraded", "endangered", "unavailable", "lost"] {
+        assert!(status["chunks"][key].is_u64(), "chunks.{key} in {status}");
+    }
+    assert_eq!((&status["chunks"]["total"], &status["chunks"]["safe"]), (&3.into(), &3.into()));
+}
+
+#[test]
+fn flags_win_over_the_environment() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.dfs(["mkdir", "/here"]);
+    let mut command = Command::new(dfs_program());
+    command
+        .args(["ls", "/", "--dir"])
+        .arg(cluster.dir())
+        .env("DFS_MASTER", "127.0.0.1:1")
+        .env("DFS_DIR", "/nowhere");
+    assert_eq!(stdout_of(&run(&mut command, PATIENCE)), "here\n");
+    let mut command = Command::new(dfs_program());
+    command
+        .args(["ls", "/"])
+        .env_remove("DFS_DIR")
+        .env("DFS_MASTER", cluster.master_address())
+        .env("DFS_KEY_FILE", cluster.dir().join("cluster.key"));
+    assert_eq!(stdout_of(&run(&mut command, PATIENCE)), "here\n");
+}

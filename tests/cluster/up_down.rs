@@ -1,0 +1,197 @@
+//! `dfs up` and `dfs down`: what they leave on disk, what they start again, what they refuse.
+
+use std::process::Command;
+
+use tests::{Cluster, Options, PATIENCE, is_mounted, is_running, run, stdout_of, wait_until};
+
+use crate::{check_content, need_fuse, pattern, write_synced};
+
+const ROLES: [&str; 5] = ["master", "cs-1", "cs-2", "cs-3", "mount"];
+
+#[test]
+fn a_cluster_comes_up_as_named_and_serves_the_same_data_after_down_and_up() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(10 << 20, 1);
+    write_synced(&cluster.mount().join("ten"), &content);
+
+    let pids =
+        ROLES.map(|role| cluster.pid(role).unwrap_or_else(|| panic!("no pid file of {role}")));
+    for (role, pid) in ROLES.iter().zip(pids) {
+        assert!(is_running(pid), "{role} runs");
+        assert!(cluster.dir().join(format!("log/{role}.log")).is_file(), "log of {role}");
+    }
+    use std::os::unix::fs::MetadataExt as _;
+    assert_eq!(cluster.dir().join("cluster.key").metadata().unwrap().mode() & 0o777, 0o600);
+
+    // The 10 MiB are on three servers.
+    let located = cluster.dfs_json(["locate", "/ten"]);
+    let chunks = located["chunks"].as_array().unwrap();
+    assert_eq!(chunks.len(), 1, "{located}");
+    for key in ["index", "id", "version", "servers"] {
+        assert!(chunks[0].get(key).is_some(), "{key} in {located}");
+    }
+    let mut servers: Vec<_> =
+        chunks[0]["servers"].as_array().unwrap().iter().map(|s| s.as_str().unwrap()).collect();
+    servers.sort_unstable();
+    assert_eq!(servers, ["cs-1", "cs-2", "cs-3"]);
+
+    let address = cluster.master_address();
+    cluster.down();
+    assert!(!is_mounted(&cluster.mount()));
+    for (role, pid) in ROLES.iter().zip(pids) {
+        assert!(!is_running(pid), "{role} runs after down");
+        assert_eq!(cluster.pid(role), None, "pid file of {role} after down");
+    }
+    cluster.up();
+    assert_eq!(cluster.master_address(), address, "the port was free and should be kept");
+    check_content(&cluster.mount().join("ten"), &content);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn a_running_directory_is_not_started_again() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let second = cluster.try_dfs(["up", "--detach"]);
+    assert_eq!(second.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&second.stderr).into_owned();
+    assert!(said.contains("running already") && said.contains("dfs down"), "{said}");
+    assert!(is_mounted(&cluster.mount()), "the first one goes on");
+}
+
+#[test]
+fn stale_pid_files_do_not_stop_a_start_and_nobody_else_is_killed() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.down();
+    let run_dir = cluster.dir().join("run");
+    // One that never was, and one that is another program: this test.
+    std::fs::write(run_dir.join("cs-1.pid"), "4194000\n").unwrap();
+    std::fs::write(run_dir.join("master.pid"), format!("{}\n", std::process::id())).unwrap();
+    cluster.down();
+    cluster.up();
+    assert!(cluster.pid("master") != Some(std::process::id()));
+}
+
+#[test]
+fn everything_killed_at_once_comes_back_with_what_was_synced() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 2);
+    write_synced(&cluster.mount().join("kept"), &content);
+    for role in ["supervisor", "mount", "cs-1", "cs-2", "cs-3", "master"] {
+        cluster.kill(role);
+    }
+    cluster.up();
+    check_content(&cluster.mount().join("kept"), &content);
+}
+
+#[test]
+fn what_dies_is_started_again_unless_told_otherwise() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    let content = pattern(100_000, 3);
+    write_synced(&cluster.mount().join("f"), &content);
+    for role in ["cs-2", "master", "mount"] {
+        let before = cluster.pid(role);
+        cluster.kill(role);
+        wait_until(&format!("{role} is started again"), || {
+            cluster.pid(role).is_some_and(|pid| Some(pid) != before && is_running(pid))
+        });
+    }
+    wait_until("the mount answers again", || {
+        std::fs::read(cluster.mount().join("f")).is_ok_and(|found| found == content)
+    });
+    let log = std::fs::read_to_string(cluster.dir().join("log/supervisor.log")).unwrap();
+    for role in ["cs-2", "master", "mount"] {
+        assert!(log.contains(&format!("{role} restarted")), "{role} in {log}");
+    }
+}
+
+#[test]
+fn a_dead_process_stays_dead_if_told_so() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.kill("cs-3");
+    wait_until("the supervisor says so", || {
+        std::fs::read_to_string(cluster.dir().join("log/supervisor.log"))
+            .unwrap()
+            .contains("cs-3 ended (signal 9); not restarted")
+    });
+    wait_until("cs-3 is dead in the status", || {
+        cluster.server_state("cs-3").as_deref() == Some("dead")
+    });
+    assert_eq!(cluster.server_state("cs-1").as_deref(), Some("alive"));
+}
+
+#[test]
+fn fewer_chunkservers_lower_replication_more_are_added_fewer_refused() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    let status = cluster.dfs_json(["status"]);
+    assert_eq!((&status["replication"], &status["minReplicas"]), (&1.into(), &1.into()));
+    let content = pattern(200_000, 4);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+
+    let more = cluster.dfs(["up", "--detach", "--chunkservers", "2"]);
+    assert!(more.contains("only 2 chunkservers"), "{more}");
+    check_content(&cluster.mount().join("f"), &content);
+    cluster.down();
+
+    let fewer = cluster.try_dfs(["up", "--detach", "--chunkservers", "1"]);
+    assert_eq!(fewer.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&fewer.stderr).into_owned();
+    assert!(said.contains("--chunkservers 1") && said.contains('2'), "{said}");
+
+    // Without the flag: as many as last time.
+    stdout_of(&cluster.try_dfs(["up", "--detach"]));
+    assert_eq!(cluster.dfs_json(["status"])["servers"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn in_the_foreground_ctrl_c_stops_everything_in_order() {
+    need_fuse!();
+    let temp = tempfile::tempdir().unwrap();
+    let dir = temp.path().join("cluster");
+    let out = temp.path().join("out");
+    let child = Command::new(tests::dfs_program())
+        .args(["up", "--dir"])
+        .arg(&dir)
+        .stdin(std::process::Stdio::null())
+        .stdout(std::fs::File::create(&out).unwrap())
+        .stderr(std::fs::File::create(temp.path().join("err")).unwrap())
+        .spawn()
+        .unwrap();
+    let mut child = Guard(child, dir.clone());
+    wait_until("it says that it is ready", || {
+        std::fs::read_to_string(&out).unwrap().contains("ready: ")
+    });
+    assert!(is_mounted(&dir.canonicalize().unwrap().join("mnt")));
+    tests::signal(child.0.id(), rustix::process::Signal::INT);
+    let status = child.0.wait().unwrap();
+    assert_eq!(status.code(), Some(0));
+    let said = std::fs::read_to_string(&out).unwrap();
+    let order: Vec<_> =
+        ["mount stopped", "cs-1 stopped", "master stopped"].map(|line| said.find(line)).to_vec();
+    assert!(order.iter().all(Option::is_some) && order.is_sorted(), "{said}");
+    assert!(!is_mounted(&dir.canonicalize().unwrap().join("mnt")));
+}
+
+/// A foreground cluster that must not outlive its test.
+struct Guard(std::process::Child, std::path::PathBuf);
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        let _stopped = run(
+            Command::new(tests::dfs_program())
+                .args(["down", "--grace", "10s", "--dir"])
+                .arg(&self.1),
+            PATIENCE,
+        );
+        let _ended = self.0.kill();
+        let _status = self.0.wait();
+        tests::force_unmount(&self.1.join("mnt"));
+    }
+}
