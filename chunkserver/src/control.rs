@@ -24,17 +24,22 @@ fn status(error: &StoreError) -> Status {
         StoreError::Fenced { .. }
         | StoreError::WrongVersion { .. }
         | StoreError::NotCurrent { .. } => Status::failed_precondition(error.to_string()),
-        other => Status::internal(other.to_string()),
+        StoreError::Gap { .. }
+        | StoreError::BadBlock { .. }
+        | StoreError::TooLarge { .. }
+        | StoreError::TooManyClients { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::Foreign { .. }
+        | StoreError::Unlabelled { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::InUse { .. }
+        | StoreError::Io(_) => Status::internal(error.to_string()),
     }
 }
 
 impl Control {
     fn obey(&self, epoch: u64, nonce: u64) -> Result<(), Status> {
-        let index = self.0.state.reign().log_index;
-        self.0
-            .state
-            .obey(Epoch(epoch), nonce, index)
-            .map_err(|e| Status::permission_denied(e.to_string()))
+        self.0.state.obey(Epoch(epoch), nonce).map_err(|e| Status::permission_denied(e.to_string()))
     }
 
     /// Disk work, off the runtime's own threads.
@@ -71,7 +76,6 @@ impl ChunkControl for Control {
             this.obey(epoch, nonce)?;
             let (chunk, version) = (ChunkId(chunk), ChunkVersion(version));
             let promised = node.store.promise(chunk, version, learner.then_some(&spec));
-            // Also if it failed: a leader that stops too early costs a retry, one that goes on could cost data.
             if promised.is_ok() {
                 primary::on_promised(node, chunk, version);
                 node.on_changed(chunk);

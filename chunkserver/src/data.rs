@@ -123,13 +123,11 @@ impl Drop for Slot {
 pub(crate) fn serve(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) {
     node.metrics.connections.inc();
     if let Err(error) = try_serve(node, stream) {
-        match error.kind() {
-            io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied => {
-                node.metrics.bad_connections.inc();
-                tracing::warn!(%from, %error, "connection closed");
-            }
-            // The other side went away, in one way or another.
-            _ => tracing::debug!(%from, %error, "connection ended"),
+        if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied) {
+            node.metrics.bad_connections.inc();
+            tracing::warn!(%from, %error, "connection closed");
+        } else {
+            tracing::debug!(%from, %error, "connection ended");
         }
     }
     node.metrics.connections.dec();
@@ -234,7 +232,18 @@ fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
         DataCall::Repair { layout, block } => {
             repair::repair_later(node, layout.chunk, block, layout.members);
         }
-        other => tracing::debug!(call = name(&other), "one-way call ignored"),
+        DataCall::Hello { .. }
+        | DataCall::Read { .. }
+        | DataCall::Stat { .. }
+        | DataCall::Mutate { .. }
+        | DataCall::Sync { .. }
+        | DataCall::Replicate { .. }
+        | DataCall::SyncMember { .. }
+        | DataCall::AllStable { .. }
+        | DataCall::FetchSums { .. }
+        | DataCall::FetchBlock { .. }
+        | DataCall::Committed { .. }
+        | DataCall::Space => tracing::debug!("one-way call ignored"),
     }
 }
 

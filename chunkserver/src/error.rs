@@ -19,6 +19,13 @@ pub(crate) fn failure(server: ServerId, asked: ChunkVersion, error: &StoreError)
         StoreError::NotCurrent { .. } => DataFailure::NotCurrent,
         StoreError::BadBlock { index, .. } => DataFailure::BadBlock { block: *index },
         StoreError::NoSpace { .. } => DataFailure::NoSpace { server },
-        other => DataFailure::Disk { reason: other.to_string() },
+        StoreError::TooManyClients { .. } => DataFailure::Busy,
+        StoreError::TooLarge { .. } => DataFailure::BadRequest { reason: error.to_string() },
+        StoreError::Corrupt { .. }
+        | StoreError::Foreign { .. }
+        | StoreError::Unlabelled { .. }
+        | StoreError::NewerFormat { .. }
+        | StoreError::InUse { .. }
+        | StoreError::Io(_) => DataFailure::Disk { reason: error.to_string() },
     }
 }

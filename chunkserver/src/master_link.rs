@@ -19,14 +19,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::delete;
-use crate::node::{Node, lock, report_to_wire};
+use crate::node::{FAILURES_MAX, Node, lock, report_to_wire};
 
 /// Replicas in one heartbeat (PROTOCOL §4.5).
 const REPLICAS_MAX: usize = 10_000;
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
-/// Reports of failed members kept for a master that is away.
-const FAILURES_MAX: usize = 10_000;
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -280,8 +278,17 @@ impl Talk {
             node.fence.close();
             return Err("the master is of another file system".to_owned());
         }
-        if let Err(refused) = node.state.obey(Epoch(reply.epoch), reply.nonce, reply.log_index) {
+        if let Err(refused) = node.state.obey(Epoch(reply.epoch), reply.nonce) {
             return Err(refused.to_string());
+        }
+        if node.state.wants_index(reply.log_index) {
+            let node = Arc::clone(node);
+            // Not here: a busy disk must not look like a dead server.
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = node.state.keep_index(reply.log_index) {
+                    tracing::error!(%error, "keep the master's log index");
+                }
+            });
         }
         let ended: HashSet<ClientId> = reply
             .ended_clients

@@ -134,7 +134,9 @@ impl Members {
             (false, _) => Ok(()),
             (true, true) => Err(DataFailure::NotPrimary),
             (true, false) => {
-                Err(node.failed("restarted before its last operations were known to be everywhere"))
+                let reason = "restarted before its last operations were known to be everywhere";
+                node.report_failure(chunk, version, node.server, reason.to_owned());
+                Err(node.failed(reason))
             }
         }
     }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use dfs_core::ids::{ChunkId, DiskId, FsId, ServerId};
+use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, FsId, ServerId};
 use dfs_core::time::Timestamp;
 use dfs_proto::control;
 use dfs_proto::data_rpc::DataFailure;
@@ -36,6 +36,9 @@ pub(crate) struct Node {
     pub(crate) news: News,
     space: CachedSpace,
 }
+
+/// Reports of failed members kept for a master that is away.
+pub(crate) const FAILURES_MAX: usize = 10_000;
 
 /// What the master has not been told yet.
 #[derive(Default, Debug)]
@@ -134,6 +137,30 @@ impl Node {
         }
     }
 
+    /// The master should prepare the next version of `chunk`: `version` cannot go on because of `server`.
+    pub(crate) fn report_failure(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        server: ServerId,
+        reason: String,
+    ) {
+        let mut failures = lock(&self.news.failures);
+        let known = |f: &control::MemberFailure| f.chunk == chunk.0 && f.version == version.0;
+        // Looking through a few is cheap; many different ones are a server that came back.
+        if FAILURES_MAX <= failures.len() || failures.iter().rev().take(64).any(known) {
+            return;
+        }
+        failures.push(control::MemberFailure {
+            chunk: chunk.0,
+            version: version.0,
+            server: server.to_string(),
+            reason,
+        });
+        drop(failures);
+        self.news.urgent.notify_one();
+    }
+
     /// This server is the member that failed.
     pub(crate) fn failed(&self, reason: &str) -> DataFailure {
         DataFailure::MemberFailed { server: self.server, reason: reason.to_owned() }
@@ -141,7 +168,7 @@ impl Node {
 
     pub(crate) fn failure(
         &self,
-        asked: dfs_core::ids::ChunkVersion,
+        asked: ChunkVersion,
         error: &crate::store::StoreError,
     ) -> DataFailure {
         crate::error::failure(self.server, asked, error)

@@ -14,7 +14,6 @@ use dfs_core::chunk::leader::{
 };
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, ServerId};
 use dfs_proto::codec::Wire as _;
-use dfs_proto::control;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
 use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
 use dfs_service::clock::monotonic_nanos;
@@ -555,13 +554,7 @@ fn perform(node: &Arc<Node>, led: &Arc<Led>, effects: Vec<Effect<Waiter>>) {
             }
             Effect::Report(MemberFailure { server, reason }) => {
                 if led.check_current().is_ok() {
-                    lock(&node.news.failures).push(control::MemberFailure {
-                        chunk: led.chunk.0,
-                        version: led.version.0,
-                        server: server.to_string(),
-                        reason,
-                    });
-                    node.news.urgent.notify_one();
+                    node.report_failure(led.chunk, led.version, server, reason);
                 }
             }
             Effect::Progress => led.progress.notify_all(),

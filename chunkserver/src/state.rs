@@ -87,18 +87,35 @@ impl ServerState {
     ///
     /// # Errors
     /// `StaleEpoch` for an older reign, or another one of the same number; `Disk` if it cannot be kept.
-    pub(crate) fn obey(&self, epoch: Epoch, nonce: u64, log_index: u64) -> Result<(), DataFailure> {
+    pub(crate) fn obey(&self, epoch: Epoch, nonce: u64) -> Result<(), DataFailure> {
         let mut reign = lock(&self.reign);
         let same = reign.epoch == epoch && reign.nonce == nonce;
         if epoch < reign.epoch || epoch == reign.epoch && !same && reign.epoch != Epoch(0) {
             return Err(DataFailure::StaleEpoch { asked: epoch, current: reign.epoch });
         }
-        let next = Reign { epoch, nonce, log_index: log_index.max(reign.log_index) };
-        // Within a reign the index is a hint against older directories: every thousand entries will do.
-        if !same || reign.log_index + 1000 <= next.log_index {
+        if !same {
+            let next = Reign { epoch, nonce, log_index: reign.log_index };
             self.write(next).map_err(|e| DataFailure::Disk { reason: e.to_string() })?;
             *reign = next;
         }
+        Ok(())
+    }
+
+    /// Whether [`Self::keep_index`] would write: within a reign the index is a hint against older directories, every
+    /// thousand entries will do.
+    pub(crate) fn wants_index(&self, log_index: u64) -> bool {
+        lock(&self.reign).log_index + 1000 <= log_index
+    }
+
+    /// Keeps how far the master's log is known to reach. Waits for the disk.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub(crate) fn keep_index(&self, log_index: u64) -> io::Result<()> {
+        let mut reign = lock(&self.reign);
+        let next = Reign { log_index: log_index.max(reign.log_index), ..*reign };
+        self.write(next)?;
+        *reign = next;
         Ok(())
     }
 
@@ -166,14 +183,18 @@ mod tests {
     fn an_older_reign_is_refused_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let state = ServerState::open(dir.path()).unwrap();
-        state.obey(Epoch(3), 7, 10).unwrap();
-        state.obey(Epoch(3), 7, 11).unwrap();
-        assert!(state.obey(Epoch(2), 7, 12).is_err());
-        assert!(state.obey(Epoch(3), 8, 12).is_err(), "another reign of the same number");
+        state.obey(Epoch(3), 7).unwrap();
+        state.obey(Epoch(3), 7).unwrap();
+        assert!(state.obey(Epoch(2), 7).is_err());
+        assert!(state.obey(Epoch(3), 8).is_err(), "another reign of the same number");
         state.end_clients(&[ClientId(5)]).unwrap();
+        assert!(state.wants_index(5000));
+        state.keep_index(5000).unwrap();
+        assert!(!state.wants_index(5999));
         let again = ServerState::open(dir.path()).unwrap();
         assert_eq!(again.incarnation(), 2);
-        assert!(again.obey(Epoch(2), 9, 0).is_err());
+        assert_eq!(again.reign(), Reign { epoch: Epoch(3), nonce: 7, log_index: 5000 });
+        assert!(again.obey(Epoch(2), 9).is_err());
         assert!(again.check_epoch(Epoch(2)).is_err());
         assert!(again.is_ended(ClientId(5)) && !again.is_ended(ClientId(6)));
     }

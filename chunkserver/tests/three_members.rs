@@ -233,6 +233,36 @@ fn a_primary_that_was_restarted_does_not_lead_the_version_again() {
 }
 
 #[test]
+fn after_a_restart_of_all_nothing_uncertain_is_served_until_the_next_version_settles_it() {
+    let mut cluster = Cluster::new(3);
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    cluster.client(0, 1).write(&layout, 1, 0, b"acknowledged").unwrap();
+    for index in 0..3 {
+        cluster.stop(index);
+    }
+    for index in 0..3 {
+        cluster.start(index);
+    }
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    for index in 0..3 {
+        let refused = cluster.client(index, 2).read(&layout, 0, 12).unwrap_err();
+        let me = ServerId(u32::try_from(index).unwrap() + 1);
+        assert!(matches!(&refused, DataFailure::MemberFailed { server, .. } if *server == me));
+    }
+    let next = cluster.reconfigure(1, 2, &[0, 1, 2], None);
+    for index in 0..3 {
+        assert_eq!(cluster.client(index, 2).read(&next, 0, 20).unwrap(), b"acknowledged");
+    }
+    // What was clean is served at once, and a sync of it has nothing to do.
+    cluster.stop(1);
+    cluster.start(1);
+    let next = cluster.layout(1, 2, &[1, 0, 2]);
+    let client = cluster.client(1, 2);
+    assert_eq!(client.read(&next, 0, 20).unwrap(), b"acknowledged");
+    assert_eq!(client.sync(&next), Ok((0, 12)));
+}
+
+#[test]
 fn a_source_that_went_on_is_refused() {
     let cluster = Cluster::new(3);
     let layout = cluster.layout(1, 1, &[0, 1]);

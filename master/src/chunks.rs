@@ -3,6 +3,7 @@
 //! Order of a configuration change: `Reconfigure` committed → promises (durable) → adoptions (durable) → `Activate`
 //! committed → layouts with the new version are given out. One change per chunk at a time.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
@@ -169,6 +170,27 @@ impl Master {
                 }
                 Err(_) => self.changed.wait(seen, Duration::from_millis(100)),
             }
+        }
+    }
+
+    /// Chunkservers say that these versions cannot go on: the next ones are prepared, without waiting for a client.
+    pub fn on_member_failures(self: &Arc<Self>, failures: Vec<(ChunkId, ChunkVersion)>) {
+        let master = Arc::clone(self);
+        let spawned = std::thread::Builder::new().name("failures".to_owned()).spawn(move || {
+            for (chunk, version) in failures {
+                let Some(record) = master.chunk(chunk) else { continue };
+                // While warming an absent member may only be late; who needs the chunk says so again.
+                let early = master.is_warming() && master.any_member_unheard(&record);
+                if record.active.version != version || early {
+                    continue;
+                }
+                if let Err(reason) = master.reconfigure(chunk, None) {
+                    tracing::info!(chunk = chunk.0, reason, "no next configuration yet");
+                }
+            }
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for reported failures");
         }
     }
 

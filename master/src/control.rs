@@ -123,6 +123,11 @@ async fn take(
             "member failed"
         );
     }
+    if !beat.member_failures.is_empty() {
+        let failures = beat.member_failures.iter();
+        let failed = failures.map(|f| (ChunkId(f.chunk), ChunkVersion(f.version))).collect();
+        master.on_member_failures(failed);
+    }
     let replicas = beat
         .replicas
         .iter()
