@@ -59,6 +59,8 @@ pub(crate) enum Command {
     Status(StatusArgs),
     /// Check namespace, chunk map and replicas; exit code 0 only if all is clean
     Fsck(FsckArgs),
+    /// Measure a directory, with ratios to another in the same run
+    Bench(crate::bench::BenchArgs),
 
     /// Copy a local file (or `-`, standard input) into the file system
     Put(PutArgs),

@@ -28,7 +28,7 @@ fn env(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
-fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>> {
+pub(crate) fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>> {
     let named = args.dir.clone().or_else(|| env("DFS_DIR").map(PathBuf::from));
     named.map(|dir| ClusterDir::new(&dir)).transpose()
 }

@@ -2,6 +2,7 @@
 
 mod admin;
 mod args;
+mod bench;
 mod cluster;
 mod commands;
 mod failure;
@@ -58,6 +59,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Down(args) => commands::down::run(cluster, args),
         Command::Status(args) => commands::status::run(cluster, args),
         Command::Fsck(args) => commands::fsck::run(cluster, args),
+        Command::Bench(args) => {
+            let dir = cluster::named_dir(cluster)?;
+            bench::run(args, dir.map(|dir| dir.root().join("run")).as_deref())
+        }
         Command::Put(args) => commands::put::run(cluster, args),
         Command::Get(args) => commands::get::run(cluster, args),
         Command::Ls(args) => commands::ls::run(cluster, args),
