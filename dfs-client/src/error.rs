@@ -1,30 +1,41 @@
-//! What goes wrong for a caller, by what it does next.
+//! What goes wrong for a caller of the file system: one variant per thing the caller does next.
 
 use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_core::namespace::NamespaceError;
 
-#[derive(Clone, Debug, thiserror::Error)]
+/// What a caller of the file system sees go wrong. It can be kept and reported to several callers.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Understood and refused: asking again gives the same answer.
+    /// The request was understood and refused. Asking again gives the same answer.
     #[error(transparent)]
     Refused(#[from] NamespaceError),
-    /// Outcome unknown; retries repeated the request id.
+    /// Outcome unknown. Retries repeated the request id, so the master recognises a second arrival.
     #[error("no master answered within {waited:?}")]
     MasterSilent { waited: Duration },
+    /// Every reachable replica is older than the master says this chunk is, or cannot be read.
     #[error("no replica of chunk {} at version {} answered", chunk.0, wanted.0)]
     NoCurrentReplica { chunk: ChunkId, wanted: ChunkVersion },
-    #[error("chunk unavailable for {waited:?}: {reason}")]
+    /// Too few members of a chunk were reachable for so long. Nothing is lost by that; asking later may work.
+    #[error("{reason} (waited {waited:?})")]
     ChunkUnavailable { reason: String, waited: Duration },
+    /// Nothing of the refused bytes was stored.
     #[error("no space: {reason}")]
     NoSpace { reason: String },
-    #[error("outcome unknown")]
+    /// It may or may not have happened, and nobody can tell any more.
+    #[error("outcome unknown: the result of this request is gone")]
     OutcomeUnknown,
+    /// The caller stopped waiting for a lock: it was not granted.
     #[error("interrupted")]
     Interrupted,
-    #[error("protocol: {reason}")]
+    /// The other side said what makes no sense here.
+    #[error("{reason}")]
     Protocol { reason: String },
-    #[error("closed")]
+    /// The session was closed.
+    #[error("the session is closed")]
     Closed,
 }
+
+/// Shorthand of this crate.
+pub type Result<T> = std::result::Result<T, ClientError>;

@@ -1,587 +1,996 @@
-//! One file's content: inline at the master, or in chunks at their primaries. Writes go through at once.
+//! One file as this client sees it: what is written and not yet stable, what was fetched ahead, how large it is.
+//!
+//! Order of a commit: bytes acknowledged by every member → synced → size and time of change logged. So the logged
+//! size never passes what is stable. Inline content (≤ 4 KiB) is kept here and logged as one change.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use std::time::{Duration, Instant};
 
+use dfs_core::client::dirty::DirtyExtents;
 use dfs_core::command::{Change, Outcome};
-use dfs_core::ids::{ChunkId, InodeNo};
-use dfs_core::namespace::{Attr, INLINE_BYTES_MAX, NamespaceError};
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
 use dfs_core::time::WallTime;
-use dfs_proto::codec::Wire;
-use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
-use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 
-use crate::error::ClientError;
-use crate::session::{Session, lock, unexpected};
+use crate::chunk_io::{ChunkIo, fill};
+use crate::chunk_writer::{Appended, ChunkWriter};
+use crate::error::{ClientError, Result};
+use crate::readahead::Readahead;
+use crate::session::{Session, lock};
 
-#[derive(Debug, Default)]
-struct Inner {
-    /// Written, not yet committed: end, time, chunks to sync.
+/// Attributes are asked for again at the end of the file if they are older.
+const END_FRESH: Duration = Duration::from_millis(100);
+/// And before an append.
+const APPEND_FRESH: Duration = Duration::from_millis(200);
+/// Inline content of another client's file is believed for so long.
+const INLINE_FRESH: Duration = Duration::from_secs(1);
+/// One piece taken from the write budget at a time.
+const WRITE_PIECE: usize = 1 << 20;
+/// More dirty ranges than this in inline content become one.
+const INLINE_RANGES_MAX: usize = 8;
+
+/// What is known of the file, as of `at`.
+struct Known {
+    attr: Attr,
+    at: Instant,
+    /// Inline content, if it was fetched.
+    content: Option<Vec<u8>>,
+}
+
+#[derive(Default)]
+struct Pending {
+    /// Bytes for inline content, with how much of the write budget they hold.
+    inline: DirtyExtents,
+    /// Written since the last commit: how far, when, how often.
     end: u64,
     mtime: Option<WallTime>,
-    dirty: BTreeMap<u64, ()>,
-    counters: BTreeMap<ChunkId, u64>,
-    layouts: BTreeMap<u64, (ChunkLayout, Instant)>,
     kill_priv: bool,
+    writes: u64,
+    /// The master may believe that this client writes.
+    marked: bool,
 }
 
-#[derive(Debug)]
+struct Inner {
+    known: Option<Known>,
+    pending: Pending,
+    writers: BTreeMap<u64, Arc<ChunkWriter>>,
+    error: Option<ClientError>,
+    touched: Instant,
+}
+
+/// Shared by everyone in this session who has the file open.
 pub struct FileState {
-    session: Arc<Session>,
+    session: Weak<Session>,
+    io: Arc<ChunkIo>,
     ino: InodeNo,
+    /// Writers share it; truncation and punching hold it alone.
+    gate: RwLock<()>,
+    /// One commit at a time.
+    commit: Mutex<()>,
     inner: Mutex<Inner>,
+    readahead: Readahead,
 }
 
-const CALL: Duration = Duration::from_secs(30);
-const PIECE: u64 = 1 << 20;
-
-impl Drop for FileState {
-    fn drop(&mut self) {
-        let _flushed = self.flush();
+impl std::fmt::Debug for FileState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileState").field("ino", &self.ino).finish_non_exhaustive()
     }
+}
+
+fn small(n: u64) -> usize {
+    usize::try_from(n).unwrap_or(usize::MAX)
 }
 
 impl FileState {
-    pub(crate) fn new(session: Arc<Session>, ino: InodeNo) -> Self {
-        Self { session, ino, inner: Mutex::default() }
+    pub(crate) fn new(session: &Arc<Session>, ino: InodeNo) -> Arc<Self> {
+        Arc::new(Self {
+            session: Arc::downgrade(session),
+            io: Arc::clone(&session.io),
+            ino,
+            gate: RwLock::new(()),
+            commit: Mutex::new(()),
+            inner: Mutex::new(Inner {
+                known: None,
+                pending: Pending::default(),
+                writers: BTreeMap::new(),
+                error: None,
+                touched: Instant::now(),
+            }),
+            readahead: Readahead::default(),
+        })
     }
 
+    #[must_use]
+    pub fn ino(&self) -> InodeNo {
+        self.ino
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        lock(&self.inner)
+    }
+
+    fn shared(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // What is known.
+
+    /// Fresh attributes came with an open.
+    pub(crate) fn opened(&self, attr: &Attr, content: Option<Vec<u8>>) {
+        self.learn(attr.clone(), content, true);
+    }
+
+    /// `own`: the change number may have moved by this client's own commit only.
+    fn learn(&self, attr: Attr, content: Option<Vec<u8>>, foreign: bool) {
+        let mut inner = self.lock();
+        let now = Instant::now();
+        inner.touched = now;
+        let changed = inner.known.as_ref().is_none_or(|known| known.attr.change != attr.change);
+        let kept = match (content, inner.known.take()) {
+            (Some(content), _) => Some(content),
+            (None, Some(known)) if !changed => known.content,
+            (None, _) => None,
+        };
+        inner.known = Some(Known { attr, at: now, content: kept });
+        drop(inner);
+        if changed && foreign {
+            self.io.forget_layouts(self.ino);
+            self.readahead.clear();
+        }
+    }
+
+    /// What is known, asked for if it is older than `age`.
+    fn known_attr(&self, age: Duration) -> Result<Attr> {
+        if let Some(known) = self.lock().known.as_ref().filter(|known| known.at.elapsed() <= age) {
+            return Ok(known.attr.clone());
+        }
+        self.refresh()
+    }
+
+    fn refresh(&self) -> Result<Attr> {
+        let mut attr = self.io.link.getattr(self.ino)?;
+        if attr.writing {
+            attr.size = attr.size.max(self.io.tail_size(&attr));
+        }
+        self.learn(attr.clone(), None, true);
+        Ok(attr)
+    }
+
+    /// Adds pending size and time to the master's attributes.
     pub(crate) fn overlay(&self, mut attr: Attr) -> Attr {
-        if let Ok(inner) = self.inner.try_lock() {
-            attr.size = attr.size.max(inner.end);
-            if let Some(mtime) = inner.mtime {
-                attr.mtime = attr.mtime.max(mtime);
-            }
+        let inner = self.lock();
+        attr.size = attr.size.max(inner.pending.end);
+        if let Some(mtime) = inner.pending.mtime {
+            attr.mtime = mtime.max(attr.mtime);
+            attr.ctime = mtime.max(attr.ctime);
         }
         attr
     }
 
-    pub fn attr(&self) -> Result<Attr, ClientError> {
-        self.session.getattr(self.ino)
-    }
-    pub fn size(&self) -> Result<u64, ClientError> {
-        Ok(self.attr()?.size)
-    }
-
-    fn opened(&self) -> Result<(Attr, Option<Vec<u8>>), ClientError> {
-        match self.session.call(MetaCall::ReadInline { ino: self.ino })? {
-            MetaReply::Opened { attr, content } => Ok((attr, content)),
-            other => Err(unexpected(&other)),
-        }
+    /// Fresh from the master, with what is pending here.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn attr(&self) -> Result<Attr> {
+        self.refresh().map(|attr| self.overlay(attr))
     }
 
-    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize, ClientError> {
-        let (attr, content) = self.opened()?;
-        let size = attr.size.max(lock(&self.inner).end);
-        let end = size.min(offset.saturating_add(buf.len() as u64));
-        if end <= offset {
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn size(&self) -> Result<u64> {
+        self.attr().map(|attr| attr.size)
+    }
+
+    /// Forgets what may be older than the master's state: after a lock was granted, or the change number moved.
+    pub fn invalidate(&self) {
+        self.lock().known = None;
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+    }
+
+    /// The next commit clears setuid and setgid, as a write by an ordinary user does.
+    pub fn set_kill_priv(&self) {
+        self.lock().pending.kill_priv = true;
+    }
+
+    /// The time of change was set by hand after what is pending was written.
+    pub fn set_times_override(&self) {
+        self.lock().pending.mtime = None;
+    }
+
+    // Reading.
+
+    /// Reads at `offset`; short only at the end of the file, holes are zeros.
+    ///
+    /// # Errors
+    /// See [`ClientError`]. Replicas that fail are passed over until `server_wait` is over.
+    pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        if buf.is_empty() {
             return Ok(0);
         }
-        let buf = &mut buf[..(end - offset) as usize];
-        buf.fill(0);
-        if let Some(content) = content {
-            let from = (offset as usize).min(content.len());
-            let to = (end as usize).min(content.len());
-            buf[..to - from].copy_from_slice(&content[from..to]);
-            return Ok(buf.len());
+        self.lock().touched = Instant::now();
+        let mut attr = self.known_attr(Duration::from_secs(3600))?;
+        let wanted_end = offset.saturating_add(buf.len() as u64);
+        let reach = |attr: &Attr| attr.size.max(self.lock().pending.end);
+        if reach(&attr) < wanted_end {
+            attr = self.known_attr(END_FRESH)?;
         }
-        let chunk_size = attr.layout.chunk_size;
-        let mut at = offset;
-        while at < end {
-            let (index, within) = (at / chunk_size, at % chunk_size);
-            let len = (chunk_size - within).min(end - at).min(PIECE);
-            let target = &mut buf[(at - offset) as usize..(at - offset + len) as usize];
-            self.read_chunk(index, within, target)?;
-            at += len;
-        }
-        Ok(buf.len())
-    }
-
-    fn layout(
-        &self,
-        index: u64,
-        write: bool,
-        failed: Option<FailedMember>,
-    ) -> Result<Option<ChunkLayout>, ClientError> {
-        let call = MetaCall::Layout { ino: self.ino, index, write, spill: false, failed };
-        match self.session.call(call)? {
-            MetaReply::Layout(layout) => Ok(Some(layout)),
-            MetaReply::Hole => Ok(None),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn read_chunk(&self, index: u64, offset: u64, buf: &mut [u8]) -> Result<(), ClientError> {
-        let start = Instant::now();
-        loop {
-            let Some(layout) = self.layout(index, false, None)? else { return Ok(()) };
-            let mut members: Vec<_> =
-                layout.members.iter().filter(|member| !member.address.is_empty()).collect();
-            members.sort_by_key(|member| member.member.server != layout.primary);
-            for member in members {
-                let call = DataCall::Read {
-                    chunk: layout.chunk,
-                    version: layout.version,
-                    offset,
-                    len: buf.len() as u32,
-                };
-                let Ok(frame) = self
-                    .session
-                    .chunkserver(&member.address)
-                    .and_then(|conn| conn.call(&call.to_bytes(), &[], CALL))
-                else {
-                    continue;
-                };
-                match DataReply::from_bytes(&frame.args) {
-                    Ok(DataReply::Read { .. }) => {
-                        let len = frame.payload.len().min(buf.len());
-                        buf[..len].copy_from_slice(&frame.payload[..len]);
-                        return Ok(());
-                    }
-                    Ok(DataReply::Failed(DataFailure::NoReplica)) if !layout.born => return Ok(()),
-                    _ => {}
-                }
+        if attr.inline {
+            if let Some(read) = self.read_inline(offset, buf)? {
+                return Ok(read);
             }
-            if CALL < start.elapsed() {
-                return Err(ClientError::NoCurrentReplica {
-                    chunk: layout.chunk,
-                    wanted: layout.version,
-                });
-            }
-            std::thread::sleep(Duration::from_millis(20));
+            attr = self.refresh()?;
         }
-    }
-
-    /// One operation at the primary of chunk `index`, with one counter however often it is sent.
-    fn mutate(
-        &self,
-        inner: &mut Inner,
-        index: u64,
-        mutation: WireMutation,
-        payload: &[u8],
-    ) -> Result<DataReply, ClientError> {
-        let mut layout = match inner.layouts.get(&index) {
-            Some((layout, at)) if at.elapsed() < Duration::from_secs(4) => layout.clone(),
-            _ => self.write_layout(index, None)?,
-        };
-        let counter = {
-            let counter = inner.counters.entry(layout.chunk).or_default();
-            *counter += 1;
-            *counter
-        };
-        let start = Instant::now();
-        loop {
-            let call = DataCall::Mutate {
-                layout: layout.clone(),
-                client: self.session.client(),
-                counter,
-                low_water: counter,
-                mutation,
-            };
-            let answer = self.at_primary(&layout, &call, payload);
-            let why = match answer {
-                Ok(DataReply::Failed(DataFailure::NoSpace { server })) => {
-                    return Err(ClientError::NoSpace { reason: server.to_string() });
-                }
-                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => {
-                    return Err(ClientError::OutcomeUnknown);
-                }
-                Ok(DataReply::Failed(failure)) => failure.to_string(),
-                Ok(reply) => {
-                    inner.layouts.insert(index, (layout, Instant::now()));
-                    return Ok(reply);
-                }
-                Err(error) => error,
-            };
-            tracing::debug!(why, "mutate");
-            if self.session.config.server_wait < start.elapsed() {
-                return Err(ClientError::ChunkUnavailable { reason: why, waited: start.elapsed() });
-            }
-            let failed = FailedMember { version: layout.version, server: layout.primary };
-            layout = self.write_layout(index, Some(failed))?;
+        let size = reach(&attr);
+        if size <= offset {
+            return Ok(0);
         }
+        let len = small((size - offset).min(buf.len() as u64));
+        self.read_chunks(&attr, offset, &mut buf[..len], size)?;
+        Ok(len)
     }
 
-    fn write_layout(
-        &self,
-        index: u64,
-        failed: Option<FailedMember>,
-    ) -> Result<ChunkLayout, ClientError> {
-        self.layout(index, true, failed)?
-            .ok_or(ClientError::Protocol { reason: "no layout to write".to_owned() })
+    /// `None`: the content is no longer inline.
+    fn read_inline(&self, offset: u64, buf: &mut [u8]) -> Result<Option<usize>> {
+        let fetched = self.lock().known.as_ref().is_some_and(|known| {
+            known.content.is_some() && known.attr.inline && known.at.elapsed() <= INLINE_FRESH
+        });
+        if !fetched && self.lock().writers.is_empty() {
+            let (attr, content) = self.io.link.read_inline(self.ino)?;
+            if !attr.inline {
+                return Ok(None);
+            }
+            self.learn(attr, content, true);
+        }
+        let inner = self.lock();
+        // Written beyond what can be inline: it is on its way into chunks.
+        if !inner.writers.is_empty() {
+            drop(inner);
+            self.acknowledge()?;
+            return Ok(None);
+        }
+        let Some(known) = &inner.known else { return Ok(None) };
+        let size = known.attr.size.max(inner.pending.end);
+        if size <= offset {
+            return Ok(Some(0));
+        }
+        let len = small((size - offset).min(buf.len() as u64));
+        let content = known.content.as_deref().unwrap_or_default();
+        fill(&mut buf[..len], content.get(small(offset)..).unwrap_or_default());
+        inner.pending.inline.overlay(offset, &mut buf[..len]);
+        Ok(Some(len))
     }
 
-    fn at_primary(
-        &self,
-        layout: &ChunkLayout,
-        call: &DataCall,
-        payload: &[u8],
-    ) -> Result<DataReply, String> {
-        let primary = layout
-            .members
-            .iter()
-            .find(|member| member.member.server == layout.primary)
-            .ok_or_else(|| "no primary".to_owned())?;
-        let conn = self.session.chunkserver(&primary.address).map_err(|e| e.to_string())?;
-        let frame = conn.call(&call.to_bytes(), &[payload], CALL).map_err(|e| e.to_string())?;
-        DataReply::from_bytes(&frame.args).map_err(|e| e.to_string())
+    fn read_chunks(&self, attr: &Attr, offset: u64, buf: &mut [u8], size: u64) -> Result<()> {
+        let chunk_size = attr.layout.chunk_size.max(1);
+        self.settle(chunk_size, offset, buf.len() as u64)?;
+        let may_fetch = |at: u64, len: u64| !self.is_pending(chunk_size, at, len);
+        let len = buf.len() as u64;
+        self.readahead.on_read(&self.io, self.ino, chunk_size, (offset, len), size, &may_fetch);
+        let mut done = 0;
+        while done < buf.len() {
+            let at = offset + done as u64;
+            let ahead = self.readahead.take(at, &mut buf[done..]);
+            if 0 < ahead {
+                done += ahead;
+                continue;
+            }
+            let within = at % chunk_size;
+            let len = small(chunk_size - within).min(buf.len() - done);
+            self.io.read_chunk(self.ino, at / chunk_size, within, &mut buf[done..done + len])?;
+            done += len;
+        }
+        Ok(())
     }
 
-    pub fn write(&self, offset: u64, data: &[u8]) -> Result<(), ClientError> {
+    fn writers_of(&self, chunk_size: u64, offset: u64, len: u64) -> Vec<(u64, Arc<ChunkWriter>)> {
+        let last = offset.saturating_add(len).saturating_sub(1) / chunk_size;
+        let inner = self.lock();
+        let found = inner.writers.range(offset / chunk_size..=last);
+        found.map(|(index, writer)| (*index, Arc::clone(writer))).collect()
+    }
+
+    fn is_pending(&self, chunk_size: u64, offset: u64, len: u64) -> bool {
+        self.writers_of(chunk_size, offset, len).into_iter().any(|(index, writer)| {
+            let (from, to) = within(index, chunk_size, offset, len);
+            writer.overlaps_pending(from, to - from)
+        })
+    }
+
+    /// Makes pending bytes of a range readable at every replica.
+    fn settle(&self, chunk_size: u64, offset: u64, len: u64) -> Result<()> {
+        for (index, writer) in self.writers_of(chunk_size, offset, len) {
+            let (from, to) = within(index, chunk_size, offset, len);
+            if writer.overlaps_pending(from, to - from) {
+                let settled = writer.acknowledged();
+                self.keep(settled.clone());
+                settled?;
+            }
+        }
+        Ok(())
+    }
+
+    // Writing.
+
+    /// Takes `data` for `offset`: written behind, in order. Waits while too much is pending.
+    ///
+    /// # Errors
+    /// `FileTooLarge`; an earlier write's error, once.
+    pub fn write(&self, offset: u64, data: &[u8]) -> Result<()> {
+        let end = offset.checked_add(data.len() as u64).filter(|end| *end <= FILE_BYTES_MAX);
+        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
         if data.is_empty() {
             return Ok(());
         }
-        let mut inner = lock(&self.inner);
-        self.write_locked(&mut inner, offset, data)
-    }
-
-    fn write_locked(&self, inner: &mut Inner, offset: u64, data: &[u8]) -> Result<(), ClientError> {
-        let end = offset + data.len() as u64;
-        loop {
-            let (attr, content) = self.opened()?;
-            let Some(content) = content else {
-                break self.write_chunks(inner, &attr, offset, data)?;
-            };
-            if end <= INLINE_BYTES_MAX && attr.layout.allows_inline() {
-                let change = Change::InlineWrite {
-                    ino: self.ino,
-                    offset,
-                    data: data.to_vec(),
-                    append: false,
-                    mtime: None,
-                    kill_priv: inner.kill_priv,
-                };
-                match self.session.change(change) {
-                    Err(ClientError::Refused(NamespaceError::LayoutChanged)) => continue,
-                    other => return other.map(|_| ()),
-                }
-            }
-            self.to_chunks(inner, &attr, &content)?;
+        let _open = self.shared();
+        self.take_error()?;
+        let attr = self.known_attr(Duration::from_secs(3600))?;
+        if attr.layout.record_log {
+            return Err(NamespaceError::NotPermitted("a record log takes appends only".into()).into());
         }
-        inner.end = inner.end.max(end);
-        inner.mtime = Some(self.session.wall_now());
-        Ok(())
-    }
-
-    /// Moves inline content to chunks; somebody else's doing it is as good.
-    fn to_chunks(&self, inner: &mut Inner, attr: &Attr, content: &[u8]) -> Result<(), ClientError> {
-        inner.layouts.clear();
-        if attr.size == 0 {
-            return self
-                .session
-                .change(Change::BeginWrite { ino: self.ino })
-                .map(|_| ())
-                .or_else(raced);
-        }
-        let call =
-            MetaCall::Layout { ino: self.ino, index: 0, write: true, spill: true, failed: None };
-        let layout = match self.session.call(call) {
-            Ok(MetaReply::Layout(layout)) => layout,
-            Ok(other) => return Err(unexpected(&other)),
-            Err(error) => return raced(error),
-        };
-        let counter = inner.counters.entry(layout.chunk).or_default();
-        *counter += 1;
-        let call = DataCall::Mutate {
-            layout: layout.clone(),
-            client: self.session.client(),
-            counter: *counter,
-            low_water: *counter,
-            mutation: WireMutation::Write { offset: 0 },
-        };
-        let copied = content.is_empty()
-            || matches!(self.at_primary(&layout, &call, content), Ok(DataReply::Mutated { .. }))
-                && matches!(
-                    self.at_primary(&layout, &DataCall::Sync { layout: layout.clone() }, &[]),
-                    Ok(DataReply::Synced { .. })
-                );
-        if !copied {
-            let _dropped = self.session.change(Change::DropChunk { chunk: layout.chunk });
+        self.readahead.clear();
+        if attr.inline && end <= INLINE_BYTES_MAX && self.write_inline(offset, data)? {
             return Ok(());
         }
-        let spill = Change::Spill { ino: self.ino, change_seen: attr.change, chunk: layout.chunk };
-        match self.session.change(spill) {
-            Ok(_) => Ok(()),
-            Err(error) => {
-                let _dropped = self.session.change(Change::DropChunk { chunk: layout.chunk });
-                raced(error)
-            }
+        if attr.inline {
+            self.leave_inline(attr.layout.chunk_size)?;
         }
+        self.write_chunks(attr.layout.chunk_size, offset, data)
     }
 
-    fn write_chunks(
-        &self,
-        inner: &mut Inner,
-        attr: &Attr,
-        offset: u64,
-        data: &[u8],
-    ) -> Result<(), ClientError> {
-        let chunk_size = attr.layout.chunk_size;
-        let mut at = 0;
-        while at < data.len() {
-            let place = offset + at as u64;
-            let (index, within) = (place / chunk_size, place % chunk_size);
-            let len = (chunk_size - within).min((data.len() - at) as u64).min(PIECE) as usize;
-            self.mutate(inner, index, WireMutation::Write { offset: within }, &data[at..at + len])?;
-            inner.dirty.insert(index, ());
-            at += len;
+    /// False: the content is on its way into chunks.
+    fn write_inline(&self, offset: u64, data: &[u8]) -> Result<bool> {
+        self.take_room(data.len() as u64)?;
+        let mut inner = self.lock();
+        if !inner.writers.is_empty() {
+            drop(inner);
+            self.io.budget.give_back(data.len() as u64);
+            return Ok(false);
         }
-        Ok(())
-    }
-
-    pub fn append(&self, data: &[u8]) -> Result<u64, ClientError> {
-        let mut inner = lock(&self.inner);
-        self.commit(&mut inner)?;
-        loop {
-            let (attr, content) = self.opened()?;
-            if let Some(content) = content {
-                if attr.size + data.len() as u64 <= INLINE_BYTES_MAX && attr.layout.allows_inline()
-                {
-                    let change = Change::InlineWrite {
-                        ino: self.ino,
-                        offset: 0,
-                        data: data.to_vec(),
-                        append: true,
-                        mtime: None,
-                        kill_priv: inner.kill_priv,
-                    };
-                    match self.session.change(change) {
-                        Ok(Outcome::Appended { offset, .. }) => return Ok(offset),
-                        Ok(_) | Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                            continue;
-                        }
-                        Err(error) => return Err(error),
-                    }
-                }
-                self.to_chunks(&mut inner, &attr, &content)?;
-                continue;
-            }
-            let chunk_size = attr.layout.chunk_size;
-            let mut index = self.tail(&attr)?;
-            let mut first = None;
-            let mut at = 0;
-            while at < data.len() || first.is_none() {
-                let at_least = attr.size.saturating_sub(index * chunk_size).min(chunk_size);
-                let mutation = WireMutation::Append { record: attr.layout.record_log, at_least };
-                match self.mutate_append(&mut inner, index, mutation, &data[at..])? {
-                    None => index += 1,
-                    Some((offset, appended, sealed)) => {
-                        first.get_or_insert(index * chunk_size + offset);
-                        at += appended as usize;
-                        inner.end = inner.end.max(index * chunk_size + offset + appended);
-                        inner.dirty.insert(index, ());
-                        if sealed || at < data.len() {
-                            index += 1;
-                        }
-                    }
-                }
-            }
-            inner.mtime = Some(self.session.wall_now());
-            self.commit(&mut inner)?;
-            return Ok(first.unwrap_or(0));
-        }
-    }
-
-    fn tail(&self, attr: &Attr) -> Result<u64, ClientError> {
-        let chunk_size = attr.layout.chunk_size;
-        let mut index = attr.size.saturating_sub(1) / chunk_size;
-        while self.layout(index + 1, false, None)?.is_some() {
-            index += 1;
-        }
-        Ok(index)
-    }
-
-    fn mutate_append(
-        &self,
-        inner: &mut Inner,
-        index: u64,
-        mutation: WireMutation,
-        data: &[u8],
-    ) -> Result<Option<(u64, u64, bool)>, ClientError> {
-        let mut layout = self.write_layout(index, None)?;
-        let counter = {
-            let counter = inner.counters.entry(layout.chunk).or_default();
-            *counter += 1;
-            *counter
-        };
-        loop {
-            let call = DataCall::Mutate {
-                layout: layout.clone(),
-                client: self.session.client(),
-                counter,
-                low_water: counter,
-                mutation,
-            };
-            match self.at_primary(&layout, &call, data) {
-                Ok(DataReply::Appended { offset, appended, sealed, .. }) => {
-                    return Ok(Some((offset, appended, sealed)));
-                }
-                Ok(DataReply::Failed(DataFailure::ChunkFull)) => return Ok(None),
-                Ok(DataReply::Failed(DataFailure::NoSpace { server })) => {
-                    return Err(ClientError::NoSpace { reason: server.to_string() });
-                }
-                Ok(DataReply::Failed(DataFailure::OutcomeUnknown)) => {
-                    return Err(ClientError::OutcomeUnknown);
-                }
-                Ok(_) | Err(_) => {
-                    let failed = FailedMember { version: layout.version, server: layout.primary };
-                    layout = self.write_layout(index, Some(failed))?;
-                }
-            }
-        }
-    }
-
-    fn commit(&self, inner: &mut Inner) -> Result<(), ClientError> {
-        if inner.dirty.is_empty() {
-            return Ok(());
-        }
-        let indexes: Vec<u64> = inner.dirty.keys().copied().collect();
-        for index in indexes {
-            let mut failed = None;
-            loop {
-                let layout = self.write_layout(index, failed)?;
-                match self.at_primary(&layout, &DataCall::Sync { layout: layout.clone() }, &[]) {
-                    Ok(DataReply::Synced { .. }) => break,
-                    _ => {
-                        failed =
-                            Some(FailedMember { version: layout.version, server: layout.primary })
-                    }
-                }
-            }
-            inner.dirty.remove(&index);
-        }
-        let change = Change::CommitSize {
-            ino: self.ino,
-            size: inner.end,
-            mtime: inner.mtime,
-            done_writing: true,
-            kill_priv: inner.kill_priv,
-        };
-        self.session.change(change)?;
-        inner.end = 0;
-        inner.mtime = None;
-        Ok(())
-    }
-
-    pub fn flush(&self) -> Result<(), ClientError> {
-        self.commit(&mut lock(&self.inner))
-    }
-    pub fn fsync(&self) -> Result<(), ClientError> {
-        self.flush()
-    }
-    pub fn acknowledge(&self) -> Result<(), ClientError> {
-        self.flush()
-    }
-
-    pub fn truncate(&self, size: u64) -> Result<Attr, ClientError> {
-        let mut inner = lock(&self.inner);
-        self.commit(&mut inner)?;
-        inner.layouts.clear();
-        let reply = self
-            .session
-            .with_op(|op| self.session.call(MetaCall::Truncate { op, ino: self.ino, size }))?;
-        match reply {
-            MetaReply::Outcome(Outcome::Attr(attr)) => Ok(attr),
-            MetaReply::Outcome(Outcome::Refused(error)) => Err(error.into()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), ClientError> {
-        let mut inner = lock(&self.inner);
-        self.commit(&mut inner)?;
-        let (attr, content) = self.opened()?;
-        if content.is_some() {
-            let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
-            return self.session.change(change).map(|_| ());
-        }
-        let chunk_size = attr.layout.chunk_size;
-        let end = (offset + len).min(attr.size);
-        let mut at = offset;
-        while at < end {
-            let (index, within) = (at / chunk_size, at % chunk_size);
-            let piece = (chunk_size - within).min(end - at);
-            if self.layout(index, false, None)?.is_some() {
-                self.mutate(
-                    &mut inner,
-                    index,
-                    WireMutation::Zero { offset: within, len: piece },
-                    &[],
-                )?;
-                inner.dirty.insert(index, ());
-                inner.mtime = Some(self.session.wall_now());
-            }
-            at += piece;
-        }
-        self.commit(&mut inner)?;
+        let before = inner.pending.inline.bytes();
+        inner.pending.inline.write(offset, data);
+        let added = inner.pending.inline.bytes() - before;
+        self.wrote(&mut inner, offset + data.len() as u64);
         drop(inner);
-        if !keep_size && attr.size < offset + len {
-            self.truncate(offset + len)?;
+        self.io.budget.give_back(data.len() as u64 - added);
+        Ok(true)
+    }
+
+    /// Content grows beyond the inode: what is pending goes to chunks. The master's content follows when a chunk is
+    /// first asked for.
+    fn leave_inline(&self, chunk_size: u64) -> Result<()> {
+        let extents = {
+            let mut inner = self.lock();
+            // So that nobody puts more there.
+            self.writer_in(&mut inner, 0);
+            std::mem::take(&mut inner.pending.inline)
+        };
+        let held = extents.bytes();
+        for (offset, extent) in extents.iter() {
+            self.write_chunks(chunk_size, offset, extent)?;
+        }
+        self.io.budget.give_back(held);
+        Ok(())
+    }
+
+    fn write_chunks(&self, chunk_size: u64, offset: u64, data: &[u8]) -> Result<()> {
+        let mut at = offset;
+        let mut rest = data;
+        while !rest.is_empty() {
+            let within = at % chunk_size;
+            let len = small(chunk_size - within).min(rest.len()).min(WRITE_PIECE);
+            let (piece, later) = rest.split_at(len);
+            self.take_room(len as u64)?;
+            let writer = {
+                let mut inner = self.lock();
+                self.wrote(&mut inner, at + len as u64);
+                inner.pending.marked = true;
+                self.writer_in(&mut inner, at / chunk_size)
+            };
+            writer.write(within, piece);
+            at += len as u64;
+            rest = later;
         }
         Ok(())
     }
 
-    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<(), ClientError> {
-        self.flush()?;
-        if !keep_size && self.size()? < offset + len {
-            self.truncate(offset + len)?;
+    fn wrote(&self, inner: &mut Inner, end: u64) {
+        inner.pending.end = inner.pending.end.max(end);
+        inner.pending.mtime = Some(self.io.link.wall_now());
+        inner.pending.writes += 1;
+        inner.touched = Instant::now();
+    }
+
+    fn writer_in(&self, inner: &mut Inner, index: u64) -> Arc<ChunkWriter> {
+        let writer =
+            inner.writers.entry(index).or_insert_with(|| ChunkWriter::new(&self.io, self.ino, index));
+        Arc::clone(writer)
+    }
+
+    /// Takes bytes from the write budget; while it is used up everything pending is pushed out.
+    fn take_room(&self, bytes: u64) -> Result<()> {
+        let wait = self.io.link.config().server_wait;
+        let began = Instant::now();
+        if self.io.budget.try_take(bytes) {
+            return Ok(());
+        }
+        while !self.io.budget.take(bytes, Duration::from_millis(100)) {
+            let files = self.session.upgrade().map(|session| session.all_files()).unwrap_or_default();
+            for file in files {
+                for writer in file.writers() {
+                    writer.push();
+                    writer.start_sync();
+                }
+            }
+            if self.io.link.is_closed() {
+                return Err(ClientError::Closed);
+            }
+            if wait <= began.elapsed() {
+                return Err(ClientError::ChunkUnavailable {
+                    reason: "written bytes could not be stored".to_owned(),
+                    waited: began.elapsed(),
+                });
+            }
         }
         Ok(())
     }
 
-    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>, ClientError> {
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
+    /// Appends `data` and returns when it is stable: the offset it went to.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; after `OutcomeUnknown` and the waits it may have been appended.
+    pub fn append(&self, data: &[u8]) -> Result<u64> {
+        let _open = self.shared();
+        self.take_error()?;
+        self.acknowledge()?;
+        if data.is_empty() {
+            return self.known_attr(APPEND_FRESH).map(|attr| attr.size);
         }
-        if attr.inline {
-            return Ok(Some(offset));
+        self.readahead.clear();
+        let mut attr = self.known_attr(APPEND_FRESH)?;
+        while attr.inline {
+            let append = Change::InlineWrite {
+                ino: self.ino,
+                offset: 0,
+                data: data.to_vec(),
+                append: true,
+                mtime: None,
+                kill_priv: self.lock().pending.kill_priv,
+            };
+            // What cannot fit is not even asked.
+            let answer = if attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX {
+                self.io.link.change(append)
+            } else {
+                Err(NamespaceError::LayoutChanged.into())
+            };
+            match answer {
+                Ok(Outcome::Appended { offset, attr }) => {
+                    self.learn(attr, None, true);
+                    return Ok(offset);
+                }
+                Ok(other) => {
+                    return Err(ClientError::Protocol { reason: format!("append was answered {other:?}") });
+                }
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    attr = self.refresh()?;
+                    if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64) {
+                        self.io.spill(self.ino)?;
+                        attr = self.refresh()?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
         }
-        match self.session.call(MetaCall::Layouts {
-            ino: self.ino,
-            first: offset / attr.layout.chunk_size,
-            max: 1,
-        })? {
-            MetaReply::Layouts(layouts) => Ok(layouts
-                .first()
-                .map(|layout| (layout.index * attr.layout.chunk_size).max(offset))
-                .filter(|at| *at < attr.size)),
-            other => Err(unexpected(&other)),
+        self.append_to_chunks(attr, data)
+    }
+
+    fn append_to_chunks(&self, mut attr: Attr, data: &[u8]) -> Result<u64> {
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let record = attr.layout.record_log;
+        if record && dfs_core::client::record_bytes_max(chunk_size) < data.len() as u64 {
+            return Err(NamespaceError::FileTooLarge.into());
+        }
+        let mut size = attr.size.max(self.lock().pending.end);
+        let mut index = size / chunk_size;
+        let mut begin = None;
+        let mut rest = Arc::new(data.to_vec());
+        loop {
+            if FILE_BYTES_MAX / chunk_size < index {
+                return Err(NamespaceError::FileTooLarge.into());
+            }
+            let writer = {
+                let mut inner = self.lock();
+                inner.pending.marked = true;
+                self.writer_in(&mut inner, index)
+            };
+            let at_least = size.saturating_sub(index * chunk_size).min(chunk_size);
+            match writer.append(Arc::clone(&rest), record, at_least)? {
+                Appended::At { offset, len } => {
+                    let at = index * chunk_size + offset;
+                    let begin = *begin.get_or_insert(at);
+                    {
+                        let mut inner = self.lock();
+                        self.wrote(&mut inner, at + len);
+                    }
+                    if rest.len() as u64 <= len {
+                        return Ok(begin);
+                    }
+                    rest = Arc::new(rest[small(len)..].to_vec());
+                    index += 1;
+                }
+                Appended::Full => index += 1,
+                Appended::Moved => {
+                    attr = self.refresh()?;
+                    size = attr.size;
+                    index = size / chunk_size;
+                    continue;
+                }
+            }
+            size = size.max(index * chunk_size);
         }
     }
 
-    pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>, ClientError> {
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
+    // Commits.
+
+    fn keep(&self, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            self.lock().error.get_or_insert(error);
         }
-        if attr.inline {
-            return Ok(Some(attr.size));
+    }
+
+    fn take_error(&self) -> Result<()> {
+        self.lock().error.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn writers(&self) -> Vec<Arc<ChunkWriter>> {
+        self.lock().writers.values().cloned().collect()
+    }
+
+    /// Everything written so far is with every member (or, inline, logged); size and time may still be unlogged.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn acknowledge(&self) -> Result<()> {
+        let _one = lock(&self.commit);
+        self.commit_inline()?;
+        self.each_writer(ChunkWriter::acknowledged)?;
+        self.take_error()
+    }
+
+    fn each_writer(&self, wait: impl Fn(&Arc<ChunkWriter>) -> Result<()>) -> Result<()> {
+        let writers = self.writers();
+        writers.iter().for_each(ChunkWriter::push);
+        let mut first = Ok(());
+        for writer in &writers {
+            first = first.and(wait(writer));
         }
-        let mut index = offset / attr.layout.chunk_size;
-        while index * attr.layout.chunk_size < attr.size
-            && self.layout(index, false, None)?.is_some()
+        first
+    }
+
+    /// As `close(2)`: everything stable and visible to others.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn flush(&self) -> Result<()> {
+        let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
+        self.commit_all(last)
+    }
+
+    /// As `fsync(2)`.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn fsync(&self) -> Result<()> {
+        self.commit_all(false)
+    }
+
+    fn commit_all(&self, done_writing: bool) -> Result<()> {
         {
-            index += 1;
+            let inner = self.lock();
+            let nothing = inner.pending.inline.is_empty()
+                && inner.pending.mtime.is_none()
+                && !inner.pending.kill_priv
+                && inner.error.is_none()
+                && inner.writers.values().all(|writer| writer.is_idle())
+                && !(done_writing && inner.pending.marked);
+            if nothing {
+                return Ok(());
+            }
         }
-        Ok(Some((index * attr.layout.chunk_size).max(offset).min(attr.size)))
+        let _one = lock(&self.commit);
+        let inline = self.commit_inline();
+        let (end, mtime, kill_priv, writes, marked) = {
+            let inner = self.lock();
+            let pending = &inner.pending;
+            (pending.end, pending.mtime, pending.kill_priv, pending.writes, pending.marked)
+        };
+        let stable = inline.and_then(|()| {
+            self.writers().iter().for_each(ChunkWriter::push);
+            self.each_writer(ChunkWriter::acknowledged)?;
+            self.writers().iter().for_each(ChunkWriter::start_sync);
+            self.each_writer(ChunkWriter::stable)
+        });
+        self.forgive_gone(stable)?;
+        if marked || mtime.is_some() || kill_priv {
+            let logged = self.commit_size(end, mtime, kill_priv, done_writing && marked, writes);
+            self.forgive_gone(logged)?;
+        }
+        self.take_error()
     }
 
-    pub fn set_kill_priv(&self) {
-        lock(&self.inner).kill_priv = true;
+    /// A file nobody can reach any more has nothing to lose.
+    fn forgive_gone(&self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound)) => Ok(()),
+            other => other,
+        }
     }
-    pub fn set_times_override(&self) {
-        lock(&self.inner).mtime = None;
+
+    fn commit_size(
+        &self,
+        size: u64,
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+        done_writing: bool,
+        writes: u64,
+    ) -> Result<()> {
+        let change = Change::CommitSize { ino: self.ino, size, mtime, done_writing, kill_priv };
+        let attr = match self.io.link.change(change) {
+            Ok(Outcome::Attr(attr)) => Some(attr),
+            Ok(_) => None,
+            // Nothing went to chunks: what was written is in the inode.
+            Err(ClientError::Refused(NamespaceError::LayoutChanged)) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(attr) = attr {
+            self.learn(attr, None, false);
+        }
+        let mut inner = self.lock();
+        let unchanged = inner.pending.writes == writes;
+        if unchanged {
+            inner.pending.end = 0;
+            inner.pending.mtime = None;
+            inner.pending.kill_priv = false;
+            if done_writing {
+                inner.pending.marked = false;
+            }
+        }
+        if done_writing {
+            // The next write sets the mark again, by asking for a layout.
+            let writers: Vec<_> = inner.writers.values().cloned().collect();
+            drop(inner);
+            writers.iter().for_each(|writer| writer.forget_layout());
+        }
+        Ok(())
     }
-    pub fn invalidate(&self) {
-        lock(&self.inner).layouts.clear();
+
+    /// Logs pending inline bytes. Called with `commit` held.
+    fn commit_inline(&self) -> Result<()> {
+        let (mut extents, mtime, kill_priv, writes) = {
+            let mut inner = self.lock();
+            if inner.pending.inline.is_empty() {
+                return Ok(());
+            }
+            let pending = &mut inner.pending;
+            (pending.inline.clone(), pending.mtime, pending.kill_priv, pending.writes)
+        };
+        if INLINE_RANGES_MAX < extents.extent_count() {
+            extents = self.joined(&extents)?;
+        }
+        for (offset, data) in extents.iter() {
+            let change = Change::InlineWrite {
+                ino: self.ino,
+                offset,
+                data: data.to_vec(),
+                append: false,
+                mtime,
+                kill_priv,
+            };
+            match self.io.link.change(change) {
+                Ok(Outcome::Attr(attr)) => self.learn_inline(attr, offset, data),
+                Ok(other) => {
+                    return Err(ClientError::Protocol { reason: format!("write was answered {other:?}") });
+                }
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    // Another client moved the content into chunks: these bytes follow it.
+                    let attr = self.refresh()?;
+                    return self.leave_inline(attr.layout.chunk_size);
+                }
+                Err(ClientError::Refused(NamespaceError::Stale)) => break,
+                Err(error) => {
+                    self.drop_inline(writes);
+                    return Err(error);
+                }
+            }
+        }
+        self.drop_inline(writes);
+        Ok(())
+    }
+
+    /// Logged (or lost): what was pending is pending no more, unless it was written to meanwhile.
+    fn drop_inline(&self, writes: u64) {
+        let mut inner = self.lock();
+        if inner.pending.writes == writes {
+            let held = std::mem::take(&mut inner.pending.inline).bytes();
+            inner.pending.end = 0;
+            inner.pending.mtime = None;
+            inner.pending.kill_priv = false;
+            drop(inner);
+            self.io.budget.give_back(held);
+        }
+    }
+
+    fn learn_inline(&self, attr: Attr, offset: u64, data: &[u8]) {
+        let content = {
+            let mut inner = self.lock();
+            // Only if nobody else changed it since it was fetched.
+            let known = inner.known.as_mut().filter(|known| known.attr.change + 1 == attr.change);
+            known.and_then(|known| known.content.take())
+        };
+        let content = content.map(|mut content| {
+            let (from, to) = (small(offset), small(offset) + data.len());
+            if content.len() < to {
+                content.resize(to, 0);
+            }
+            content[from..to].copy_from_slice(data);
+            content
+        });
+        self.learn(attr, content, false);
+    }
+
+    /// Many small ranges as one, with what lies between them.
+    fn joined(&self, extents: &DirtyExtents) -> Result<DirtyExtents> {
+        let (_, content) = self.io.link.read_inline(self.ino)?;
+        let mut whole = content.unwrap_or_default();
+        let end = small(extents.end());
+        if whole.len() < end {
+            whole.resize(end, 0);
+        }
+        let start = extents.iter().next().map_or(0, |(start, _)| start);
+        let mut hull = whole[small(start)..end].to_vec();
+        extents.overlay(start, &mut hull);
+        let mut joined = DirtyExtents::default();
+        joined.write(start, &hull);
+        Ok(joined)
+    }
+
+    // Size and holes.
+
+    /// Everything pending is stable and nothing is kept to be sent again: the file can be cut.
+    fn quiesce(&self) -> Result<()> {
+        let _one = lock(&self.commit);
+        let inline = self.commit_inline();
+        self.keep(inline);
+        let stable = self.each_writer(ChunkWriter::stable);
+        self.keep(stable);
+        Ok(())
+    }
+
+    fn retire_writers(&self) {
+        let writers = std::mem::take(&mut self.lock().writers);
+        for writer in writers.values() {
+            writer.retire();
+        }
+    }
+
+    /// Cuts or grows the file. Errors of earlier writes are kept for `fsync` and `close`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn truncate(&self, size: u64) -> Result<Attr> {
+        let _alone = self.alone();
+        self.quiesce()?;
+        let attr = loop {
+            match self.io.link.truncate(self.ino, size) {
+                // Its content moved into chunks meanwhile, or another truncation is under way.
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => break other?,
+            }
+        };
+        self.retire_writers();
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+        let mut inner = self.lock();
+        inner.pending.end = 0;
+        inner.pending.mtime = None;
+        inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
+        Ok(attr)
+    }
+
+    /// Zeros over a range: as `fallocate(2)` with `PUNCH_HOLE` (`keep_size`) or `ZERO_RANGE`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
+        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
+        let alone = self.alone();
+        self.quiesce()?;
+        let mut attr = self.refresh()?;
+        if attr.inline {
+            let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
+            match self.io.link.change(change) {
+                Ok(Outcome::Attr(attr)) => {
+                    self.learn(attr, None, true);
+                    self.lock().known = None;
+                    return Ok(());
+                }
+                Ok(_) => return Ok(()),
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => attr = self.refresh()?,
+                Err(error) => return Err(error),
+            }
+        }
+        let size = self.overlay(attr.clone()).size;
+        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end, size)?;
+        drop(alone);
+        if !keep_size && size < end { self.truncate(end).map(|_| ()) } else { Ok(()) }
+    }
+
+    fn zero_chunks(&self, chunk_size: u64, offset: u64, end: u64, size: u64) -> Result<()> {
+        self.retire_writers();
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+        let mut first = offset / chunk_size;
+        let end_index = end.div_ceil(chunk_size);
+        let mut freed = false;
+        while first < end_index {
+            let found = self.io.layouts(self.ino, first, 64)?;
+            let Some(last) = found.last().map(|layout| layout.index) else { break };
+            for layout in &found {
+                let index = layout.index;
+                if end_index <= index {
+                    break;
+                }
+                let (from, to) = within(index, chunk_size, offset, end - offset);
+                let used = size.saturating_sub(index * chunk_size).min(chunk_size);
+                if from == 0 && used <= to {
+                    self.io.link.change(Change::FreeChunks { ino: self.ino, first: index, count: 1 })?;
+                    freed = true;
+                } else {
+                    let writer = {
+                        let mut inner = self.lock();
+                        self.wrote(&mut inner, 0);
+                        inner.pending.marked = true;
+                        self.writer_in(&mut inner, index)
+                    };
+                    writer.zero(from, to - from);
+                    writer.acknowledged()?;
+                }
+            }
+            first = last + 1;
+        }
+        if freed {
+            self.io.forget_layouts(self.ino);
+        }
+        Ok(())
+    }
+
+    /// As plain `fallocate(2)`: the size grows to the end of the range unless `keep_size`.
+    ///
+    /// Space is not set aside: a later write may still find none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
+        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
+        if keep_size || end <= self.size()? {
+            return Ok(());
+        }
+        self.truncate(end).map(|_| ())
+    }
+
+    /// Where the next data at or after `offset` begins, to the chunk; `None` if there is none (ENXIO).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+        self.acknowledge()?;
+        let attr = self.attr()?;
+        if attr.size <= offset {
+            return Ok(None);
+        }
+        if attr.inline {
+            let content = self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            return Ok((offset < content).then_some(offset));
+        }
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let next = self.io.layouts(self.ino, offset / chunk_size, 1)?;
+        let start = next.first().map(|layout| offset.max(layout.index * chunk_size));
+        Ok(start.filter(|start| *start < attr.size))
+    }
+
+    /// Where the next hole at or after `offset` begins, to the chunk; the end of the file is one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
+        self.acknowledge()?;
+        let attr = self.attr()?;
+        if attr.size <= offset {
+            return Ok(None);
+        }
+        if attr.inline {
+            let content = self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            return Ok(Some(offset.max(content.min(attr.size))));
+        }
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let mut index = offset / chunk_size;
+        loop {
+            let found = self.io.layouts(self.ino, index, 64)?;
+            for layout in &found {
+                if layout.index != index {
+                    return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+                }
+                index += 1;
+            }
+            if found.len() < 64 {
+                return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+            }
+        }
+    }
+
+    // For the session.
+
+    /// The last open in this session is gone.
+    pub(crate) fn closed(&self) {
+        self.readahead.forget();
+    }
+
+    /// Forgets chunks with nothing pending, so that a large file does not keep an object for each.
+    pub(crate) fn sweep(&self) {
+        let mut inner = self.lock();
+        if inner.writers.len() < 16 {
+            return;
+        }
+        inner.writers.retain(|_, writer| {
+            let used = 1 < Arc::strong_count(writer) || !writer.is_idle();
+            if !used {
+                writer.retire();
+            }
+            used
+        });
+    }
+
+    pub(crate) fn is_idle(&self, age: Duration) -> bool {
+        let inner = self.lock();
+        let pending = &inner.pending;
+        let idle = pending.inline.is_empty()
+            && pending.mtime.is_none()
+            && inner.error.is_none()
+            && age <= inner.touched.elapsed()
+            && inner.writers.values().all(|writer| writer.is_idle());
+        if idle {
+            inner.writers.values().for_each(|writer| writer.retire());
+        }
+        idle
     }
 }
 
-fn raced(error: ClientError) -> Result<(), ClientError> {
-    match error {
-        ClientError::Refused(NamespaceError::LayoutChanged) => Ok(()),
-        other => Err(other),
+/// The part of `offset..offset+len` that lies in chunk `index`, within the chunk.
+fn within(index: u64, chunk_size: u64, offset: u64, len: u64) -> (u64, u64) {
+    let start = index * chunk_size;
+    let from = offset.saturating_sub(start).min(chunk_size);
+    let to = offset.saturating_add(len).saturating_sub(start).min(chunk_size);
+    (from, to)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_cut_at_the_chunks_it_crosses() {
+        assert_eq!(within(0, 100, 30, 200), (30, 100));
+        assert_eq!(within(1, 100, 30, 200), (0, 100));
+        assert_eq!(within(2, 100, 30, 200), (0, 30));
+        assert_eq!(within(1, 100, 100, 5), (0, 5));
     }
 }

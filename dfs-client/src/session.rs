@@ -1,34 +1,57 @@
-//! One client of the master: requests with ids, retried until answered.
+//! One client of one file system: who it is to the master, its requests and their retries, what it has open.
+//!
+//! Every call blocks the calling thread. A request keeps its operation id through all its retries, so that the master
+//! carries it out once (DECISIONS 4). A new connection says Hello first; a master that restarted is known by its
+//! nonce and gets all opens again before anything else is asked (DECISIONS 13).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
+use dfs_core::client::backoff::Backoff;
+use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
 use dfs_core::ids::{ClientId, InodeNo};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
-use dfs_proto::data_rpc::{DataCall, Peer};
-use dfs_proto::frame_conn::{FrameClient, LoneClient};
+use dfs_proto::frame_conn::LoneClient;
 use dfs_proto::meta_rpc::{
     EntryPlus, MetaCall, MetaFailure, MetaReply, MetaRequest, StatfsReply, Welcome,
 };
-use dfs_service::clock;
-use dfs_service::conn::{ClusterKey, Door, dial};
+use dfs_service::conn::{self, ClusterKey, Door};
 
-use crate::error::ClientError;
+use crate::chunk_io::ChunkIo;
+use crate::error::{ClientError, Result};
 use crate::file::FileState;
+use crate::keeper;
 
+const PING_EVERY: Duration = Duration::from_secs(20);
+/// Connections to the master: one per caller that waits for it.
+const MASTER_CONNECTIONS_MAX: usize = 64;
+const DIAL_MAX: Duration = Duration::from_secs(3);
+/// A wait for a lock is asked in pieces, so that it can be cancelled in between.
+const LOCK_WAIT_PIECE: Duration = Duration::from_millis(500);
+/// A wait longer than this is told to a person.
+const SILENCE_TOLD: Duration = Duration::from_secs(1);
+
+/// Settings of a session; [`SessionConfig::new`] has the usual ones.
 #[derive(Clone, Debug)]
 pub struct SessionConfig {
+    /// `host:port`
     pub master: String,
     pub key: ClusterKey,
+    /// What people see of this client, such as "mount at /mnt".
     pub name: String,
+    /// How long requests wait for absent servers before they fail.
     pub server_wait: Duration,
+    /// How long one request may take before its connection is given up.
     pub io_deadline: Duration,
+    /// Bytes written and not yet stable, of all files together.
     pub write_budget_bytes: u64,
+    /// Bytes fetched ahead, of all files together.
     pub readahead_bytes: u64,
 }
 
@@ -46,7 +69,8 @@ impl SessionConfig {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
+/// A lock to take (`kind`) or to give back (`None`) on `start..=end`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LockRequest {
     pub ino: InodeNo,
     pub owner: u64,
@@ -56,295 +80,439 @@ pub struct LockRequest {
     pub pid: u32,
 }
 
-#[derive(Debug, Default)]
-struct Ops {
-    next: u64,
-    outstanding: BTreeSet<u64>,
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-pub struct Session {
-    pub(crate) config: SessionConfig,
+pub(crate) fn random() -> u64 {
+    let mut bytes = [0; 8];
+    // Only spreads retries; the identity of a client has its own, checked draw.
+    let _drawn = getrandom::fill(&mut bytes);
+    u64::from_le_bytes(bytes)
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct OpenCounts {
+    all: u32,
+    write: u32,
+}
+
+struct Registration {
+    welcome: Welcome,
+    welcomed_at: Instant,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<LoneClient>,
+    open: usize,
+}
+
+/// The connection to the master, shared by everything of a session.
+pub(crate) struct MasterLink {
+    config: SessionConfig,
     client: ClientId,
-    welcome: Mutex<Option<Welcome>>,
-    pool: Mutex<Vec<LoneClient>>,
-    ops: Mutex<Ops>,
-    opens: Mutex<BTreeMap<InodeNo, u32>>,
-    pub(crate) files: Mutex<HashMap<InodeNo, Arc<FileState>>>,
-    chunkservers: Mutex<HashMap<String, Arc<FrameClient>>>,
-    clock_offset: AtomicI64,
+    ops: Mutex<OpCounters>,
+    pool: Mutex<Pool>,
+    pool_changed: Condvar,
+    registration: Mutex<Option<Registration>>,
+    opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
+    silent_told: AtomicBool,
     closed: AtomicBool,
+    asked_at: Mutex<Instant>,
 }
 
-impl std::fmt::Debug for Session {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("client", &self.client).finish_non_exhaustive()
+/// An operation number whose result is awaited.
+struct Op<'a> {
+    link: &'a MasterLink,
+    number: u64,
+}
+
+impl Drop for Op<'_> {
+    fn drop(&mut self) {
+        lock(&self.link.ops).end(self.number);
     }
 }
 
-pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
-    m.lock().unwrap_or_else(PoisonError::into_inner)
+enum Attempt {
+    Answered(MetaReply),
+    Lost(std::io::Error),
+}
+
+impl MasterLink {
+    fn new(config: SessionConfig) -> Result<Self> {
+        let mut id = [0; 16];
+        getrandom::fill(&mut id)
+            .map_err(|error| ClientError::Protocol { reason: format!("draw a client id: {error}") })?;
+        Ok(Self {
+            config,
+            client: ClientId(u128::from_le_bytes(id)),
+            ops: Mutex::new(OpCounters::default()),
+            pool: Mutex::default(),
+            pool_changed: Condvar::new(),
+            registration: Mutex::new(None),
+            opens: Mutex::default(),
+            silent_told: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
+            asked_at: Mutex::new(Instant::now()),
+        })
+    }
+
+    pub(crate) fn config(&self) -> &SessionConfig {
+        &self.config
+    }
+
+    pub(crate) fn client(&self) -> ClientId {
+        self.client
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    fn op(&self) -> Op<'_> {
+        Op { link: self, number: lock(&self.ops).begin() }
+    }
+
+    fn request(&self, call: &MetaCall) -> Vec<u8> {
+        MetaRequest {
+            client: self.client,
+            low_water: lock(&self.ops).low_water(),
+            call: call.clone(),
+        }
+        .to_bytes()
+    }
+
+    fn call_on(&self, connection: &mut LoneClient, call: &MetaCall, deadline: Duration) -> std::io::Result<MetaReply> {
+        let frame = connection.call(&self.request(call), &[], deadline)?;
+        MetaReply::from_bytes(&frame.args)
+            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+    }
+
+    /// A fresh connection, registered, with all opens told if the master is another one than before.
+    fn connect(&self) -> std::io::Result<LoneClient> {
+        let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)?;
+        stream.set_write_timeout(Some(self.config.io_deadline))?;
+        let mut connection = LoneClient::new(stream);
+        let hello = MetaCall::Hello { name: self.config.name.clone() };
+        let refused = |what: String| std::io::Error::other(what);
+        let welcome = match self.call_on(&mut connection, &hello, DIAL_MAX.max(self.config.io_deadline))? {
+            MetaReply::Welcome(welcome) => welcome,
+            MetaReply::Failed(failure) => return Err(refused(format!("hello: {failure}"))),
+            other => return Err(refused(format!("hello was answered {other:?}"))),
+        };
+        // Held over Reopen: nobody uses a new master before it knows what is open.
+        let mut registration = lock(&self.registration);
+        let other_fs = registration.as_ref().is_some_and(|known| known.welcome.fs != welcome.fs);
+        if other_fs {
+            return Err(refused(format!("{} is now another file system", self.config.master)));
+        }
+        let restarted = registration.as_ref().is_some_and(|known| known.welcome.nonce != welcome.nonce);
+        if restarted {
+            let opens: Vec<(InodeNo, u32)> =
+                lock(&self.opens).iter().map(|(ino, counts)| (*ino, counts.all)).collect();
+            tracing::info!(opens = opens.len(), epoch = welcome.epoch.0, "master restarted: opens are sent again");
+            match self.call_on(&mut connection, &MetaCall::Reopen { opens }, self.config.io_deadline)? {
+                MetaReply::Done => {}
+                other => return Err(refused(format!("reopen was answered {other:?}"))),
+            }
+        }
+        *registration = Some(Registration { welcome, welcomed_at: Instant::now() });
+        Ok(connection)
+    }
+
+    fn take_connection(&self) -> std::io::Result<LoneClient> {
+        {
+            let mut pool = lock(&self.pool);
+            loop {
+                if let Some(connection) = pool.idle.pop() {
+                    return Ok(connection);
+                }
+                if pool.open < MASTER_CONNECTIONS_MAX {
+                    pool.open += 1;
+                    break;
+                }
+                pool = self.pool_changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
+            }
+        }
+        self.connect().inspect_err(|_| self.drop_connection())
+    }
+
+    fn drop_connection(&self) {
+        lock(&self.pool).open -= 1;
+        self.pool_changed.notify_one();
+    }
+
+    fn give_back(&self, connection: LoneClient) {
+        lock(&self.pool).idle.push(connection);
+        self.pool_changed.notify_one();
+    }
+
+    fn attempt(&self, call: &MetaCall, deadline: Duration) -> Attempt {
+        let mut connection = match self.take_connection() {
+            Ok(connection) => connection,
+            Err(error) => return Attempt::Lost(error),
+        };
+        match self.call_on(&mut connection, call, deadline) {
+            Ok(reply) => {
+                self.give_back(connection);
+                *lock(&self.asked_at) = Instant::now();
+                Attempt::Answered(reply)
+            }
+            Err(error) => {
+                // The others were to the same master and are as dead, if it is.
+                let idle = std::mem::take(&mut lock(&self.pool).idle);
+                (0..=idle.len()).for_each(|_| self.drop_connection());
+                Attempt::Lost(error)
+            }
+        }
+    }
+
+    /// Asks until there is an answer that means something, at most `server_wait`.
+    pub(crate) fn call(&self, call: &MetaCall) -> Result<MetaReply> {
+        self.call_within(call, self.config.io_deadline, self.config.server_wait)
+    }
+
+    fn call_within(&self, call: &MetaCall, deadline: Duration, wait: Duration) -> Result<MetaReply> {
+        let began = Instant::now();
+        let mut backoff = Backoff::default();
+        loop {
+            if self.is_closed() {
+                return Err(ClientError::Closed);
+            }
+            let (pause_ms, give_up) = match self.attempt(call, deadline) {
+                Attempt::Answered(MetaReply::Failed(failure)) => match failure {
+                    MetaFailure::Refused(NamespaceError::Busy) => {
+                        (backoff.next_ms(random()), NamespaceError::Busy.into())
+                    }
+                    MetaFailure::Refused(NamespaceError::OutcomeUnknown) => {
+                        return Err(ClientError::OutcomeUnknown);
+                    }
+                    MetaFailure::Refused(error) => return Err(error.into()),
+                    MetaFailure::NoSpace { reason } => return Err(ClientError::NoSpace { reason }),
+                    MetaFailure::BadRequest { reason } => {
+                        return Err(ClientError::Protocol { reason });
+                    }
+                    MetaFailure::Warming { retry_after_ms } | MetaFailure::Busy { retry_after_ms } => {
+                        (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
+                    }
+                    MetaFailure::Unavailable { reason, retry_after_ms } => (
+                        u64::from(retry_after_ms),
+                        ClientError::ChunkUnavailable { reason, waited: wait },
+                    ),
+                },
+                Attempt::Answered(reply) => {
+                    if self.silent_told.swap(false, Ordering::AcqRel) {
+                        tracing::warn!(master = %self.config.master, "the master answers again");
+                    }
+                    return Ok(reply);
+                }
+                Attempt::Lost(error) => {
+                    tracing::debug!(master = %self.config.master, %error, "no answer");
+                    if SILENCE_TOLD < began.elapsed() && !self.silent_told.swap(true, Ordering::AcqRel) {
+                        tracing::warn!(
+                            master = %self.config.master, %error, wait = ?self.config.server_wait,
+                            "the master does not answer: requests wait"
+                        );
+                    }
+                    if error.kind() == std::io::ErrorKind::PermissionDenied {
+                        return Err(ClientError::Protocol { reason: error.to_string() });
+                    }
+                    (backoff.next_ms(random()), ClientError::MasterSilent { waited: began.elapsed() })
+                }
+            };
+            if wait <= began.elapsed() {
+                return Err(give_up);
+            }
+            std::thread::sleep(Duration::from_millis(pause_ms.clamp(1, 1000)));
+        }
+    }
+
+    pub(crate) fn change(&self, change: Change) -> Result<Outcome> {
+        let op = self.op();
+        match self.call(&MetaCall::Change { op: op.number, part: 0, change })? {
+            MetaReply::Outcome(outcome) => accepted(outcome),
+            other => Err(unexpected("change", &other)),
+        }
+    }
+
+    pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {
+        let op = self.op();
+        match self.call(&MetaCall::Truncate { op: op.number, ino, size })? {
+            MetaReply::Outcome(outcome) => match accepted(outcome)? {
+                Outcome::Attr(attr) | Outcome::Entry { attr, .. } => Ok(attr),
+                other => Err(ClientError::Protocol { reason: format!("truncate was answered {other:?}") }),
+            },
+            other => Err(unexpected("truncate", &other)),
+        }
+    }
+
+    pub(crate) fn getattr(&self, ino: InodeNo) -> Result<Attr> {
+        match self.call(&MetaCall::GetAttr { ino })? {
+            MetaReply::Attr(attr) => Ok(attr),
+            other => Err(unexpected("getattr", &other)),
+        }
+    }
+
+    /// Attributes and the content if it is inline.
+    pub(crate) fn read_inline(&self, ino: InodeNo) -> Result<(Attr, Option<Vec<u8>>)> {
+        match self.call(&MetaCall::ReadInline { ino })? {
+            MetaReply::Opened { attr, content } => Ok((attr, content)),
+            other => Err(unexpected("read inline", &other)),
+        }
+    }
+
+    pub(crate) fn wall_now(&self) -> WallTime {
+        let registration = lock(&self.registration);
+        registration.as_ref().map_or(WallTime(0), |known| {
+            let since = i64::try_from(known.welcomed_at.elapsed().as_nanos()).unwrap_or(i64::MAX);
+            WallTime(known.welcome.now.0.saturating_add(since))
+        })
+    }
+
+    pub(crate) fn welcome(&self) -> Option<Welcome> {
+        lock(&self.registration).as_ref().map(|known| known.welcome.clone())
+    }
+
+    fn nonce(&self) -> u64 {
+        lock(&self.registration).as_ref().map_or(0, |known| known.welcome.nonce)
+    }
+
+    /// Tells of a release, unless the master is another than the one that counted the open: that one was told what
+    /// is open now, this release already left out.
+    fn release(&self, ino: InodeNo, write: bool, nonce: u64) -> std::io::Result<()> {
+        let mut connection = self.take_connection()?;
+        if self.nonce() != nonce {
+            self.give_back(connection);
+            return Ok(());
+        }
+        let told =
+            self.call_on(&mut connection, &MetaCall::Release { ino, write }, self.config.io_deadline);
+        match told {
+            Ok(_) => {
+                self.give_back(connection);
+                Ok(())
+            }
+            Err(error) => {
+                self.drop_connection();
+                Err(error)
+            }
+        }
+    }
+
+    fn write_opens(&self, ino: InodeNo) -> u32 {
+        lock(&self.opens).get(&ino).map_or(0, |counts| counts.write)
+    }
+}
+
+pub(crate) fn accepted(outcome: Outcome) -> Result<Outcome> {
+    match outcome {
+        Outcome::Refused(NamespaceError::OutcomeUnknown) => Err(ClientError::OutcomeUnknown),
+        Outcome::Refused(error) => Err(ClientError::Refused(error)),
+        other => Ok(other),
+    }
+}
+
+pub(crate) fn unexpected(what: &str, reply: &MetaReply) -> ClientError {
+    ClientError::Protocol { reason: format!("{what} was answered {reply:?}") }
+}
+
+/// Small things done later, on a thread of their own.
+enum Errand {
+    /// `nonce`: the reign that counted the open.
+    Release { ino: InodeNo, write: bool, nonce: u64 },
+}
+
+/// One client of a file system. Dropped or closed, it flushes what is pending and says goodbye.
+pub struct Session {
+    pub(crate) link: Arc<MasterLink>,
+    pub(crate) io: Arc<ChunkIo>,
+    files: Mutex<HashMap<InodeNo, Arc<FileState>>>,
+    errands: mpsc::SyncSender<Errand>,
+    pending_errands: Arc<AtomicU64>,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("master", &self.link.config.master)
+            .field("client", &self.link.client)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Session {
-    pub fn connect(config: SessionConfig) -> Result<Arc<Self>, ClientError> {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(|e| ClientError::Protocol { reason: e.to_string() })?;
+    /// Finds the master and registers.
+    ///
+    /// # Errors
+    /// `MasterSilent` after `server_wait`; `Protocol` if it refuses the key or speaks something else.
+    pub fn connect(config: SessionConfig) -> Result<Arc<Self>> {
+        let link = Arc::new(MasterLink::new(config)?);
+        link.call(&MetaCall::Ping)?;
+        let io = ChunkIo::new(Arc::clone(&link))?;
+        let (errands, todo) = mpsc::sync_channel(4096);
+        let pending_errands = Arc::new(AtomicU64::new(0));
         let session = Arc::new(Self {
-            config,
-            client: ClientId(u128::from_ne_bytes(id)),
-            welcome: Mutex::new(None),
-            pool: Mutex::default(),
-            ops: Mutex::new(Ops { next: 1, outstanding: BTreeSet::new() }),
-            opens: Mutex::default(),
+            link,
+            io,
             files: Mutex::default(),
-            chunkservers: Mutex::default(),
-            clock_offset: AtomicI64::new(0),
-            closed: AtomicBool::new(false),
+            errands,
+            pending_errands: Arc::clone(&pending_errands),
         });
-        session.call(MetaCall::Ping)?;
-        let weak = Arc::downgrade(&session);
-        let spawned = std::thread::Builder::new().name("ping".to_owned()).spawn(move || {
-            let mut ticks = 0_u32;
-            while let Some(session) = weak.upgrade() {
-                if session.closed.load(Ordering::Relaxed) {
-                    return;
-                }
-                if ticks % 20 == 19 {
-                    let _answer = session.call(MetaCall::Ping);
-                }
-                drop(session);
-                ticks += 1;
-                std::thread::sleep(Duration::from_secs(1));
-            }
-        });
-        spawned.map_err(|e| ClientError::Protocol { reason: e.to_string() })?;
+        let link = Arc::clone(&session.link);
+        spawn("errands", move || run_errands(&link, &todo, &pending_errands))?;
+        keeper::start(&session)?;
         Ok(session)
     }
 
+    #[must_use]
     pub fn client(&self) -> ClientId {
-        self.client
+        self.link.client
     }
+
+    /// What the master said last about itself.
+    #[must_use]
     pub fn welcome(&self) -> Option<Welcome> {
-        lock(&self.welcome).clone()
+        self.link.welcome()
     }
+
+    /// The master's clock, as far as it is known here.
+    #[must_use]
     pub fn wall_now(&self) -> WallTime {
-        WallTime(clock::wall_nanos() + self.clock_offset.load(Ordering::Relaxed))
+        self.link.wall_now()
     }
 
-    fn fresh(&self) -> std::io::Result<LoneClient> {
-        let stream =
-            dial(&self.config.master, &self.config.key, Door::Frames, Duration::from_secs(2))?;
-        let mut conn = LoneClient::new(stream);
-        let hello = MetaCall::Hello { name: self.config.name.clone() };
-        let request = MetaRequest { client: self.client, low_water: self.low_water(), call: hello };
-        let frame = conn.call(&request.to_bytes(), &[], Duration::from_secs(5))?;
-        match MetaReply::from_bytes(&frame.args) {
-            Ok(MetaReply::Welcome(welcome)) => {
-                self.clock_offset.store(welcome.now.0 - clock::wall_nanos(), Ordering::Relaxed);
-                let before = lock(&self.welcome).replace(welcome.clone());
-                if before.is_some_and(|before| before.nonce != welcome.nonce) {
-                    let opens =
-                        lock(&self.opens).iter().map(|(ino, count)| (*ino, *count)).collect();
-                    let request = MetaRequest {
-                        client: self.client,
-                        low_water: 0,
-                        call: MetaCall::Reopen { opens },
-                    };
-                    conn.call(&request.to_bytes(), &[], Duration::from_secs(5))?;
-                }
-                Ok(conn)
-            }
-            other => Err(std::io::Error::other(format!("{other:?}"))),
+    #[must_use]
+    pub fn config(&self) -> &SessionConfig {
+        &self.link.config
+    }
+
+    /// # Errors
+    /// See [`ClientError`]; so for all requests below.
+    pub fn lookup(&self, parent: InodeNo, name: &[u8]) -> Result<Attr> {
+        match self.link.call(&MetaCall::Lookup { parent, name: name.to_vec() })? {
+            MetaReply::Attr(attr) => Ok(self.complete(attr)),
+            other => Err(unexpected("lookup", &other)),
         }
     }
 
-    fn low_water(&self) -> u64 {
-        let ops = lock(&self.ops);
-        ops.outstanding.first().copied().unwrap_or(ops.next)
+    /// Fresh attributes: the master's, with what this client has pending, and what another one is writing now.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn getattr(&self, ino: InodeNo) -> Result<Attr> {
+        self.link.getattr(ino).map(|attr| self.complete(attr))
     }
 
-    pub(crate) fn call(&self, call: MetaCall) -> Result<MetaReply, ClientError> {
-        let start = Instant::now();
-        let mut pause = Duration::from_millis(20);
-        loop {
-            if self.closed.load(Ordering::Relaxed) {
-                return Err(ClientError::Closed);
-            }
-            let request = MetaRequest {
-                client: self.client,
-                low_water: self.low_water(),
-                call: call.clone(),
-            };
-            let pooled = lock(&self.pool).pop();
-            let conn = match pooled {
-                Some(conn) => Ok(conn),
-                None => self.fresh(),
-            };
-            let answer = conn.and_then(|mut conn| {
-                let frame = conn.call(&request.to_bytes(), &[], Duration::from_secs(30))?;
-                let mut pool = lock(&self.pool);
-                if pool.len() < 64 {
-                    pool.push(conn);
-                }
-                Ok(frame)
-            });
-            let reason = match answer {
-                Err(error) => error.to_string(),
-                Ok(frame) => match MetaReply::from_bytes(&frame.args) {
-                    Err(error) => return Err(ClientError::Protocol { reason: error.to_string() }),
-                    Ok(MetaReply::Failed(failure)) => match failure {
-                        MetaFailure::Refused(error) => return Err(error.into()),
-                        MetaFailure::NoSpace { reason } => {
-                            return Err(ClientError::NoSpace { reason });
-                        }
-                        MetaFailure::BadRequest { reason } => {
-                            return Err(ClientError::Protocol { reason });
-                        }
-                        MetaFailure::Warming { .. }
-                        | MetaFailure::Unavailable { .. }
-                        | MetaFailure::Busy { .. } => failure.to_string(),
-                    },
-                    Ok(reply) => return Ok(reply),
-                },
-            };
-            if self.config.server_wait < start.elapsed() {
-                tracing::warn!(reason, "given up");
-                return Err(ClientError::MasterSilent { waited: start.elapsed() });
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(500));
+    fn complete(&self, mut attr: Attr) -> Attr {
+        if attr.writing {
+            attr.size = attr.size.max(self.io.tail_size(&attr));
         }
+        self.overlay(attr)
     }
 
-    pub(crate) fn with_op<T>(&self, f: impl FnOnce(u64) -> T) -> T {
-        let op = {
-            let mut ops = lock(&self.ops);
-            let op = ops.next;
-            ops.next += 1;
-            ops.outstanding.insert(op);
-            op
-        };
-        let result = f(op);
-        lock(&self.ops).outstanding.remove(&op);
-        result
-    }
-
-    pub fn change(&self, change: Change) -> Result<Outcome, ClientError> {
-        let reply = self.with_op(|op| self.call(MetaCall::Change { op, part: 0, change }))?;
-        match reply {
-            MetaReply::Outcome(Outcome::Refused(error)) => Err(error.into()),
-            MetaReply::Outcome(outcome) => Ok(outcome),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    pub fn lookup(&self, parent: InodeNo, name: &[u8]) -> Result<Attr, ClientError> {
-        match self.call(MetaCall::Lookup { parent, name: name.to_vec() })? {
-            MetaReply::Attr(attr) => Ok(attr),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn getattr(&self, ino: InodeNo) -> Result<Attr, ClientError> {
-        match self.call(MetaCall::GetAttr { ino })? {
-            MetaReply::Attr(attr) => Ok(self.overlay(attr)),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn readdir(
-        &self,
-        ino: InodeNo,
-        after_cookie: u64,
-        max_entries: u32,
-        plus: bool,
-    ) -> Result<(Vec<EntryPlus>, bool), ClientError> {
-        match self.call(MetaCall::ReadDir { ino, after_cookie, max_entries, plus })? {
-            MetaReply::Entries { entries, end } => Ok((entries, end)),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn readlink(&self, ino: InodeNo) -> Result<Vec<u8>, ClientError> {
-        match self.call(MetaCall::ReadLink { ino })? {
-            MetaReply::Bytes(bytes) => Ok(bytes),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn getxattr(&self, ino: InodeNo, name: &[u8]) -> Result<Vec<u8>, ClientError> {
-        match self.call(MetaCall::GetXattr { ino, name: name.to_vec() })? {
-            MetaReply::Bytes(bytes) => Ok(bytes),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn listxattrs(&self, ino: InodeNo) -> Result<Vec<Vec<u8>>, ClientError> {
-        match self.call(MetaCall::ListXattrs { ino })? {
-            MetaReply::Names(names) => Ok(names.into_iter().map(|name| name.0).collect()),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn statfs(&self) -> Result<StatfsReply, ClientError> {
-        match self.call(MetaCall::Statfs)? {
-            MetaReply::Statfs(statfs) => Ok(statfs),
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn open(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<Attr, ClientError> {
-        match self.call(MetaCall::Open { ino, write })? {
-            MetaReply::Opened { attr, .. } => {
-                *lock(&self.opens).entry(ino).or_default() += 1;
-                Ok(self.overlay(attr))
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-    pub fn release(&self, ino: InodeNo, write: bool) {
-        {
-            let mut opens = lock(&self.opens);
-            if let Some(count) = opens.get_mut(&ino) {
-                *count -= 1;
-                if *count == 0 {
-                    opens.remove(&ino);
-                }
-            }
-        }
-        let _answer = self.call(MetaCall::Release { ino, write });
-    }
-    pub fn set_lock(
-        &self,
-        request: LockRequest,
-        wait: Option<Duration>,
-        cancelled: &dyn Fn() -> bool,
-    ) -> Result<(), ClientError> {
-        let LockRequest { ino, owner, start, end, kind, pid } = request;
-        let begun = Instant::now();
-        loop {
-            let wait_ms = if wait.is_some() { 200 } else { 0 };
-            let call = |op| MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms };
-            match self.with_op(|op| self.call(call(op)))? {
-                MetaReply::Outcome(Outcome::Refused(NamespaceError::Locked)) => match wait {
-                    None => return Err(NamespaceError::Locked.into()),
-                    Some(limit) if limit < begun.elapsed() || cancelled() => {
-                        return Err(ClientError::Interrupted);
-                    }
-                    Some(_) => {}
-                },
-                MetaReply::Outcome(Outcome::Refused(error)) => return Err(error.into()),
-                MetaReply::Outcome(_) => return Ok(()),
-                other => return Err(unexpected(&other)),
-            }
-        }
-    }
-    pub fn test_lock(
-        &self,
-        ino: InodeNo,
-        owner: u64,
-        start: u64,
-        end: u64,
-        kind: LockKind,
-    ) -> Result<Option<Lock>, ClientError> {
-        match self.call(MetaCall::TestLock { ino, owner, start, end, kind })? {
-            MetaReply::Conflict(lock) => Ok(lock),
-            other => Err(unexpected(&other)),
-        }
-    }
+    /// Adds this client's pending size and time of change to attributes the master gave.
+    #[must_use]
     pub fn overlay(&self, attr: Attr) -> Attr {
         let file = lock(&self.files).get(&attr.ino).cloned();
         match file {
@@ -352,43 +520,297 @@ impl Session {
             None => attr,
         }
     }
-    pub fn file(self: &Arc<Self>, ino: InodeNo) -> Arc<FileState> {
-        let mut files = lock(&self.files);
-        if let Some(file) = files.get(&ino) {
-            return Arc::clone(file);
+
+    /// Entries after `after_cookie` in cookie order; true if these are the last.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn readdir(
+        &self,
+        ino: InodeNo,
+        after_cookie: u64,
+        max_entries: u32,
+        plus: bool,
+    ) -> Result<(Vec<EntryPlus>, bool)> {
+        match self.link.call(&MetaCall::ReadDir { ino, after_cookie, max_entries, plus })? {
+            MetaReply::Entries { entries, end } => Ok((entries, end)),
+            other => Err(unexpected("readdir", &other)),
         }
-        let file = Arc::new(FileState::new(Arc::clone(self), ino));
-        files.insert(ino, Arc::clone(&file));
-        file
-    }
-    pub fn file_created(self: &Arc<Self>, attr: &Attr) -> Arc<FileState> {
-        *lock(&self.opens).entry(attr.ino).or_default() += 0;
-        self.file(attr.ino)
-    }
-    pub fn sync_all(&self) -> Result<(), ClientError> {
-        let files: Vec<_> = lock(&self.files).values().cloned().collect();
-        files.iter().try_for_each(|file| file.fsync())
-    }
-    pub fn close(&self) {
-        let _synced = self.sync_all();
-        let _answer = self.call(MetaCall::Goodbye);
-        self.closed.store(true, Ordering::Relaxed);
     }
 
-    pub(crate) fn chunkserver(&self, address: &str) -> std::io::Result<Arc<FrameClient>> {
-        if let Some(conn) = lock(&self.chunkservers).get(address).filter(|conn| !conn.is_closed()) {
-            return Ok(Arc::clone(conn));
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn readlink(&self, ino: InodeNo) -> Result<Vec<u8>> {
+        match self.link.call(&MetaCall::ReadLink { ino })? {
+            MetaReply::Bytes(target) => Ok(target),
+            other => Err(unexpected("readlink", &other)),
         }
-        let stream = dial(address, &self.config.key, Door::Frames, Duration::from_secs(2))?;
-        let conn = FrameClient::new(stream)?;
-        let fs = lock(&self.welcome).as_ref().map(|welcome| welcome.fs).unwrap_or_default();
-        let hello = DataCall::Hello { fs, from: Peer::Client(self.client) };
-        conn.call(&hello.to_bytes(), &[], Duration::from_secs(5))?;
-        lock(&self.chunkservers).insert(address.to_owned(), Arc::clone(&conn));
-        Ok(conn)
+    }
+
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn getxattr(&self, ino: InodeNo, name: &[u8]) -> Result<Vec<u8>> {
+        match self.link.call(&MetaCall::GetXattr { ino, name: name.to_vec() })? {
+            MetaReply::Bytes(value) => Ok(value),
+            other => Err(unexpected("getxattr", &other)),
+        }
+    }
+
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn listxattrs(&self, ino: InodeNo) -> Result<Vec<Vec<u8>>> {
+        match self.link.call(&MetaCall::ListXattrs { ino })? {
+            MetaReply::Names(names) => Ok(names.into_iter().map(|name| name.0).collect()),
+            other => Err(unexpected("listxattr", &other)),
+        }
+    }
+
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn statfs(&self) -> Result<StatfsReply> {
+        match self.link.call(&MetaCall::Statfs)? {
+            MetaReply::Statfs(statfs) => Ok(statfs),
+            other => Err(unexpected("statfs", &other)),
+        }
+    }
+
+    /// One logged change, exactly once.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn change(&self, change: Change) -> Result<Outcome> {
+        self.link.change(change)
+    }
+
+    /// Counts an open until [`Self::release`]; answers fresh attributes and takes in inline content.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; nothing is counted then.
+    pub fn open(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<Attr> {
+        // Counted before it is asked: a master that restarts in between hears of it.
+        {
+            let mut opens = lock(&self.link.opens);
+            let counts = opens.entry(ino).or_default();
+            counts.all += 1;
+            counts.write += u32::from(write);
+        }
+        let opened = match self.link.call(&MetaCall::Open { ino, write }) {
+            Ok(MetaReply::Opened { attr, content }) => {
+                let mut attr = attr;
+                if attr.writing {
+                    attr.size = attr.size.max(self.io.tail_size(&attr));
+                }
+                Ok((attr, content))
+            }
+            Ok(other) => Err(unexpected("open", &other)),
+            Err(error) => Err(error),
+        };
+        match opened {
+            Ok((attr, content)) => {
+                let file = self.file(ino);
+                file.opened(&attr, content);
+                Ok(file.overlay(attr))
+            }
+            Err(error) => {
+                self.uncount(ino, write);
+                Err(error)
+            }
+        }
+    }
+
+    fn uncount(&self, ino: InodeNo, write: bool) -> bool {
+        let mut opens = lock(&self.link.opens);
+        let Some(counts) = opens.get_mut(&ino) else { return false };
+        counts.all = counts.all.saturating_sub(1);
+        counts.write = counts.write.saturating_sub(u32::from(write));
+        let last = counts.all == 0;
+        if last {
+            opens.remove(&ino);
+        }
+        last
+    }
+
+    /// Takes an open back; the master hears of it a little later.
+    pub fn release(&self, ino: InodeNo, write: bool) {
+        if self.uncount(ino, write)
+            && let Some(file) = lock(&self.files).get(&ino).cloned()
+        {
+            file.closed();
+        }
+        self.pending_errands.fetch_add(1, Ordering::AcqRel);
+        let nonce = self.link.nonce();
+        if self.errands.send(Errand::Release { ino, write, nonce }).is_err() {
+            self.pending_errands.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+
+    pub(crate) fn is_open(&self, ino: InodeNo) -> bool {
+        lock(&self.link.opens).contains_key(&ino)
+    }
+
+    pub(crate) fn is_last_writer(&self, ino: InodeNo) -> bool {
+        self.link.write_opens(ino) <= 1
+    }
+
+    /// Takes or gives back a lock. `wait`: how long to wait for others to let go, asked again while `cancelled` says no.
+    ///
+    /// # Errors
+    /// `Refused(Locked)` if it is held when the wait is over, `Interrupted` if cancelled.
+    pub fn set_lock(
+        &self,
+        request: LockRequest,
+        wait: Option<Duration>,
+        cancelled: &dyn Fn() -> bool,
+    ) -> Result<()> {
+        let LockRequest { ino, owner, start, end, kind, pid } = request;
+        let began = Instant::now();
+        loop {
+            let left = wait.unwrap_or_default().saturating_sub(began.elapsed());
+            let piece = left.min(LOCK_WAIT_PIECE);
+            let wait_ms = u32::try_from(piece.as_millis()).unwrap_or(0);
+            let op = self.link.op();
+            let call =
+                MetaCall::SetLock { op: op.number, ino, owner, start, end, kind, pid, wait_ms };
+            let outcome = match self.link.call(&call)? {
+                MetaReply::Outcome(outcome) => accepted(outcome),
+                other => Err(unexpected("set lock", &other)),
+            };
+            match outcome {
+                Ok(_) => return Ok(()),
+                Err(ClientError::Refused(NamespaceError::Locked)) if !left.is_zero() => {
+                    if cancelled() {
+                        return Err(ClientError::Interrupted);
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The lock that `kind` on this range would meet.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn test_lock(
+        &self,
+        ino: InodeNo,
+        owner: u64,
+        start: u64,
+        end: u64,
+        kind: LockKind,
+    ) -> Result<Option<Lock>> {
+        match self.link.call(&MetaCall::TestLock { ino, owner, start, end, kind })? {
+            MetaReply::Conflict(lock) => Ok(lock),
+            other => Err(unexpected("test lock", &other)),
+        }
+    }
+
+    /// What this client has pending and cached of one file; one for all who ask.
+    #[must_use]
+    pub fn file(self: &Arc<Self>, ino: InodeNo) -> Arc<FileState> {
+        let mut files = lock(&self.files);
+        Arc::clone(files.entry(ino).or_insert_with(|| FileState::new(self, ino)))
+    }
+
+    /// As [`Self::file`] for a file just created: its attributes need not be asked for.
+    #[must_use]
+    pub fn file_created(self: &Arc<Self>, attr: &Attr) -> Arc<FileState> {
+        let file = self.file(attr.ino);
+        let content = (attr.inline && attr.size == 0).then(Vec::new);
+        file.opened(attr, content);
+        file
+    }
+
+    pub(crate) fn all_files(&self) -> Vec<Arc<FileState>> {
+        lock(&self.files).values().cloned().collect()
+    }
+
+    /// Forgets files nobody uses; `idle` decides for those nobody else holds.
+    pub(crate) fn forget_files(&self, mut idle: impl FnMut(&FileState) -> bool) {
+        lock(&self.files).retain(|_, file| 1 < Arc::strong_count(file) || !idle(file));
+    }
+
+    /// Makes everything written so far stable.
+    ///
+    /// # Errors
+    /// The first of what went wrong; the rest was tried too.
+    pub fn sync_all(&self) -> Result<()> {
+        let mut first = Ok(());
+        for file in self.all_files() {
+            first = first.and(file.fsync());
+        }
+        first
+    }
+
+    /// Flushes everything, ends the client at the master: its locks and opens go. Every later request fails.
+    pub fn close(&self) {
+        if self.link.is_closed() {
+            return;
+        }
+        for file in self.all_files() {
+            if let Err(error) = file.flush() {
+                tracing::error!(ino = file.ino().0, %error, "flush at the end of the session");
+            }
+        }
+        let began = Instant::now();
+        while 0 < self.pending_errands.load(Ordering::Acquire) && began.elapsed() < DIAL_MAX {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        self.goodbye();
+    }
+
+    fn goodbye(&self) {
+        if self.link.is_closed() {
+            return;
+        }
+        if let Attempt::Lost(error) = self.link.attempt(&MetaCall::Goodbye, DIAL_MAX) {
+            tracing::debug!(%error, "goodbye: the lease will end this client");
+        }
+        self.link.closed.store(true, Ordering::Release);
+        self.io.close();
     }
 }
 
-pub(crate) fn unexpected(reply: &MetaReply) -> ClientError {
-    ClientError::Protocol { reason: format!("unexpected reply {reply:?}") }
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.goodbye();
+    }
+}
+
+pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map(|_running| ())
+        .map_err(|error| ClientError::Protocol { reason: format!("start thread {name}: {error}") })
+}
+
+fn run_errands(link: &MasterLink, todo: &mpsc::Receiver<Errand>, pending: &AtomicU64) {
+    loop {
+        let errand = match todo.recv_timeout(PING_EVERY / 4) {
+            Ok(errand) => errand,
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                if link.is_closed() {
+                    return;
+                }
+                if PING_EVERY <= lock(&link.asked_at).elapsed()
+                    && let Attempt::Lost(error) = link.attempt(&MetaCall::Ping, link.config.io_deadline)
+                {
+                    tracing::debug!(%error, "ping");
+                }
+                continue;
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => return,
+        };
+        match errand {
+            // Not asked again if the answer is lost: counting one release twice could take a file from under
+            // another open of it; one too few only keeps it until this client ends.
+            Errand::Release { ino, write, nonce } => {
+                if let Err(error) = link.release(ino, write, nonce) {
+                    tracing::debug!(ino = ino.0, %error, "release not told");
+                }
+                pending.fetch_sub(1, Ordering::AcqRel);
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 pub mod check;
 pub mod chunk;
+pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod ids;

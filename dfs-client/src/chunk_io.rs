@@ -1,0 +1,479 @@
+//! Reads of chunks from whichever replica can answer, layouts and how long they are believed, spilling.
+//!
+//! A read goes on until its deadline: another replica, then a fresh layout, then a pause. Bytes that no member has
+//! because nobody wrote them are zeros.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use dfs_core::client::backoff::Backoff;
+use dfs_core::client::replica::read_order;
+use dfs_core::command::Change;
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_proto::codec::Wire;
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
+use dfs_proto::frame_conn::Frame;
+use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
+
+use crate::budget::Budget;
+use crate::chunk_writer::Jobs;
+use crate::error::{ClientError, Result};
+use crate::servers::{Lane, ServerLink, Servers, reply_of};
+use crate::session::{MasterLink, lock, random, spawn, unexpected};
+
+/// Layouts are believed for so long (DECISIONS 21).
+pub(crate) const LAYOUT_TTL: Duration = Duration::from_secs(5);
+const LAYOUTS_MAX: usize = 16_384;
+const LAYOUTS_ASKED: u32 = 32;
+/// One replica's time to answer a read before another is asked.
+const READ_ATTEMPT: Duration = Duration::from_secs(2);
+const SYNC_MAX: Duration = Duration::from_secs(30);
+/// Largest single read; a frame carries at most 4 MiB.
+pub(crate) const PIECE_BYTES: u64 = 1 << 20;
+
+/// Counter of the one operation on a chunk before it belongs to a file; queues begin above it.
+const COUNTER_ALONE: u64 = 1;
+
+struct CachedLayout {
+    /// `None`: there is no such chunk.
+    layout: Option<Arc<ChunkLayout>>,
+    at: Instant,
+}
+
+/// Everything below files: servers, layouts, memory bounds.
+pub(crate) struct ChunkIo {
+    pub(crate) link: Arc<MasterLink>,
+    pub(crate) servers: Servers,
+    pub(crate) budget: Budget,
+    pub(crate) readahead: Budget,
+    pub(crate) jobs: Arc<Jobs>,
+    layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
+    turn: AtomicU64,
+    /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
+    counter_floor: AtomicU64,
+}
+
+/// What one replica answered.
+enum ReadAnswer {
+    Bytes(Frame),
+    Failed(DataFailure),
+    Lost(io::Error),
+}
+
+impl ChunkIo {
+    pub(crate) fn new(link: Arc<MasterLink>) -> Result<Arc<Self>> {
+        let fs = link.welcome().ok_or(ClientError::Closed)?.fs;
+        let config = link.config();
+        Ok(Arc::new(Self {
+            servers: Servers::new(config.key.clone(), fs, link.client()),
+            budget: Budget::new(config.write_budget_bytes),
+            readahead: Budget::new(config.readahead_bytes),
+            jobs: Jobs::start()?,
+            link,
+            layouts: Mutex::default(),
+            turn: AtomicU64::new(0),
+            counter_floor: AtomicU64::new(COUNTER_ALONE + 1),
+        }))
+    }
+
+    pub(crate) fn close(&self) {
+        self.jobs.close();
+        self.servers.close();
+    }
+
+    pub(crate) fn first_counter(&self) -> u64 {
+        self.counter_floor.load(Ordering::Acquire)
+    }
+
+    /// A queue ended with `next` as its next counter.
+    pub(crate) fn counters_used_below(&self, next: u64) {
+        self.counter_floor.fetch_max(next, Ordering::AcqRel);
+    }
+
+    // Layouts.
+
+    pub(crate) fn forget_layouts(&self, ino: InodeNo) {
+        lock(&self.layouts).retain(|(of, _), _| *of != ino);
+    }
+
+    pub(crate) fn forget_layout(&self, ino: InodeNo, index: u64) {
+        lock(&self.layouts).remove(&(ino, index));
+    }
+
+    fn remember(&self, ino: InodeNo, index: u64, layout: Option<Arc<ChunkLayout>>) {
+        let mut layouts = lock(&self.layouts);
+        if LAYOUTS_MAX <= layouts.len() {
+            layouts.retain(|_, cached| cached.at.elapsed() < LAYOUT_TTL);
+            if LAYOUTS_MAX <= layouts.len() {
+                layouts.clear();
+            }
+        }
+        layouts.insert((ino, index), CachedLayout { layout, at: Instant::now() });
+    }
+
+    fn cached(&self, ino: InodeNo, index: u64) -> Option<Option<Arc<ChunkLayout>>> {
+        lock(&self.layouts)
+            .get(&(ino, index))
+            .filter(|cached| cached.at.elapsed() < LAYOUT_TTL)
+            .map(|cached| cached.layout.clone())
+    }
+
+    /// Where to read chunk `index`; `None` is a hole.
+    pub(crate) fn layout_to_read(&self, ino: InodeNo, index: u64) -> Result<Option<Arc<ChunkLayout>>> {
+        if let Some(found) = self.cached(ino, index) {
+            return Ok(found);
+        }
+        let mut asked = None;
+        for layout in self.layouts(ino, index, LAYOUTS_ASKED)? {
+            let layout = Arc::new(layout);
+            if layout.index == index {
+                asked = Some(Arc::clone(&layout));
+            }
+            self.remember(ino, layout.index, Some(layout));
+        }
+        let nobody = asked
+            .as_ref()
+            .is_some_and(|layout| layout.members.iter().all(|member| member.address.is_empty()));
+        if nobody {
+            // Waits until the master knows an address, or says why there is none.
+            asked = match self.link.call(&MetaCall::Layout { ino, index, write: false, spill: false, failed: None })? {
+                MetaReply::Layout(layout) => Some(Arc::new(layout)),
+                MetaReply::Hole => None,
+                other => return Err(unexpected("layout", &other)),
+            };
+        }
+        self.remember(ino, index, asked.clone());
+        Ok(asked)
+    }
+
+    /// Layouts of existing chunks from `first` on.
+    pub(crate) fn layouts(&self, ino: InodeNo, first: u64, max: u32) -> Result<Vec<ChunkLayout>> {
+        match self.link.call(&MetaCall::Layouts { ino, first, max })? {
+            MetaReply::Layouts(layouts) => Ok(layouts),
+            MetaReply::Hole => Ok(Vec::new()),
+            other => Err(unexpected("layouts", &other)),
+        }
+    }
+
+    /// Where to write chunk `index`, made if it is not there. Inline content is moved into a chunk first.
+    pub(crate) fn layout_to_write(
+        &self,
+        ino: InodeNo,
+        index: u64,
+        failed: Option<FailedMember>,
+    ) -> Result<Arc<ChunkLayout>> {
+        loop {
+            let call = MetaCall::Layout { ino, index, write: true, spill: false, failed };
+            match self.link.call(&call) {
+                Ok(MetaReply::Layout(layout)) => {
+                    let layout = Arc::new(layout);
+                    self.remember(ino, index, Some(Arc::clone(&layout)));
+                    return Ok(layout);
+                }
+                Ok(other) => return Err(unexpected("layout", &other)),
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => self.spill(ino)?,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    // Reads.
+
+    fn order(&self, layout: &ChunkLayout) -> Vec<(usize, Arc<ServerLink>)> {
+        let links: Vec<Arc<ServerLink>> = layout
+            .members
+            .iter()
+            .map(|member| self.servers.link(member.member.server, &member.address))
+            .collect();
+        let views = links.iter().enumerate().map(|(place, link)| link.view(place)).collect();
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
+        read_order(views, turn)
+            .into_iter()
+            .map(|place| (place, Arc::clone(&links[place])))
+            .collect()
+    }
+
+    fn read_at(&self, link: &ServerLink, layout: &ChunkLayout, offset: u64, len: u32) -> ReadAnswer {
+        let connection = match self.servers.connection(link, Lane::Read) {
+            Ok(connection) => connection,
+            Err(error) => return ReadAnswer::Lost(error),
+        };
+        let call =
+            DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
+        let began = link.read_began();
+        let reply = connection.call(&call, &[], READ_ATTEMPT);
+        link.read_ended(began, reply.is_ok());
+        answer_of(reply)
+    }
+
+    /// Reads `out.len()` bytes at `offset` within chunk `index`; holes and what is beyond the replica's end are zeros.
+    pub(crate) fn read_chunk(&self, ino: InodeNo, index: u64, offset: u64, out: &mut [u8]) -> Result<()> {
+        for (piece, part) in out.chunks_mut(usize::try_from(PIECE_BYTES).unwrap_or(1 << 20)).enumerate() {
+            let offset = offset + piece as u64 * PIECE_BYTES;
+            match self.read_piece(ino, index, offset, u32::try_from(part.len()).unwrap_or(u32::MAX))? {
+                Some(frame) => fill(part, &frame.payload),
+                None => part.fill(0),
+            }
+        }
+        Ok(())
+    }
+
+    /// One piece from any replica, until `server_wait` is over. `None`: a hole.
+    fn read_piece(&self, ino: InodeNo, index: u64, offset: u64, len: u32) -> Result<Option<Frame>> {
+        let began = Instant::now();
+        let mut backoff = Backoff::default();
+        let wait = self.link.config().server_wait;
+        loop {
+            let Some(layout) = self.layout_to_read(ino, index)? else { return Ok(None) };
+            let mut reason = String::new();
+            for (place, link) in self.order(&layout) {
+                match self.read_at(&link, &layout, offset, len) {
+                    ReadAnswer::Bytes(frame) => return Ok(Some(frame)),
+                    // Not one acknowledged operation: every member would have the file.
+                    ReadAnswer::Failed(DataFailure::NoReplica) if !layout.born => return Ok(None),
+                    ReadAnswer::Failed(failure) => {
+                        reason = format!("{}: {failure}", link.server());
+                        tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
+                        if let DataFailure::BadBlock { block } = failure {
+                            self.report_bad_block(&layout, place, block);
+                        }
+                        if matches!(failure, DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. }) {
+                            break;
+                        }
+                    }
+                    ReadAnswer::Lost(error) => {
+                        reason = format!("{}: {error}", link.server());
+                        tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
+                        link.failed();
+                    }
+                }
+            }
+            self.forget_layout(ino, index);
+            if wait <= began.elapsed() {
+                tracing::warn!(ino = ino.0, index, %reason, "read given up");
+                return Err(ClientError::NoCurrentReplica { chunk: layout.chunk, wanted: layout.version });
+            }
+            if self.link.is_closed() {
+                return Err(ClientError::Closed);
+            }
+            std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
+        }
+    }
+
+    /// Begins one attempt to read; `on_done` gets the payload on another thread, or `None`: read it again, patiently.
+    /// False: not begun.
+    pub(crate) fn start_read(
+        &self,
+        layout: &ChunkLayout,
+        offset: u64,
+        len: u32,
+        on_done: Box<dyn FnOnce(Option<Vec<u8>>) + Send>,
+    ) -> bool {
+        let Some((_, link)) = self.order(layout).into_iter().next() else { return false };
+        let Ok(connection) = self.servers.connection(&link, Lane::Read) else { return false };
+        let call =
+            DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
+        let began = link.read_began();
+        let of_reply = Arc::clone(&link);
+        let unborn = !layout.born;
+        let started = connection.start(
+            &call,
+            &[],
+            None,
+            Box::new(move |reply| {
+                of_reply.read_ended(began, reply.is_ok());
+                on_done(match answer_of(reply) {
+                    ReadAnswer::Bytes(frame) => Some(frame.payload),
+                    ReadAnswer::Failed(DataFailure::NoReplica) if unborn => Some(Vec::new()),
+                    ReadAnswer::Failed(_) | ReadAnswer::Lost(_) => None,
+                });
+            }),
+        );
+        if started.is_err() {
+            link.read_ended(began, false);
+        }
+        started.is_ok()
+    }
+
+    fn report_bad_block(&self, layout: &ChunkLayout, place: usize, block: u32) {
+        let call = MetaCall::ReportBadBlock {
+            chunk: layout.chunk,
+            version: layout.version,
+            server: layout.members[place].member.server,
+            block,
+        };
+        tracing::warn!(
+            chunk = layout.chunk.0, server = %layout.members[place].member.server, block,
+            "bad checksum: another replica answers"
+        );
+        let link = Arc::clone(&self.link);
+        let told = spawn("report", move || {
+            if let Err(error) = link.call(&call) {
+                tracing::debug!(%error, "report a bad block");
+            }
+        });
+        if let Err(error) = told {
+            tracing::debug!(%error, "report a bad block");
+        }
+    }
+
+    /// How far a file that somebody is writing reaches, asked at its last chunk; 0 if nobody there answers.
+    pub(crate) fn tail_size(&self, attr: &Attr) -> u64 {
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let mut first = attr.size / chunk_size;
+        let mut tail = None;
+        while let Ok(found) = self.layouts(attr.ino, first, LAYOUTS_ASKED) {
+            let full = found.len() == LAYOUTS_ASKED as usize;
+            if let Some(last) = found.into_iter().next_back() {
+                first = last.index + 1;
+                tail = Some(last);
+            }
+            if !full {
+                break;
+            }
+        }
+        let Some(layout) = tail else { return 0 };
+        let primary_first = layout
+            .members
+            .iter()
+            .filter(|member| member.member.server == layout.primary)
+            .chain(layout.members.iter().filter(|member| member.member.server != layout.primary));
+        for member in primary_first {
+            let link = self.servers.link(member.member.server, &member.address);
+            let Ok(connection) = self.servers.connection(&link, Lane::Read) else { continue };
+            let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
+            let reply = connection.call(&stat, &[], READ_ATTEMPT).and_then(|frame| reply_of(&frame));
+            match reply {
+                Ok(DataReply::Stat { len: 0, .. }) => return 0,
+                Ok(DataReply::Stat { len, .. }) => return layout.index * chunk_size + len,
+                Ok(other) => tracing::debug!(?other, "length of the last chunk"),
+                Err(error) => tracing::debug!(%error, "length of the last chunk"),
+            }
+        }
+        0
+    }
+
+    // One operation on a chunk that nobody else knows of yet.
+
+    /// Moves inline content into a chunk (DECISIONS 10), whatever it is when the master takes it.
+    pub(crate) fn spill(&self, ino: InodeNo) -> Result<()> {
+        let began = Instant::now();
+        let mut backoff = Backoff::default();
+        loop {
+            let (attr, content) = self.link.read_inline(ino)?;
+            let Some(content) = content.filter(|_| attr.inline) else { return Ok(()) };
+            let spilled = if content.is_empty() {
+                self.link.change(Change::BeginWrite { ino }).map(|_| ())
+            } else {
+                self.spill_content(&attr, &content)
+            };
+            match spilled {
+                Ok(()) => {
+                    self.forget_layouts(ino);
+                    return Ok(());
+                }
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {}
+                Err(error @ ClientError::ChunkUnavailable { .. })
+                    if began.elapsed() < self.link.config().server_wait =>
+                {
+                    tracing::debug!(ino = ino.0, %error, "spill again");
+                    std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn spill_content(&self, attr: &Attr, content: &[u8]) -> Result<()> {
+        let call = MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill: true, failed: None };
+        let layout = match self.link.call(&call)? {
+            MetaReply::Layout(layout) => layout,
+            other => return Err(unexpected("layout to spill", &other)),
+        };
+        let stored = self.store_alone(&layout, content);
+        let spilled = stored.and_then(|()| {
+            let change =
+                Change::Spill { ino: attr.ino, change_seen: attr.change, chunk: layout.chunk };
+            self.link.change(change)
+        });
+        if let Err(error) = spilled {
+            // The master takes such chunks back itself in the end.
+            if let Err(error) = self.link.change(Change::DropChunk { chunk: layout.chunk }) {
+                tracing::debug!(chunk = layout.chunk.0, %error, "chunk of a refused spill stays behind");
+            }
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    fn store_alone(&self, layout: &ChunkLayout, content: &[u8]) -> Result<()> {
+        let unavailable = |reason: String| ClientError::ChunkUnavailable { reason, waited: Duration::ZERO };
+        let link = self.primary_link(layout).map_err(|error| unavailable(error.to_string()))?;
+        let connection = self
+            .servers
+            .connection(&link, Lane::Write)
+            .map_err(|error| unavailable(format!("{}: {error}", link.server())))?;
+        // The chunk is new, and this its first operation.
+        let counter = COUNTER_ALONE;
+        let write = DataCall::Mutate {
+            layout: layout.clone(),
+            client: self.link.client(),
+            counter,
+            low_water: counter,
+            mutation: WireMutation::Write { offset: 0 },
+        };
+        for (call, payload) in
+            [(write, content), (DataCall::Sync { layout: layout.clone() }, &[][..])]
+        {
+            let reply = connection
+                .call(&call.to_bytes(), &[payload], SYNC_MAX)
+                .and_then(|frame| reply_of(&frame))
+                .map_err(|error| unavailable(format!("{}: {error}", link.server())))?;
+            match reply {
+                DataReply::Mutated { .. } | DataReply::Synced { .. } => {}
+                DataReply::Failed(DataFailure::NoSpace { server }) => {
+                    return Err(ClientError::NoSpace { reason: format!("{server} is full") });
+                }
+                DataReply::Failed(failure) => {
+                    return Err(unavailable(format!("{}: {failure}", link.server())));
+                }
+                other => {
+                    return Err(ClientError::Protocol { reason: format!("write was answered {other:?}") });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) fn primary_link(&self, layout: &ChunkLayout) -> io::Result<Arc<ServerLink>> {
+        layout
+            .members
+            .iter()
+            .find(|member| member.member.server == layout.primary)
+            .map(|member| self.servers.link(member.member.server, &member.address))
+            .ok_or_else(|| io::Error::other("the layout has no primary"))
+    }
+}
+
+fn answer_of(reply: io::Result<Frame>) -> ReadAnswer {
+    match reply {
+        Ok(frame) => match reply_of(&frame) {
+            Ok(DataReply::Read { .. }) => ReadAnswer::Bytes(frame),
+            Ok(DataReply::Failed(failure)) => ReadAnswer::Failed(failure),
+            Ok(other) => ReadAnswer::Lost(io::Error::other(format!("read was answered {other:?}"))),
+            Err(error) => ReadAnswer::Lost(error),
+        },
+        Err(error) => ReadAnswer::Lost(error),
+    }
+}
+
+/// Copies `bytes` to the start of `out`, zeros behind them.
+pub(crate) fn fill(out: &mut [u8], bytes: &[u8]) {
+    let have = bytes.len().min(out.len());
+    out[..have].copy_from_slice(&bytes[..have]);
+    out[have..].fill(0);
+}

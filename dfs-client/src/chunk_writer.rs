@@ -1,0 +1,766 @@
+//! One chunk being written by this client: bytes not sent, operations in flight, operations not yet stable.
+//!
+//! Order on the wire is the order of counters: one thread at a time sends (`sending`). After a failure one thread
+//! (`recovering`) gets a layout, and everything that may be lost goes out again with the numbers it had
+//! (DECISIONS 1, 4). Replies that belong to an earlier attempt are ignored.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use dfs_core::client::backoff::Backoff;
+use dfs_core::client::dirty::DirtyExtents;
+use dfs_core::client::resend::ResendQueue;
+use dfs_core::ids::InodeNo;
+use dfs_core::namespace::NamespaceError;
+use dfs_proto::codec::Wire;
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
+use dfs_proto::frame_conn::Frame;
+use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
+
+use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
+use crate::error::{ClientError, Result};
+use crate::servers::{Lane, reply_of};
+use crate::session::{lock, random, spawn};
+
+/// An extent this long is sent without waiting for more.
+const OP_BYTES: usize = 1 << 20;
+/// Extents kept apart before they are sent: random writers gain nothing by waiting.
+const EXTENTS_MAX: usize = 32;
+/// In flight per chunk; the server allows 64 operations (DECISIONS 4).
+const IN_FLIGHT_OPS: usize = 48;
+const IN_FLIGHT_BYTES: u64 = 16 << 20;
+/// Acknowledged bytes of one chunk that are worth a sync in the background.
+const UNSTABLE_BYTES: u64 = 16 << 20;
+/// A primary that leaves an operation or a sync unanswered for so long has failed.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
+const SYNC_ANSWER_MAX: Duration = Duration::from_secs(40);
+
+/// What an append did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Appended {
+    /// `len` bytes went to `offset` within the chunk; the rest belongs to the next chunk.
+    At { offset: u64, len: u64 },
+    /// Nothing fits here any more.
+    Full,
+    /// The chunk was cut away under the append: where the file ends now must be asked again.
+    Moved,
+}
+
+#[derive(Clone, Debug)]
+enum Body {
+    Write { offset: u64, data: Arc<Vec<u8>> },
+    Append { data: Arc<Vec<u8>>, record: bool, at_least: u64 },
+    Zero { offset: u64, len: u64 },
+}
+
+impl Body {
+    fn mutation(&self) -> WireMutation {
+        match self {
+            Self::Write { offset, .. } => WireMutation::Write { offset: *offset },
+            Self::Append { record, at_least, .. } => {
+                WireMutation::Append { record: *record, at_least: *at_least }
+            }
+            Self::Zero { offset, len } => WireMutation::Zero { offset: *offset, len: *len },
+        }
+    }
+
+    fn data(&self) -> Option<&Arc<Vec<u8>>> {
+        match self {
+            Self::Write { data, .. } | Self::Append { data, .. } => Some(data),
+            Self::Zero { .. } => None,
+        }
+    }
+
+    fn is_append(&self) -> bool {
+        matches!(self, Self::Append { .. })
+    }
+
+    /// Takes up the place of a refused operation: zeros over nothing.
+    fn nothing() -> Self {
+        Self::Zero { offset: 0, len: 0 }
+    }
+}
+
+struct State {
+    dirty: DirtyExtents,
+    dirty_since: Option<Instant>,
+    queue: ResendQueue<Body>,
+    layout: Option<Arc<ChunkLayout>>,
+    layout_at: Instant,
+    attempt: u64,
+    sending: bool,
+    recovering: bool,
+    syncing: Option<Instant>,
+    /// What had no answer longest, roughly: when something was sent or answered last.
+    moved_at: Instant,
+    /// Since when nothing was acknowledged although it was tried.
+    troubled_since: Option<Instant>,
+    backoff: Backoff,
+    /// Answers of appends that somebody waits for.
+    appends: BTreeMap<u64, Result<Appended>>,
+    /// Bytes that were given up, reported once.
+    error: Option<ClientError>,
+    /// Counts what was given up, so that every waiter sees it.
+    given_up: u64,
+}
+
+pub(crate) struct ChunkWriter {
+    io: Arc<ChunkIo>,
+    ino: InodeNo,
+    index: u64,
+    state: Mutex<State>,
+    changed: Condvar,
+    /// How much of the write budget this chunk holds; for whoever looks without the lock.
+    held: AtomicU64,
+    /// Jobs of each kind that wait for a worker.
+    queued: [AtomicBool; 2],
+}
+
+/// Why an attempt ended.
+enum Trouble {
+    Lost(io::Error),
+    Failed(DataFailure),
+}
+
+impl ChunkWriter {
+    pub(crate) fn new(io: &Arc<ChunkIo>, ino: InodeNo, index: u64) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self {
+            io: Arc::clone(io),
+            ino,
+            index,
+            state: Mutex::new(State {
+                dirty: DirtyExtents::default(),
+                dirty_since: None,
+                queue: ResendQueue::new(io.first_counter()),
+                layout: None,
+                layout_at: now,
+                attempt: 0,
+                sending: false,
+                recovering: false,
+                syncing: None,
+                moved_at: now,
+                troubled_since: None,
+                backoff: Backoff::default(),
+                appends: BTreeMap::new(),
+                error: None,
+                given_up: 0,
+            }),
+            changed: Condvar::new(),
+            held: AtomicU64::new(0),
+            queued: [AtomicBool::new(false), AtomicBool::new(false)],
+        })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+
+    fn free(&self, bytes: u64) {
+        self.held.fetch_sub(bytes, Ordering::AcqRel);
+        self.io.budget.give_back(bytes);
+    }
+
+    /// Takes bytes that the caller has already taken from the budget.
+    pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) {
+        let len = data.len() as u64;
+        self.held.fetch_add(len, Ordering::AcqRel);
+        let (surplus, full) = {
+            let mut state = self.lock();
+            let before = state.dirty.bytes();
+            let (start, extent_len) = state.dirty.write(offset, data);
+            let surplus = len - (state.dirty.bytes() - before);
+            state.dirty_since.get_or_insert_with(Instant::now);
+            let full = OP_BYTES <= extent_len || EXTENTS_MAX < state.dirty.extent_count();
+            if OP_BYTES <= extent_len {
+                if let Some(extent) = state.dirty.take(start) {
+                    push_extent(&mut state.queue, start, extent);
+                }
+                if state.dirty.is_empty() {
+                    state.dirty_since = None;
+                }
+            } else if full {
+                seal(&mut state);
+            }
+            (surplus, full)
+        };
+        self.free(surplus);
+        if full {
+            self.pump();
+        }
+    }
+
+    /// Sends everything that waits for more bytes.
+    pub(crate) fn push(self: &Arc<Self>) {
+        seal(&mut self.lock());
+        self.pump();
+    }
+
+    /// Sends it if it has waited for so long.
+    pub(crate) fn push_older_than(self: &Arc<Self>, age: Duration) {
+        let old = self.lock().dirty_since.is_some_and(|since| age <= since.elapsed());
+        if old {
+            self.push();
+        }
+    }
+
+    /// Zeros over a range, ordered after all writes so far.
+    pub(crate) fn zero(self: &Arc<Self>, offset: u64, len: u64) {
+        {
+            let mut state = self.lock();
+            seal(&mut state);
+            state.queue.push(Body::Zero { offset, len }, 0);
+        }
+        self.pump();
+    }
+
+    /// Appends `data`; returns when it is stable on every member.
+    pub(crate) fn append(self: &Arc<Self>, data: Arc<Vec<u8>>, record: bool, at_least: u64) -> Result<Appended> {
+        let counter = {
+            let mut state = self.lock();
+            seal(&mut state);
+            // The caller holds these bytes: they are not part of the budget.
+            state.queue.push(Body::Append { data, record, at_least }, 0)
+        };
+        self.pump();
+        let mut state = self.lock();
+        loop {
+            if let Some(answer) = state.appends.remove(&counter) {
+                return answer;
+            }
+            state = self.wait(state);
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+        self.changed
+            .wait_timeout(state, Duration::from_secs(1))
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+    }
+
+    /// Waits until every member has all that was written before.
+    pub(crate) fn acknowledged(self: &Arc<Self>) -> Result<()> {
+        self.push();
+        let mut state = self.lock();
+        let upto = state.queue.next_counter();
+        let given_up = state.given_up;
+        // Operations behind `upto` may come for ever: only what was there counts.
+        while state.given_up == given_up && state.queue.has_unacknowledged_below(upto) {
+            state = self.wait(state);
+        }
+        self.take_error(&mut state)
+    }
+
+    /// Begins to make stable what is acknowledged.
+    pub(crate) fn start_sync(self: &Arc<Self>) {
+        let (layout, attempt, upto) = {
+            let mut state = self.lock();
+            let Some(upto) = state.queue.acknowledged_to() else { return };
+            if state.syncing.is_some() || state.recovering {
+                return;
+            }
+            let Some(layout) = state.layout.clone() else { return };
+            state.syncing = Some(Instant::now());
+            (layout, state.attempt, upto)
+        };
+        let writer = Arc::clone(self);
+        let call = DataCall::Sync { layout: ChunkLayout::clone(&layout) }.to_bytes();
+        let on_reply = Box::new(move |reply| writer.on_synced(attempt, upto, reply));
+        if let Err(error) = self.send(&layout, &call, None, on_reply) {
+            self.on_trouble(attempt, None, Trouble::Lost(error));
+        }
+    }
+
+    /// Makes everything written before stable on every member.
+    pub(crate) fn stable(self: &Arc<Self>) -> Result<()> {
+        self.acknowledged()?;
+        let mut state = self.lock();
+        let upto = state.queue.next_counter();
+        let given_up = state.given_up;
+        while state.given_up == given_up && state.queue.low_water() < upto && !state.queue.is_empty() {
+            let idle = state.syncing.is_none() && !state.recovering;
+            drop(state);
+            if idle {
+                self.start_sync();
+            }
+            state = self.lock();
+            if state.queue.low_water() < upto && !state.queue.is_empty() && state.given_up == given_up {
+                state = self.wait(state);
+            }
+        }
+        self.take_error(&mut state)
+    }
+
+    fn take_error(&self, state: &mut State) -> Result<()> {
+        state.error.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn overlaps_pending(&self, offset: u64, len: u64) -> bool {
+        let state = self.lock();
+        state.dirty.overlaps(offset, len) || 0 < state.queue.unacknowledged_count()
+    }
+
+    /// Nothing to send, nothing to make stable, no error to tell.
+    pub(crate) fn is_idle(&self) -> bool {
+        let state = self.lock();
+        state.dirty.is_empty() && state.queue.is_empty() && state.error.is_none()
+    }
+
+    /// This chunk is written no more by this object.
+    pub(crate) fn retire(&self) {
+        let next = self.lock().queue.next_counter();
+        self.io.counters_used_below(next);
+    }
+
+    /// The layout is asked for again before anything more is sent.
+    pub(crate) fn forget_layout(&self) {
+        let mut state = self.lock();
+        if !state.recovering && state.queue.is_empty() {
+            state.layout = None;
+        }
+    }
+
+    pub(crate) fn held_bytes(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Looks for a primary that does not answer; called now and then.
+    pub(crate) fn check_silence(self: &Arc<Self>) {
+        let silent = {
+            let state = self.lock();
+            let waiting = 0 < state.queue.unacknowledged_count() && !state.recovering;
+            let silent = (waiting && ANSWER_MAX < state.moved_at.elapsed() && !state.sending)
+                || (waiting && 2 * ANSWER_MAX < state.moved_at.elapsed())
+                || state.syncing.is_some_and(|since| SYNC_ANSWER_MAX < since.elapsed());
+            silent.then(|| (state.attempt, state.layout.clone()))
+        };
+        let Some((attempt, layout)) = silent else { return };
+        if let Some(link) = layout.and_then(|layout| self.io.primary_link(&layout).ok()) {
+            tracing::warn!(ino = self.ino.0, index = self.index, server = %link.server(), "no answer to a write");
+            link.failed();
+            link.close();
+        }
+        let error = io::Error::new(io::ErrorKind::TimedOut, "no answer to a write");
+        self.on_trouble(attempt, None, Trouble::Lost(error));
+    }
+
+    // Sending.
+
+    fn send(
+        &self,
+        layout: &ChunkLayout,
+        args: &[u8],
+        data: Option<&[u8]>,
+        on_reply: Box<dyn FnOnce(io::Result<Frame>) + Send>,
+    ) -> io::Result<()> {
+        let link = self.io.primary_link(layout)?;
+        let connection = self.io.servers.connection(&link, Lane::Write)?;
+        let payload: &[&[u8]] = match &data {
+            Some(data) => &[data],
+            None => &[],
+        };
+        connection.start(args, payload, None, on_reply).map(|_request| ())
+    }
+
+    /// Sends what may be sent, unless another thread does or the layout is being fetched.
+    pub(crate) fn pump(self: &Arc<Self>) {
+        loop {
+            let (layout, attempt, low_water, counter, body) = {
+                let mut state = self.lock();
+                if state.sending || state.recovering || !state.queue.has_unsent() {
+                    return;
+                }
+                let fresh = state.layout.clone().filter(|_| state.layout_at.elapsed() < LAYOUT_TTL);
+                let Some(layout) = fresh else {
+                    state.recovering = true;
+                    drop(state);
+                    self.recover_later(None);
+                    return;
+                };
+                let low_water = state.queue.low_water();
+                let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
+                let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone())) else {
+                    return;
+                };
+                state.sending = true;
+                state.moved_at = Instant::now();
+                (layout, state.attempt, low_water, counter, body)
+            };
+            let args = DataCall::Mutate {
+                layout: ChunkLayout::clone(&layout),
+                client: self.io.link.client(),
+                counter,
+                low_water,
+                mutation: body.mutation(),
+            }
+            .to_bytes();
+            let writer = Arc::clone(self);
+            let on_reply = Box::new(move |reply| writer.on_reply(attempt, counter, reply));
+            let data = body.data().map(|data| data.as_slice());
+            let sent = self.send(&layout, &args, data, on_reply);
+            self.lock().sending = false;
+            if let Err(error) = sent {
+                self.on_trouble(attempt, Some(counter), Trouble::Lost(error));
+            }
+        }
+    }
+
+    // Replies; on the reader thread of the connection: nothing here waits.
+
+    fn on_reply(self: &Arc<Self>, attempt: u64, counter: u64, reply: io::Result<Frame>) {
+        let answer = match reply.and_then(|frame| reply_of(&frame)) {
+            Ok(answer) => answer,
+            Err(error) => return self.on_trouble(attempt, Some(counter), Trouble::Lost(error)),
+        };
+        let appended = match answer {
+            DataReply::Mutated { .. } => None,
+            DataReply::Appended { offset, appended, .. } => {
+                Some(Ok(Appended::At { offset, len: appended }))
+            }
+            DataReply::Failed(DataFailure::ChunkFull) => Some(Ok(Appended::Full)),
+            DataReply::Failed(DataFailure::OutcomeUnknown) => Some(Err(ClientError::OutcomeUnknown)),
+            DataReply::Failed(failure) => {
+                return self.on_trouble(attempt, Some(counter), Trouble::Failed(failure));
+            }
+            other => {
+                let error = io::Error::other(format!("a mutation was answered {other:?}"));
+                return self.on_trouble(attempt, Some(counter), Trouble::Lost(error));
+            }
+        };
+        let (more, worth_a_sync) = {
+            let mut state = self.lock();
+            if state.attempt != attempt {
+                return;
+            }
+            state.moved_at = Instant::now();
+            state.troubled_since = None;
+            state.backoff.reset();
+            match appended {
+                // Stable by its answer, so it is not kept.
+                Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
+                    state.queue.remove(counter);
+                    state.appends.insert(counter, answer);
+                }
+                // Applied long ago, and answered.
+                Some(_) | None => {
+                    state.queue.acknowledge(counter);
+                }
+            }
+            let worth_a_sync = UNSTABLE_BYTES <= state.queue.acknowledged_bytes() && state.syncing.is_none();
+            (state.queue.has_unsent(), worth_a_sync)
+        };
+        self.changed.notify_all();
+        if more {
+            self.later(Job::Pump);
+        }
+        if worth_a_sync {
+            self.later(Job::Sync);
+        }
+    }
+
+    fn on_synced(self: &Arc<Self>, attempt: u64, upto: u64, reply: io::Result<Frame>) {
+        let trouble = match reply.and_then(|frame| reply_of(&frame)) {
+            Ok(DataReply::Synced { .. }) => {
+                let freed = {
+                    let mut state = self.lock();
+                    if state.attempt != attempt {
+                        return;
+                    }
+                    state.syncing = None;
+                    state.moved_at = Instant::now();
+                    state.troubled_since = None;
+                    state.queue.stable(upto)
+                };
+                self.free(freed);
+                self.changed.notify_all();
+                return;
+            }
+            Ok(DataReply::Failed(failure)) => Trouble::Failed(failure),
+            Ok(other) => Trouble::Lost(io::Error::other(format!("sync was answered {other:?}"))),
+            Err(error) => Trouble::Lost(error),
+        };
+        self.on_trouble(attempt, None, trouble);
+    }
+
+    /// An operation (`counter`) or a sync failed in `attempt`.
+    fn on_trouble(self: &Arc<Self>, attempt: u64, counter: Option<u64>, trouble: Trouble) {
+        let mut freed = 0;
+        let failed = {
+            let mut state = self.lock();
+            if state.attempt != attempt || state.recovering {
+                return;
+            }
+            tracing::debug!(
+                ino = self.ino.0, index = self.index, counter, trouble = %trouble, "write is tried again"
+            );
+            // Only this thread sees this attempt end; later replies to it are ignored.
+            state.attempt += 1;
+            state.syncing = None;
+            state.recovering = true;
+            let refused = match &trouble {
+                Trouble::Failed(DataFailure::NoSpace { server }) => {
+                    Some(ClientError::NoSpace { reason: format!("{server} is full") })
+                }
+                Trouble::Failed(DataFailure::BadRequest { reason }) => {
+                    Some(ClientError::Protocol { reason: reason.clone() })
+                }
+                Trouble::Failed(_) | Trouble::Lost(_) => None,
+            };
+            match (refused, counter) {
+                (Some(error), Some(counter)) => freed = refuse(&mut state, counter, error),
+                (Some(error), None) => tracing::warn!(ino = self.ino.0, %error, "sync refused"),
+                (None, _) => {
+                    state.troubled_since.get_or_insert_with(Instant::now);
+                }
+            }
+            failed_member(state.layout.as_deref(), &trouble)
+        };
+        self.free(freed);
+        self.changed.notify_all();
+        self.recover_later(Some((failed, trouble)));
+    }
+
+    // Recovery, on its own thread.
+
+    fn recover_later(self: &Arc<Self>, failure: Option<(Option<FailedMember>, Trouble)>) {
+        let writer = Arc::clone(self);
+        if let Err(error) = spawn("layout", move || writer.recover(failure)) {
+            self.give_up(error);
+        }
+    }
+
+    fn recover(self: Arc<Self>, failure: Option<(Option<FailedMember>, Trouble)>) {
+        let wait = self.io.link.config().server_wait;
+        let (failed, trouble) = match failure {
+            Some((failed, trouble)) => (failed, Some(trouble)),
+            None => (None, None),
+        };
+        if let Some(trouble) = &trouble {
+            let (pause, troubled) = {
+                let mut state = self.lock();
+                let first = state.backoff == Backoff::default();
+                let pause = state.backoff.next_ms(random());
+                // The first time at once: most often the master has the answer already.
+                let pause = if first && !trouble.is_busy() { 0 } else { pause };
+                (pause, state.troubled_since.map_or(Duration::ZERO, |since| since.elapsed()))
+            };
+            if wait <= troubled {
+                self.give_up(ClientError::ChunkUnavailable { reason: trouble.to_string(), waited: troubled });
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(pause));
+        }
+        let layout = match self.io.layout_to_write(self.ino, self.index, failed) {
+            Ok(layout) => layout,
+            Err(error) => return self.give_up(error),
+        };
+        let mut freed = 0;
+        {
+            let mut state = self.lock();
+            let before = state.layout.replace(Arc::clone(&layout));
+            state.layout_at = Instant::now();
+            state.moved_at = Instant::now();
+            match before {
+                Some(before) if before.chunk != layout.chunk => {
+                    // Cut or punched away by another client, with what was acknowledged in it.
+                    let next = state.queue.next_counter();
+                    let (unanswered, gone) = state.queue.drain_unacknowledged();
+                    freed = gone;
+                    state.queue = ResendQueue::new(next.max(self.io.first_counter()));
+                    for (counter, body, bytes) in unanswered {
+                        if body.is_append() {
+                            state.appends.insert(counter, Ok(Appended::Moved));
+                        } else {
+                            state.queue.push(body, bytes);
+                        }
+                    }
+                    state.attempt += 1;
+                    state.syncing = None;
+                }
+                Some(before) if before.version != layout.version => {
+                    state.queue.resend_all();
+                    state.attempt += 1;
+                    state.syncing = None;
+                }
+                Some(_) if trouble.is_some() => state.queue.resend_unanswered(),
+                Some(_) | None => {}
+            }
+            state.recovering = false;
+        }
+        self.free(freed);
+        self.changed.notify_all();
+        self.pump();
+    }
+
+    /// What was written and not acknowledged is lost to the caller: told once.
+    fn give_up(self: &Arc<Self>, error: ClientError) {
+        let gone = matches!(error, ClientError::Refused(NamespaceError::Stale));
+        if gone {
+            tracing::debug!(ino = self.ino.0, index = self.index, "the file is gone: nothing to write to");
+        } else {
+            tracing::warn!(ino = self.ino.0, index = self.index, %error, "bytes given up");
+        }
+        let freed = {
+            let mut state = self.lock();
+            seal(&mut state);
+            let mut freed = 0;
+            for (counter, body, bytes) in state.queue.drain() {
+                freed += bytes;
+                if body.is_append() {
+                    state.appends.insert(counter, Err(error.clone()));
+                }
+            }
+            state.error.get_or_insert(error);
+            state.given_up += 1;
+            state.layout = None;
+            state.recovering = false;
+            state.syncing = None;
+            state.troubled_since = None;
+            state.backoff.reset();
+            state.attempt += 1;
+            freed
+        };
+        self.free(freed);
+        self.changed.notify_all();
+    }
+
+    /// For threads that must not wait.
+    fn later(self: &Arc<Self>, job: Job) {
+        if !self.queued[job as usize].swap(true, Ordering::AcqRel) {
+            self.io.jobs.put(Arc::clone(self), job);
+        }
+    }
+}
+
+fn push_extent(queue: &mut ResendQueue<Body>, offset: u64, extent: Vec<u8>) {
+    let bytes = extent.len() as u64;
+    queue.push(Body::Write { offset, data: Arc::new(extent) }, bytes);
+}
+
+/// Makes operations of all dirty bytes.
+fn seal(state: &mut State) {
+    while let Some((offset, extent)) = state.dirty.take_first() {
+        push_extent(&mut state.queue, offset, extent);
+    }
+    state.dirty_since = None;
+}
+
+/// Takes one refused operation out, leaving its number to an operation that does nothing. Answers the bytes freed.
+fn refuse(state: &mut State, counter: u64, error: ClientError) -> u64 {
+    let Some((body, bytes)) = state.queue.replace(counter, Body::nothing()) else { return 0 };
+    if body.is_append() {
+        state.appends.insert(counter, Err(error));
+    } else {
+        state.error.get_or_insert(error);
+    }
+    bytes
+}
+
+/// Whom the master should leave out of the next configuration.
+fn failed_member(layout: Option<&ChunkLayout>, trouble: &Trouble) -> Option<FailedMember> {
+    let layout = layout?;
+    let of = |server| Some(FailedMember { version: layout.version, server });
+    match trouble {
+        Trouble::Failed(DataFailure::MemberFailed { server, .. }) => of(*server),
+        Trouble::Failed(
+            DataFailure::StaleVersion { .. }
+            | DataFailure::StaleEpoch { .. }
+            | DataFailure::Busy
+            | DataFailure::NoSpace { .. }
+            | DataFailure::BadRequest { .. }
+            | DataFailure::ChunkFull
+            | DataFailure::OutcomeUnknown,
+        ) => None,
+        // A primary that started again never leads this version again.
+        Trouble::Failed(
+            DataFailure::NoReplica
+            | DataFailure::NotCurrent
+            | DataFailure::NotPrimary
+            | DataFailure::BadBlock { .. }
+            | DataFailure::Gap { .. }
+            | DataFailure::Fenced { .. }
+            | DataFailure::Disk { .. },
+        )
+        | Trouble::Lost(_) => of(layout.primary),
+    }
+}
+
+impl Trouble {
+    fn is_busy(&self) -> bool {
+        matches!(self, Self::Failed(DataFailure::Busy | DataFailure::StaleVersion { .. }))
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(error) => error.fmt(f),
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
+}
+
+/// Work that a connection's reader thread leaves to others.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Job {
+    Pump,
+    Sync,
+}
+
+/// The queue of such work: each chunk is in it at most once per kind.
+#[derive(Default)]
+pub(crate) struct Jobs {
+    queue: Mutex<(VecDeque<(Arc<ChunkWriter>, Job)>, bool)>,
+    filled: Condvar,
+}
+
+/// A server that does not take bytes may hold one of them for seconds.
+const WORKERS: usize = 3;
+
+impl Jobs {
+    pub(crate) fn start() -> Result<Arc<Self>> {
+        let jobs = Arc::new(Self::default());
+        for _ in 0..WORKERS {
+            let jobs = Arc::clone(&jobs);
+            spawn("writes", move || jobs.work())?;
+        }
+        Ok(jobs)
+    }
+
+    fn put(&self, writer: Arc<ChunkWriter>, job: Job) {
+        lock(&self.queue).0.push_back((writer, job));
+        self.filled.notify_one();
+    }
+
+    pub(crate) fn close(&self) {
+        lock(&self.queue).1 = true;
+        self.filled.notify_all();
+    }
+
+    fn work(&self) {
+        loop {
+            let (writer, job) = {
+                let mut queue = lock(&self.queue);
+                loop {
+                    if let Some(next) = queue.0.pop_front() {
+                        break next;
+                    }
+                    if queue.1 {
+                        return;
+                    }
+                    queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                }
+            };
+            writer.queued[job as usize].store(false, Ordering::Release);
+            match job {
+                Job::Pump => writer.pump(),
+                Job::Sync => writer.start_sync(),
+            }
+        }
+    }
+}
