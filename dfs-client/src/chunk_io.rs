@@ -123,7 +123,11 @@ impl ChunkIo {
     }
 
     /// Where to read chunk `index`; `None` is a hole.
-    pub(crate) fn layout_to_read(&self, ino: InodeNo, index: u64) -> Result<Option<Arc<ChunkLayout>>> {
+    pub(crate) fn layout_to_read(
+        &self,
+        ino: InodeNo,
+        index: u64,
+    ) -> Result<Option<Arc<ChunkLayout>>> {
         if let Some(found) = self.cached(ino, index) {
             return Ok(found);
         }
@@ -140,7 +144,13 @@ impl ChunkIo {
             .is_some_and(|layout| layout.members.iter().all(|member| member.address.is_empty()));
         if nobody {
             // Waits until the master knows an address, or says why there is none.
-            asked = match self.link.call(&MetaCall::Layout { ino, index, write: false, spill: false, failed: None })? {
+            asked = match self.link.call(&MetaCall::Layout {
+                ino,
+                index,
+                write: false,
+                spill: false,
+                failed: None,
+            })? {
                 MetaReply::Layout(layout) => Some(Arc::new(layout)),
                 MetaReply::Hole => None,
                 other => return Err(unexpected("layout", &other)),
@@ -197,7 +207,13 @@ impl ChunkIo {
             .collect()
     }
 
-    fn read_at(&self, link: &ServerLink, layout: &ChunkLayout, offset: u64, len: u32) -> ReadAnswer {
+    fn read_at(
+        &self,
+        link: &ServerLink,
+        layout: &ChunkLayout,
+        offset: u64,
+        len: u32,
+    ) -> ReadAnswer {
         let connection = match self.servers.connection(link, Lane::Read) {
             Ok(connection) => connection,
             Err(error) => return ReadAnswer::Lost(error),
@@ -211,10 +227,23 @@ impl ChunkIo {
     }
 
     /// Reads `out.len()` bytes at `offset` within chunk `index`; holes and what is beyond the replica's end are zeros.
-    pub(crate) fn read_chunk(&self, ino: InodeNo, index: u64, offset: u64, out: &mut [u8]) -> Result<()> {
-        for (piece, part) in out.chunks_mut(usize::try_from(PIECE_BYTES).unwrap_or(1 << 20)).enumerate() {
+    pub(crate) fn read_chunk(
+        &self,
+        ino: InodeNo,
+        index: u64,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<()> {
+        for (piece, part) in
+            out.chunks_mut(usize::try_from(PIECE_BYTES).unwrap_or(1 << 20)).enumerate()
+        {
             let offset = offset + piece as u64 * PIECE_BYTES;
-            match self.read_piece(ino, index, offset, u32::try_from(part.len()).unwrap_or(u32::MAX))? {
+            match self.read_piece(
+                ino,
+                index,
+                offset,
+                u32::try_from(part.len()).unwrap_or(u32::MAX),
+            )? {
                 Some(frame) => fill(part, &frame.payload),
                 None => part.fill(0),
             }
@@ -241,7 +270,10 @@ impl ChunkIo {
                         if let DataFailure::BadBlock { block } = failure {
                             self.report_bad_block(&layout, place, block);
                         }
-                        if matches!(failure, DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. }) {
+                        if matches!(
+                            failure,
+                            DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. }
+                        ) {
                             break;
                         }
                     }
@@ -255,7 +287,10 @@ impl ChunkIo {
             self.forget_layout(ino, index);
             if wait <= began.elapsed() {
                 tracing::warn!(ino = ino.0, index, %reason, "read given up");
-                return Err(ClientError::NoCurrentReplica { chunk: layout.chunk, wanted: layout.version });
+                return Err(ClientError::NoCurrentReplica {
+                    chunk: layout.chunk,
+                    wanted: layout.version,
+                });
             }
             if self.link.is_closed() {
                 return Err(ClientError::Closed);
@@ -337,16 +372,16 @@ impl ChunkIo {
             }
         }
         let Some(layout) = tail else { return 0 };
-        let primary_first = layout
-            .members
-            .iter()
-            .filter(|member| member.member.server == layout.primary)
-            .chain(layout.members.iter().filter(|member| member.member.server != layout.primary));
+        let primary_first =
+            layout.members.iter().filter(|member| member.member.server == layout.primary).chain(
+                layout.members.iter().filter(|member| member.member.server != layout.primary),
+            );
         for member in primary_first {
             let link = self.servers.link(member.member.server, &member.address);
             let Ok(connection) = self.servers.connection(&link, Lane::Read) else { continue };
             let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
-            let reply = connection.call(&stat, &[], READ_ATTEMPT).and_then(|frame| reply_of(&frame));
+            let reply =
+                connection.call(&stat, &[], READ_ATTEMPT).and_then(|frame| reply_of(&frame));
             match reply {
                 Ok(DataReply::Stat { len: 0, .. }) => return 0,
                 Ok(DataReply::Stat { len, .. }) => return layout.index * chunk_size + len,
@@ -389,7 +424,8 @@ impl ChunkIo {
     }
 
     fn spill_content(&self, attr: &Attr, content: &[u8]) -> Result<()> {
-        let call = MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill: true, failed: None };
+        let call =
+            MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill: true, failed: None };
         let layout = match self.link.call(&call)? {
             MetaReply::Layout(layout) => layout,
             other => return Err(unexpected("layout to spill", &other)),
@@ -411,7 +447,8 @@ impl ChunkIo {
     }
 
     fn store_alone(&self, layout: &ChunkLayout, content: &[u8]) -> Result<()> {
-        let unavailable = |reason: String| ClientError::ChunkUnavailable { reason, waited: Duration::ZERO };
+        let unavailable =
+            |reason: String| ClientError::ChunkUnavailable { reason, waited: Duration::ZERO };
         let link = self.primary_link(layout).map_err(|error| unavailable(error.to_string()))?;
         let connection = self
             .servers
@@ -442,7 +479,9 @@ impl ChunkIo {
                     return Err(unavailable(format!("{}: {failure}", link.server())));
                 }
                 other => {
-                    return Err(ClientError::Protocol { reason: format!("write was answered {other:?}") });
+                    return Err(ClientError::Protocol {
+                        reason: format!("write was answered {other:?}"),
+                    });
                 }
             }
         }

@@ -219,7 +219,12 @@ impl ChunkWriter {
     }
 
     /// Appends `data`; returns when it is stable on every member.
-    pub(crate) fn append(self: &Arc<Self>, data: Arc<Vec<u8>>, record: bool, at_least: u64) -> Result<Appended> {
+    pub(crate) fn append(
+        self: &Arc<Self>,
+        data: Arc<Vec<u8>>,
+        record: bool,
+        at_least: u64,
+    ) -> Result<Appended> {
         let counter = {
             let mut state = self.lock();
             seal(&mut state);
@@ -282,14 +287,20 @@ impl ChunkWriter {
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
-        while state.given_up == given_up && state.queue.low_water() < upto && !state.queue.is_empty() {
+        while state.given_up == given_up
+            && state.queue.low_water() < upto
+            && !state.queue.is_empty()
+        {
             let idle = state.syncing.is_none() && !state.recovering;
             drop(state);
             if idle {
                 self.start_sync();
             }
             state = self.lock();
-            if state.queue.low_water() < upto && !state.queue.is_empty() && state.given_up == given_up {
+            if state.queue.low_water() < upto
+                && !state.queue.is_empty()
+                && state.given_up == given_up
+            {
                 state = self.wait(state);
             }
         }
@@ -384,7 +395,8 @@ impl ChunkWriter {
                 };
                 let low_water = state.queue.low_water();
                 let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
-                let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone())) else {
+                let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone()))
+                else {
                     return;
                 };
                 state.sending = true;
@@ -423,7 +435,9 @@ impl ChunkWriter {
                 Some(Ok(Appended::At { offset, len: appended }))
             }
             DataReply::Failed(DataFailure::ChunkFull) => Some(Ok(Appended::Full)),
-            DataReply::Failed(DataFailure::OutcomeUnknown) => Some(Err(ClientError::OutcomeUnknown)),
+            DataReply::Failed(DataFailure::OutcomeUnknown) => {
+                Some(Err(ClientError::OutcomeUnknown))
+            }
             DataReply::Failed(failure) => {
                 return self.on_trouble(attempt, Some(counter), Trouble::Failed(failure));
             }
@@ -451,7 +465,8 @@ impl ChunkWriter {
                     state.queue.acknowledge(counter);
                 }
             }
-            let worth_a_sync = UNSTABLE_BYTES <= state.queue.acknowledged_bytes() && state.syncing.is_none();
+            let worth_a_sync =
+                UNSTABLE_BYTES <= state.queue.acknowledged_bytes() && state.syncing.is_none();
             (state.queue.has_unsent(), worth_a_sync)
         };
         self.changed.notify_all();
@@ -550,7 +565,10 @@ impl ChunkWriter {
                 (pause, state.troubled_since.map_or(Duration::ZERO, |since| since.elapsed()))
             };
             if wait <= troubled {
-                self.give_up(ClientError::ChunkUnavailable { reason: trouble.to_string(), waited: troubled });
+                self.give_up(ClientError::ChunkUnavailable {
+                    reason: trouble.to_string(),
+                    waited: troubled,
+                });
                 return;
             }
             std::thread::sleep(Duration::from_millis(pause));
@@ -601,7 +619,11 @@ impl ChunkWriter {
     fn give_up(self: &Arc<Self>, error: ClientError) {
         let gone = matches!(error, ClientError::Refused(NamespaceError::Stale));
         if gone {
-            tracing::debug!(ino = self.ino.0, index = self.index, "the file is gone: nothing to write to");
+            tracing::debug!(
+                ino = self.ino.0,
+                index = self.index,
+                "the file is gone: nothing to write to"
+            );
         } else {
             tracing::warn!(ino = self.ino.0, index = self.index, %error, "bytes given up");
         }

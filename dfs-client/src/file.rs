@@ -4,7 +4,9 @@
 //! size never passes what is stable. Inline content (≤ 4 KiB) is kept here and logged as one change.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
+};
 use std::time::{Duration, Instant};
 
 use dfs_core::client::dirty::DirtyExtents;
@@ -331,7 +333,9 @@ impl FileState {
         self.take_error()?;
         let attr = self.known_attr(Duration::from_secs(3600))?;
         if attr.layout.record_log {
-            return Err(NamespaceError::NotPermitted("a record log takes appends only".into()).into());
+            return Err(
+                NamespaceError::NotPermitted("a record log takes appends only".into()).into()
+            );
         }
         self.readahead.clear();
         if attr.inline && end <= INLINE_BYTES_MAX && self.write_inline(offset, data)? {
@@ -407,8 +411,10 @@ impl FileState {
     }
 
     fn writer_in(&self, inner: &mut Inner, index: u64) -> Arc<ChunkWriter> {
-        let writer =
-            inner.writers.entry(index).or_insert_with(|| ChunkWriter::new(&self.io, self.ino, index));
+        let writer = inner
+            .writers
+            .entry(index)
+            .or_insert_with(|| ChunkWriter::new(&self.io, self.ino, index));
         Arc::clone(writer)
     }
 
@@ -420,7 +426,8 @@ impl FileState {
             return Ok(());
         }
         while !self.io.budget.take(bytes, Duration::from_millis(100)) {
-            let files = self.session.upgrade().map(|session| session.all_files()).unwrap_or_default();
+            let files =
+                self.session.upgrade().map(|session| session.all_files()).unwrap_or_default();
             for file in files {
                 for writer in file.writers() {
                     writer.push();
@@ -449,7 +456,7 @@ impl FileState {
         self.take_error()?;
         self.acknowledge()?;
         if data.is_empty() {
-            return self.known_attr(APPEND_FRESH).map(|attr| attr.size);
+            return self.size();
         }
         self.readahead.clear();
         let mut attr = self.known_attr(APPEND_FRESH)?;
@@ -474,11 +481,14 @@ impl FileState {
                     return Ok(offset);
                 }
                 Ok(other) => {
-                    return Err(ClientError::Protocol { reason: format!("append was answered {other:?}") });
+                    return Err(ClientError::Protocol {
+                        reason: format!("append was answered {other:?}"),
+                    });
                 }
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
                     attr = self.refresh()?;
-                    if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64) {
+                    if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64)
+                    {
                         self.io.spill(self.ino)?;
                         attr = self.refresh()?;
                     }
@@ -694,7 +704,9 @@ impl FileState {
             match self.io.link.change(change) {
                 Ok(Outcome::Attr(attr)) => self.learn_inline(attr, offset, data),
                 Ok(other) => {
-                    return Err(ClientError::Protocol { reason: format!("write was answered {other:?}") });
+                    return Err(ClientError::Protocol {
+                        reason: format!("write was answered {other:?}"),
+                    });
                 }
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
                     // Another client moved the content into chunks: these bytes follow it.
@@ -823,7 +835,9 @@ impl FileState {
                     return Ok(());
                 }
                 Ok(_) => return Ok(()),
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => attr = self.refresh()?,
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    attr = self.refresh()?
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -851,7 +865,11 @@ impl FileState {
                 let (from, to) = within(index, chunk_size, offset, end - offset);
                 let used = size.saturating_sub(index * chunk_size).min(chunk_size);
                 if from == 0 && used <= to {
-                    self.io.link.change(Change::FreeChunks { ino: self.ino, first: index, count: 1 })?;
+                    self.io.link.change(Change::FreeChunks {
+                        ino: self.ino,
+                        first: index,
+                        count: 1,
+                    })?;
                     freed = true;
                 } else {
                     let writer = {
@@ -898,7 +916,8 @@ impl FileState {
             return Ok(None);
         }
         if attr.inline {
-            let content = self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            let content =
+                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
             return Ok((offset < content).then_some(offset));
         }
         let chunk_size = attr.layout.chunk_size.max(1);
@@ -918,7 +937,8 @@ impl FileState {
             return Ok(None);
         }
         if attr.inline {
-            let content = self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            let content =
+                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
             return Ok(Some(offset.max(content.min(attr.size))));
         }
         let chunk_size = attr.layout.chunk_size.max(1);

@@ -1,11 +1,12 @@
-//! Talks. The file system as a client uses it: sessions with the master, files with write-behind and read-ahead,
-//! paths, administration. Blocking calls on the caller's thread; tokio only inside [`admin`].
+//! Talks. The file system as a client uses it: sessions with the master, files with write-behind and read-ahead.
+//! Calls block the caller's thread.
+//!
+//! `session` knows the master, `file` what one file has pending, `chunk_writer` one chunk being written, `chunk_io`
+//! layouts and reads, `servers` connections; decisions are in `dfs_core::client`.
 
 pub mod error;
-pub mod session;
 pub mod file;
-pub mod fs_ops;
-pub mod admin;
+pub mod session;
 
 mod budget;
 mod chunk_io;

@@ -143,13 +143,14 @@ impl Readahead {
         };
         drop(fetched);
         let mut state = lock(&self.state);
-        let used_up = match state.pieces.get_mut(&start).filter(|piece| Arc::ptr_eq(&piece.slot, &slot)) {
-            Some(piece) => {
-                piece.read += have as u64;
-                !worked || piece.len <= piece.read
-            }
-            None => false,
-        };
+        let used_up =
+            match state.pieces.get_mut(&start).filter(|piece| Arc::ptr_eq(&piece.slot, &slot)) {
+                Some(piece) => {
+                    piece.read += have as u64;
+                    !worked || piece.len <= piece.read
+                }
+                None => false,
+            };
         let piece = if used_up { state.pieces.remove(&start) } else { None };
         drop(state);
         drop(piece);

@@ -97,7 +97,10 @@ impl Servers {
 
     fn dial(&self, link: &ServerLink) -> io::Result<Arc<FrameClient>> {
         if link.address.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::NotConnected, "server is not known to be up"));
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                "server is not known to be up",
+            ));
         }
         let stream = conn::dial(&link.address, &self.key, Door::Frames, DIAL_MAX)?;
         stream.set_write_timeout(Some(SEND_MAX))?;
@@ -105,7 +108,9 @@ impl Servers {
         let hello = DataCall::Hello { fs: self.fs, from: Peer::Client(self.client) };
         let frame = client.call(&hello.to_bytes(), &[], DIAL_MAX)?;
         match reply_of(&frame)? {
-            DataReply::Welcome { fs, server } if fs == self.fs && server == link.server => Ok(client),
+            DataReply::Welcome { fs, server } if fs == self.fs && server == link.server => {
+                Ok(client)
+            }
             DataReply::Welcome { fs, server } => Err(io::Error::other(format!(
                 "{} is {server} of file system {fs}, not {} of {}",
                 link.address, link.server, self.fs

@@ -142,8 +142,9 @@ enum Attempt {
 impl MasterLink {
     fn new(config: SessionConfig) -> Result<Self> {
         let mut id = [0; 16];
-        getrandom::fill(&mut id)
-            .map_err(|error| ClientError::Protocol { reason: format!("draw a client id: {error}") })?;
+        getrandom::fill(&mut id).map_err(|error| ClientError::Protocol {
+            reason: format!("draw a client id: {error}"),
+        })?;
         Ok(Self {
             config,
             client: ClientId(u128::from_le_bytes(id)),
@@ -183,7 +184,12 @@ impl MasterLink {
         .to_bytes()
     }
 
-    fn call_on(&self, connection: &mut LoneClient, call: &MetaCall, deadline: Duration) -> std::io::Result<MetaReply> {
+    fn call_on(
+        &self,
+        connection: &mut LoneClient,
+        call: &MetaCall,
+        deadline: Duration,
+    ) -> std::io::Result<MetaReply> {
         let frame = connection.call(&self.request(call), &[], deadline)?;
         MetaReply::from_bytes(&frame.args)
             .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
@@ -196,23 +202,33 @@ impl MasterLink {
         let mut connection = LoneClient::new(stream);
         let hello = MetaCall::Hello { name: self.config.name.clone() };
         let refused = |what: String| std::io::Error::other(what);
-        let welcome = match self.call_on(&mut connection, &hello, DIAL_MAX.max(self.config.io_deadline))? {
-            MetaReply::Welcome(welcome) => welcome,
-            MetaReply::Failed(failure) => return Err(refused(format!("hello: {failure}"))),
-            other => return Err(refused(format!("hello was answered {other:?}"))),
-        };
+        let welcome =
+            match self.call_on(&mut connection, &hello, DIAL_MAX.max(self.config.io_deadline))? {
+                MetaReply::Welcome(welcome) => welcome,
+                MetaReply::Failed(failure) => return Err(refused(format!("hello: {failure}"))),
+                other => return Err(refused(format!("hello was answered {other:?}"))),
+            };
         // Held over Reopen: nobody uses a new master before it knows what is open.
         let mut registration = lock(&self.registration);
         let other_fs = registration.as_ref().is_some_and(|known| known.welcome.fs != welcome.fs);
         if other_fs {
             return Err(refused(format!("{} is now another file system", self.config.master)));
         }
-        let restarted = registration.as_ref().is_some_and(|known| known.welcome.nonce != welcome.nonce);
+        let restarted =
+            registration.as_ref().is_some_and(|known| known.welcome.nonce != welcome.nonce);
         if restarted {
             let opens: Vec<(InodeNo, u32)> =
                 lock(&self.opens).iter().map(|(ino, counts)| (*ino, counts.all)).collect();
-            tracing::info!(opens = opens.len(), epoch = welcome.epoch.0, "master restarted: opens are sent again");
-            match self.call_on(&mut connection, &MetaCall::Reopen { opens }, self.config.io_deadline)? {
+            tracing::info!(
+                opens = opens.len(),
+                epoch = welcome.epoch.0,
+                "master restarted: opens are sent again"
+            );
+            match self.call_on(
+                &mut connection,
+                &MetaCall::Reopen { opens },
+                self.config.io_deadline,
+            )? {
                 MetaReply::Done => {}
                 other => return Err(refused(format!("reopen was answered {other:?}"))),
             }
@@ -273,7 +289,12 @@ impl MasterLink {
         self.call_within(call, self.config.io_deadline, self.config.server_wait)
     }
 
-    fn call_within(&self, call: &MetaCall, deadline: Duration, wait: Duration) -> Result<MetaReply> {
+    fn call_within(
+        &self,
+        call: &MetaCall,
+        deadline: Duration,
+        wait: Duration,
+    ) -> Result<MetaReply> {
         let began = Instant::now();
         let mut backoff = Backoff::default();
         loop {
@@ -293,7 +314,8 @@ impl MasterLink {
                     MetaFailure::BadRequest { reason } => {
                         return Err(ClientError::Protocol { reason });
                     }
-                    MetaFailure::Warming { retry_after_ms } | MetaFailure::Busy { retry_after_ms } => {
+                    MetaFailure::Warming { retry_after_ms }
+                    | MetaFailure::Busy { retry_after_ms } => {
                         (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
                     }
                     MetaFailure::Unavailable { reason, retry_after_ms } => (
@@ -309,7 +331,9 @@ impl MasterLink {
                 }
                 Attempt::Lost(error) => {
                     tracing::debug!(master = %self.config.master, %error, "no answer");
-                    if SILENCE_TOLD < began.elapsed() && !self.silent_told.swap(true, Ordering::AcqRel) {
+                    if SILENCE_TOLD < began.elapsed()
+                        && !self.silent_told.swap(true, Ordering::AcqRel)
+                    {
                         tracing::warn!(
                             master = %self.config.master, %error, wait = ?self.config.server_wait,
                             "the master does not answer: requests wait"
@@ -318,7 +342,10 @@ impl MasterLink {
                     if error.kind() == std::io::ErrorKind::PermissionDenied {
                         return Err(ClientError::Protocol { reason: error.to_string() });
                     }
-                    (backoff.next_ms(random()), ClientError::MasterSilent { waited: began.elapsed() })
+                    (
+                        backoff.next_ms(random()),
+                        ClientError::MasterSilent { waited: began.elapsed() },
+                    )
                 }
             };
             if wait <= began.elapsed() {
@@ -341,7 +368,9 @@ impl MasterLink {
         match self.call(&MetaCall::Truncate { op: op.number, ino, size })? {
             MetaReply::Outcome(outcome) => match accepted(outcome)? {
                 Outcome::Attr(attr) | Outcome::Entry { attr, .. } => Ok(attr),
-                other => Err(ClientError::Protocol { reason: format!("truncate was answered {other:?}") }),
+                other => Err(ClientError::Protocol {
+                    reason: format!("truncate was answered {other:?}"),
+                }),
             },
             other => Err(unexpected("truncate", &other)),
         }
@@ -386,8 +415,11 @@ impl MasterLink {
             self.give_back(connection);
             return Ok(());
         }
-        let told =
-            self.call_on(&mut connection, &MetaCall::Release { ino, write }, self.config.io_deadline);
+        let told = self.call_on(
+            &mut connection,
+            &MetaCall::Release { ino, write },
+            self.config.io_deadline,
+        );
         match told {
             Ok(_) => {
                 self.give_back(connection);
@@ -794,7 +826,8 @@ fn run_errands(link: &MasterLink, todo: &mpsc::Receiver<Errand>, pending: &Atomi
                     return;
                 }
                 if PING_EVERY <= lock(&link.asked_at).elapsed()
-                    && let Attempt::Lost(error) = link.attempt(&MetaCall::Ping, link.config.io_deadline)
+                    && let Attempt::Lost(error) =
+                        link.attempt(&MetaCall::Ping, link.config.io_deadline)
                 {
                     tracing::debug!(%error, "ping");
                 }

@@ -32,8 +32,11 @@ impl DirtyExtents {
                 extent[from..from + overlap].copy_from_slice(&data[..overlap]);
                 extent.extend_from_slice(&data[overlap..]);
                 self.bytes += (extent.len() - old) as u64;
-                let touches_next =
-                    self.extents.range(offset + 1..=end).next().is_some_and(|(next, _)| start < *next);
+                let touches_next = self
+                    .extents
+                    .range(offset + 1..=end)
+                    .next()
+                    .is_some_and(|(next, _)| start < *next);
                 if !touches_next {
                     let len = self.extents.get(&start).map_or(0, Vec::len);
                     return (start, len);
@@ -161,7 +164,10 @@ mod tests {
         check_writes(&[(0, b"aaaa"), (1, b"bb")], &[(0, b"abba")]);
         check_writes(&[(2, b"aaaa"), (0, b"bbbbbbbb")], &[(0, b"bbbbbbbb")]);
         check_writes(&[(2, b"aaaa"), (0, b"bbb")], &[(0, b"bbbaaa")]);
-        check_writes(&[(0, b"aa"), (4, b"aa"), (8, b"aa"), (1, b"bbbbbbbb")], &[(0, b"abbbbbbbba")]);
+        check_writes(
+            &[(0, b"aa"), (4, b"aa"), (8, b"aa"), (1, b"bbbbbbbb")],
+            &[(0, b"abbbbbbbba")],
+        );
     }
 
     #[test]
@@ -169,7 +175,9 @@ mod tests {
         // A fixed linear congruence instead of a random source: the same run every time.
         let mut state = 7u64;
         let mut draw = |below: u64| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
             (state >> 33) % below
         };
         for _round in 0..200 {

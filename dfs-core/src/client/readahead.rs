@@ -54,7 +54,12 @@ impl SequentialDetector {
         }
         // A read from the start announces a reader of the whole file.
         let window = if offset == 0 { WINDOW_BYTES_FIRST } else { 0 };
-        self.streams.push(Stream { next: end, hits: u32::from(offset == 0), window, used_at: turn });
+        self.streams.push(Stream {
+            next: end,
+            hits: u32::from(offset == 0),
+            window,
+            used_at: turn,
+        });
         (0 < window).then(|| end.saturating_add(window))
     }
 
@@ -73,9 +78,8 @@ mod tests {
     fn a_reader_from_the_start_gets_a_window_that_doubles_to_eight_mebibytes() {
         let mut detector = SequentialDetector::default();
         let step = 128 << 10;
-        let ahead: Vec<u64> = (0..6u64)
-            .map(|n| detector.on_read(n * step, step).unwrap() - (n + 1) * step)
-            .collect();
+        let ahead: Vec<u64> =
+            (0..6u64).map(|n| detector.on_read(n * step, step).unwrap() - (n + 1) * step).collect();
         assert_eq!(ahead, [MIB, 2 * MIB, 4 * MIB, 8 * MIB, 8 * MIB, 8 * MIB]);
     }
 

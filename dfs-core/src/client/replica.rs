@@ -45,8 +45,7 @@ mod tests {
     #[test]
     fn equal_replicas_take_turns() {
         let views = vec![view(0, 300, 0), view(1, 320, 0), view(2, 310, 0)];
-        let firsts: Vec<usize> =
-            (0..3).map(|turn| read_order(views.clone(), turn)[0]).collect();
+        let firsts: Vec<usize> = (0..3).map(|turn| read_order(views.clone(), turn)[0]).collect();
         let mut sorted = firsts.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, [0, 1, 2], "{firsts:?}");

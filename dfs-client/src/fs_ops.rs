@@ -1,1 +1,0 @@
-//! Paths and whole files, for tools that work without a mount.
