@@ -58,18 +58,35 @@ pub(crate) fn is_fuse_mounted(path: &Path) -> bool {
     mounted_at(path).last().is_some_and(|kind| kind.starts_with("fuse"))
 }
 
-/// Whether the mount answers within `timeout`. A dead one answers ENOTCONN, a hanging one not at all.
-pub(crate) fn answers(path: &Path, timeout: Duration) -> bool {
-    if !is_fuse_mounted(path) {
-        return false;
-    }
+/// What a mount says when it is asked something that no cache answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Health {
+    Answers,
+    /// Its process is gone: every call ends with ENOTCONN until it is taken off.
+    Dead,
+    /// No answer in time, or another error: its servers may be away.
+    Silent,
+}
+
+fn health(path: &Path, timeout: Duration) -> Health {
+    use rustix::io::Errno;
     let (tell, told) = std::sync::mpsc::channel();
     let path = path.to_owned();
-    // A thread, because stat(2) on a hanging mount never returns.
+    // A thread, because a hanging mount never answers. statfs(2), because stat(2) is answered from the kernel's cache
+    // for a moment after the process has died.
     std::thread::spawn(move || {
-        let _receiver_gave_up = tell.send(path.join(".").metadata().is_ok());
+        let _receiver_gave_up = tell.send(rustix::fs::statvfs(&path).map(|_| ()));
     });
-    told.recv_timeout(timeout).unwrap_or(false)
+    match told.recv_timeout(timeout) {
+        Ok(Ok(())) => Health::Answers,
+        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Health::Dead,
+        Ok(Err(_)) | Err(_) => Health::Silent,
+    }
+}
+
+/// Whether the mount answers within `timeout`. A dead one answers ENOTCONN, a hanging one not at all.
+pub(crate) fn answers(path: &Path, timeout: Duration) -> bool {
+    is_fuse_mounted(path) && health(path, timeout) == Health::Answers
 }
 
 /// Takes a mount off, lazily if need be (its process may be dead). Says so if nothing is mounted.
@@ -108,7 +125,7 @@ pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
     // `absolute` does not touch the disk: a dead mount in the way would answer every look at it with an error.
     let wanted = absolute(path)?;
     if is_fuse_mounted(&wanted) {
-        if answers(&wanted, Duration::from_secs(5)) {
+        if health(&wanted, Duration::from_secs(5)) != Health::Dead {
             return fail(
                 format!("mount point {}: something is mounted there already", wanted.display()),
                 format!(

@@ -30,6 +30,16 @@ const LOCK_WAIT_MAX_MS: u32 = 20_000;
 
 /// Serves one connection until it closes or sends something that is no request.
 pub fn serve(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
+    let number = master.next_own_counter();
+    match stream.try_clone() {
+        Ok(copy) => lock(&master.connections).insert(number, copy),
+        Err(error) => return tracing::warn!(%peer, %error, "connection"),
+    };
+    serve_registered(master, stream, peer);
+    lock(&master.connections).remove(&number);
+}
+
+fn serve_registered(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
     let writer = match stream.try_clone() {
         Ok(stream) => FrameWriter::new(stream),
         Err(error) => return tracing::warn!(%peer, %error, "connection"),

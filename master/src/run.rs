@@ -25,7 +25,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::group::{Group, GroupConfig};
 use crate::metrics::Metrics;
-use crate::state::Master;
+use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
 
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
@@ -148,14 +148,28 @@ impl Server {
         Ok(Self { address, master, acceptor, background, shutdown, runtime })
     }
 
-    /// Stops serving; everything acknowledged is in the log.
+    /// Stops serving and returns when nothing of it is left, so that the directory may be used again; everything
+    /// acknowledged is in the log.
     pub fn stop(self) {
-        self.shutdown.ask();
-        self.acceptor.stop();
+        let Self { address: _, master, acceptor, background, shutdown, runtime } = self;
+        shutdown.ask();
+        acceptor.stop();
+        for connection in lock(&master.connections).values() {
+            // Closed by the other side already: as good.
+            let _closed = connection.shutdown(std::net::Shutdown::Both);
+        }
         // It ends within a tick.
-        let _ended = self.background.join();
-        self.master.group.shutdown();
-        self.runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        let _ended = background.join();
+        master.group.shutdown();
+        runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+        // Requests under way hold the store; each has a bound.
+        for _ in 0..500 {
+            if Arc::strong_count(&master) == 1 {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        tracing::warn!("stopped with requests still under way");
     }
 }
 

@@ -53,6 +53,8 @@ pub struct Master {
     /// Counts requests this master itself makes as a client of chunkservers.
     pub own_client: ClientId,
     pub own_counter: AtomicU64,
+    /// Clients' connections, so that a stop can end them.
+    pub connections: Mutex<HashMap<u64, std::net::TcpStream>>,
     notices: Mutex<VecDeque<String>>,
 }
 
@@ -136,6 +138,7 @@ impl Master {
             write_layouts: Mutex::default(),
             truncating: Mutex::default(),
             channels: Mutex::default(),
+            connections: Mutex::default(),
             notices: Self::new_notices(),
             own_counter: AtomicU64::new(1),
             config,
