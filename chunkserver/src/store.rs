@@ -20,6 +20,7 @@ pub mod disk;
 mod engine;
 mod error;
 
+pub mod faulty;
 mod files;
 mod journal;
 mod open;

@@ -353,6 +353,9 @@ impl Engine {
             .journal
             .append(&record, payload)
             .map_err(|err| self.write_error(err, payload.len() as u64))?;
+        if self.journal.take_rotated() {
+            self.signal.poke_checkpoint();
+        }
         replica.apply_with_payload(lsn, &record.event, payload.len() as u64);
         state.floor = state.floor.max(replica.len);
         if let Some(snapshot) = &mut state.snapshot {

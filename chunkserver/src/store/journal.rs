@@ -75,6 +75,8 @@ pub(super) struct Journal {
     /// Held by the one who syncs for all.
     sync_turn: Mutex<()>,
     room: Condvar,
+    /// A segment became full since this was last asked.
+    rotated: AtomicBool,
 }
 
 type Segment = Arc<dyn DiskFile>;
@@ -174,6 +176,7 @@ impl Journal {
             written_lsn: AtomicU64::new(first_lsn - 1),
             sync_turn: Mutex::new(()),
             room: Condvar::new(),
+            rotated: AtomicBool::new(false),
         })
     }
 
@@ -295,6 +298,7 @@ impl Journal {
         end.nonce = header.nonce;
         end.offset = RECORDS_AT;
         end.chain = header.chain();
+        self.rotated.store(true, Ordering::Release);
         Ok(())
     }
 
@@ -307,6 +311,11 @@ impl Journal {
             end = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
         Ok(())
+    }
+
+    /// Whether a segment became full since the last call: time for a checkpoint.
+    pub(super) fn take_rotated(&self) -> bool {
+        self.rotated.load(Ordering::Relaxed) && self.rotated.swap(false, Ordering::AcqRel)
     }
 
     /// The last record of the newest full segment, if any is full.

@@ -288,7 +288,8 @@ impl Replay<'_> {
                 held.doubtful = false;
                 held.replica.apply_with_payload(lsn, event, payload.len() as u64);
             }
-            Event::Promise { version } => {
+            // Lost as an operation, yet it shows what was promised.
+            Event::Promise { version } | Event::Op { op: Op { version, .. } } => {
                 held.replica.promised = held.replica.promised.max(*version);
             }
             _ => {}

@@ -28,13 +28,15 @@ pub(super) struct Signal {
 struct Flags {
     asked: Vec<(ChunkId, SyncDone)>,
     poked: bool,
+    checkpoint: bool,
     stop: bool,
 }
 
 impl std::fmt::Debug for Flags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { asked, poked, stop } = self;
-        write!(f, "Flags {{ asked: {}, poked: {poked}, stop: {stop} }}", asked.len())
+        let Self { asked, poked, checkpoint, stop } = self;
+        let asked = asked.len();
+        write!(f, "Flags {{ {asked} asked, {poked}, {checkpoint}, {stop} }}")
     }
 }
 
@@ -42,6 +44,11 @@ impl Signal {
     pub(super) fn poke_sync(&self) {
         lock(&self.flags).poked = true;
         self.sync.notify_one();
+    }
+
+    pub(super) fn poke_checkpoint(&self) {
+        lock(&self.flags).checkpoint = true;
+        self.checkpoint.notify_one();
     }
 }
 
@@ -125,9 +132,6 @@ fn run_syncs(engine: &Engine) {
         {
             tracing::warn!(%err, "settle the journal");
         }
-        if engine.journal.full_up_to().is_some() {
-            signal.checkpoint.notify_one();
-        }
     }
 }
 
@@ -185,15 +189,15 @@ fn run_checkpoints(engine: &Engine) {
     let signal = &engine.signal;
     loop {
         {
-            let flags = lock(&signal.flags);
+            let mut flags = lock(&signal.flags);
+            if !flags.checkpoint && !flags.stop {
+                let waited = signal.checkpoint.wait_timeout(flags, IDLE);
+                flags = waited.unwrap_or_else(PoisonError::into_inner).0;
+            }
             if flags.stop {
                 return;
             }
-            let waited = signal.checkpoint.wait_timeout(flags, IDLE / 10);
-            let flags = waited.unwrap_or_else(PoisonError::into_inner).0;
-            if flags.stop {
-                return;
-            }
+            flags.checkpoint = false;
         }
         if engine.fate.is_dead() {
             continue;

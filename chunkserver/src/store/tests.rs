@@ -1,12 +1,16 @@
 //! The store against a model: on a real directory, on a disk that loses power, and on damaged files.
 
+mod crash;
+mod damage;
 mod model;
 
 use std::sync::Arc;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, FsId, InodeNo, ServerId};
 
-use super::{ChunkSpec, Mutation, OpTag, OpenOptions, Position, Store, StoreConfig, StoreError};
+use super::{
+    ChunkSpec, Mutation, OpTag, OpenOptions, Position, Seen, Store, StoreConfig, StoreError,
+};
 
 const FS: FsId = FsId(7);
 const V1: ChunkVersion = ChunkVersion(1);

@@ -1,0 +1,446 @@
+//! Power losses and kills at every moment, operations, checkpoints, adoptions and recoveries included.
+//!
+//! After each: what was reported stable is there with valid sums, the content is exactly that after the operation that
+//! the position names, promises and remembered clients did not fall, a DIRTY replica is NOT_CURRENT after a reboot, and
+//! a kill alone loses nothing.
+
+use std::collections::BTreeMap;
+
+use super::super::faulty::FaultyDisk;
+use super::*;
+use dfs_proto::chunk_file::ClientTable;
+
+const CLIENT: ClientId = ClientId(77);
+const SIZES: [u64; 3] = [4096, 65536, 1 << 20];
+
+/// What may be found of one chunk.
+#[derive(Clone, Default)]
+struct Model {
+    version: ChunkVersion,
+    applied: u64,
+    stable: u64,
+    /// Contents by sequence number, from the stable one to the last that may have been applied.
+    contents: BTreeMap<u64, Vec<u8>>,
+    promised_min: ChunkVersion,
+    promised_max: ChunkVersion,
+    held: bool,
+    /// Surely DIRTY.
+    dirty: bool,
+    not_current: bool,
+    /// Unanswered when the power went: may be found instead.
+    adopted: Option<(ChunkVersion, Vec<u8>)>,
+    may_be_gone: bool,
+}
+
+struct World {
+    disk: Arc<FaultyDisk>,
+    dice: Dice,
+    boot: u64,
+    models: Vec<Model>,
+    store: Option<Store>,
+    /// The last life ended by a kill alone.
+    killed: bool,
+    /// The boot of the last check.
+    checked_boot: u64,
+}
+
+type Check = Result<(), String>;
+
+fn fail(text: impl Into<String>) -> Check {
+    Err(text.into())
+}
+
+fn chunk_id(which: usize) -> ChunkId {
+    ChunkId(which as u64 + 0x101)
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let disk = FaultyDisk::new(seed);
+        Self {
+            disk,
+            dice: Dice::new(seed),
+            boot: 1,
+            models: vec![Model::default(); SIZES.len()],
+            store: None,
+            killed: false,
+            checked_boot: 1,
+        }
+    }
+
+    fn try_open(&mut self) -> Result<Store, StoreError> {
+        let mut config = config(std::path::Path::new("/memory"));
+        config.segment_bytes = 96 << 10;
+        let mut options = options(self.boot);
+        options.on_fatal = Arc::new(|_| {});
+        Store::open_with(config, Arc::new(self.disk.handle()), options)
+    }
+
+    /// One life: opens, checks, works until something ends it.
+    fn live(&mut self) -> Check {
+        if self.dice.chance(30) {
+            let calls = self.dice.below(60);
+            self.disk.lose_power_after(calls);
+        }
+        let store = loop {
+            let before = self.disk.losses();
+            match self.try_open() {
+                Ok(store) => break store,
+                // Lost power while it recovered: again.
+                Err(_) if before < self.disk.losses() => {
+                    self.boot += 1;
+                    self.killed = false;
+                }
+                Err(err) => return fail(format!("does not open: {err}")),
+            }
+        };
+        if self.killed {
+            // Nothing may be lost: everything applied counts as stable.
+            for model in &mut self.models {
+                model.stable = model.applied;
+            }
+        }
+        self.killed = false;
+        let rebooted = self.boot != self.checked_boot;
+        self.checked_boot = self.boot;
+        let before = self.disk.losses();
+        let checked = self.check(&store, rebooted);
+        if before < self.disk.losses() {
+            // By the checkpoint thread, in the middle of the check.
+            self.boot += 1;
+            self.checked_boot = self.boot - 1;
+            return Ok(());
+        }
+        checked?;
+        if self.dice.chance(80) {
+            let calls = self.dice.below(400);
+            self.disk.lose_power_after(calls);
+        }
+        self.store = Some(store);
+        for _ in 0..self.dice.below(40) + 1 {
+            let before = self.disk.losses();
+            let result = self.step();
+            if before < self.disk.losses() {
+                self.store = None;
+                self.boot += 1;
+                return Ok(());
+            }
+            result?;
+        }
+        if self.dice.chance(50) {
+            self.disk.lose_power();
+            self.boot += 1;
+        } else {
+            self.disk.kill();
+            self.killed = true;
+        }
+        self.store = None;
+        Ok(())
+    }
+
+    fn check(&mut self, store: &Store, rebooted: bool) -> Check {
+        for (which, model) in self.models.iter_mut().enumerate() {
+            check_chunk(store, which, model, rebooted)
+                .map_err(|what| format!("chunk {which}: {what}"))?;
+        }
+        Ok(())
+    }
+
+    fn step(&mut self) -> Check {
+        let which = usize::try_from(self.dice.below(SIZES.len() as u64)).unwrap();
+        let store = self.store.clone().unwrap();
+        let chunk = chunk_id(which);
+        if self.models[which].not_current || self.dice.chance(4) {
+            return self.reconfigure(&store, which);
+        }
+        match self.dice.below(100) {
+            0..15 => {
+                let model = &mut self.models[which];
+                if model.held {
+                    match store.sync_blocking(chunk) {
+                        Ok(seq) if seq == model.applied => model.set_stable(),
+                        other => return fail(format!("sync of {}: {other:?}", model.applied)),
+                    }
+                }
+                Ok(())
+            }
+            15..20 => {
+                let model = &mut self.models[which];
+                if model.held {
+                    store.sync_blocking(chunk).map_err(|err| err.to_string())?;
+                    model.set_stable();
+                    // It is not durable at once; a loss may bring the mark back.
+                    model.dirty = false;
+                    let marked = store.mark_clean(chunk, model.version, model.applied);
+                    marked.map_err(|err| err.to_string())?;
+                }
+                Ok(())
+            }
+            20..23 => store.checkpoint().map_err(|err| err.to_string()),
+            23 => {
+                let model = &mut self.models[which];
+                if model.held {
+                    model.may_be_gone = true;
+                    store.quarantine(chunk).map_err(|err| err.to_string())?;
+                    *model = Model::default();
+                }
+                Ok(())
+            }
+            _ => self.mutate(&store, which),
+        }
+    }
+
+    fn mutate(&mut self, store: &Store, which: usize) -> Check {
+        let (chunk, size) = (chunk_id(which), SIZES[which]);
+        let model = &mut self.models[which];
+        let old = model.contents.get(&model.applied).cloned().unwrap_or_default();
+        let (kind, offset, n) = draw(&mut self.dice, size, old.len() as u64);
+        let word = self.dice.next().to_le_bytes();
+        let len = usize::try_from(if kind == 0 { n } else { 0 }).unwrap();
+        let data: Vec<u8> = word.iter().copied().cycle().take(len).collect();
+        let mutation = mutation(kind, offset, n, &data);
+        let mut new = old;
+        mutate(&mut new, &mutation);
+        let seq = model.applied + 1;
+        let version = if model.held { model.version } else { V1 };
+        let first = !model.held;
+        if !first && model.version == ChunkVersion(0) {
+            return Ok(());
+        }
+        model.contents.insert(seq, new);
+        let counter = version.0 * 1_000_000 + seq;
+        let append = (seq % 3 == 0).then_some((seq, 1));
+        let tag = OpTag { client: CLIENT, counter, low_water: counter.saturating_sub(2), append };
+        match store.apply(chunk, version, seq, &spec(size), tag, mutation) {
+            Ok(()) => {
+                model.held = true;
+                model.version = version;
+                model.promised_min = model.promised_min.max(version);
+                model.promised_max = model.promised_max.max(version);
+                model.applied = seq;
+                model.dirty = true;
+                Ok(())
+            }
+            // A large write that cannot go to the file at once, nor into a small segment.
+            Err(StoreError::TooLarge { .. }) => {
+                model.contents.remove(&seq);
+                // It may have made the replica, empty.
+                if first {
+                    model.adopt_report(store, chunk);
+                }
+                Ok(())
+            }
+            Err(err) => fail(format!("apply {version:?} {seq}: {err}")),
+        }
+    }
+
+    /// Promise, then a copy or itself.
+    fn reconfigure(&mut self, store: &Store, which: usize) -> Check {
+        let (chunk, size) = (chunk_id(which), SIZES[which]);
+        let model = &mut self.models[which];
+        let version = ChunkVersion(model.promised_max.0.max(1) + 1);
+        model.promised_max = version;
+        let promised = store.promise(chunk, version, Some(&spec(size)));
+        promised.map_err(|err| format!("promise: {err}"))?;
+        model.promised_min = version;
+        if !model.held {
+            model.held = true;
+            model.version = ChunkVersion(0);
+            model.contents = BTreeMap::from([(0, Vec::new())]);
+        }
+        let content = model.contents.get(&model.applied).cloned().unwrap_or_default();
+        let fenced = store.apply(chunk, V1, 1, &spec(size), NOBODY, Mutation::Nop);
+        if !matches!(fenced, Err(StoreError::Fenced { .. } | StoreError::Io(_))) {
+            return fail(format!("a lower version was accepted: {fenced:?}"));
+        }
+        if self.dice.chance(20) {
+            // Left at the promise: the next life or step goes on.
+            model.not_current = true;
+            return Ok(());
+        }
+        let content = if self.dice.chance(50) {
+            model.adopted = Some((version, content.clone()));
+            store.adopt_self(chunk, version).map_err(|err| format!("adopt itself: {err}"))?;
+            content
+        } else {
+            let len = self.dice.below(size + 1);
+            let word = self.dice.next().to_le_bytes();
+            let mut copy: Vec<u8> =
+                word.into_iter().cycle().take(usize::try_from(len).unwrap()).collect();
+            // Some of it as it is.
+            let same = copy.len().min(content.len()) / 2;
+            copy[..same].copy_from_slice(&content[..same]);
+            let from = position(ChunkVersion(version.0 - 1), 5);
+            let mut writer = store
+                .adopt_begin(chunk, version, from, len, &spec(size))
+                .map_err(|err| format!("begin to adopt: {err}"))?;
+            let block_size = usize::try_from(spec(size).block_size()).unwrap();
+            for (index, block) in (0..).zip(copy.chunks(block_size)) {
+                let crc = crc32c::crc32c(block);
+                if writer.keep_block(index, crc).is_err() {
+                    writer.put_block(index, block, crc).map_err(|err| err.to_string())?;
+                }
+            }
+            if self.dice.chance(20) {
+                // Given up: the old replica stays.
+                model.not_current = true;
+                return Ok(());
+            }
+            model.adopted = Some((version, copy.clone()));
+            writer
+                .finish(len, false, &ClientTable::default())
+                .map_err(|err| format!("finish: {err}"))?;
+            copy
+        };
+        model.take_adopted(version, content);
+        Ok(())
+    }
+}
+
+impl Model {
+    fn set_stable(&mut self) {
+        self.stable = self.applied;
+        self.contents = self.contents.split_off(&self.stable);
+    }
+
+    fn take_adopted(&mut self, version: ChunkVersion, content: Vec<u8>) {
+        *self = Self {
+            version,
+            contents: BTreeMap::from([(0, content)]),
+            promised_min: version,
+            promised_max: self.promised_max.max(version),
+            held: true,
+            ..Self::default()
+        };
+    }
+
+    fn adopt_report(&mut self, store: &Store, chunk: ChunkId) {
+        if let Some(report) = store.report(chunk) {
+            self.held = true;
+            self.version = report.position.version;
+            self.contents = BTreeMap::from([(0, Vec::new())]);
+            self.not_current = true;
+        }
+    }
+}
+
+/// Compares what is found with what may be found, and goes on from there.
+fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -> Check {
+    let chunk = chunk_id(which);
+    let Some(report) = store.report(chunk) else {
+        // Gone, or a first operation that was never answered.
+        if model.held && !model.may_be_gone {
+            return fail("is gone");
+        }
+        let promised_max = model.promised_max;
+        *model = Model { promised_max, ..Model::default() };
+        return Ok(());
+    };
+    if report.promised < model.promised_min || model.promised_max.max(V1) < report.promised {
+        let (min, max) = (model.promised_min, model.promised_max);
+        return fail(format!("promised {:?}, not {min:?} to {max:?}", report.promised));
+    }
+    let mut found = Vec::new();
+    for block in 0..report.len.div_ceil(report.spec.block_size()) {
+        let block = u32::try_from(block).unwrap();
+        found.extend(store.read_for_copy(chunk, block).map_err(|err| err.to_string())?.0);
+    }
+    let Position { version, seq } = report.position;
+    let adopted = model.adopted.take().filter(|(adopted, _)| *adopted == version && seq == 0);
+    if let Some((_, content)) = adopted {
+        if content != found {
+            return fail("the adopted copy differs");
+        }
+        model.take_adopted(version, content);
+        return Ok(());
+    }
+    if rebooted && model.dirty && !report.not_current {
+        return fail("was DIRTY before the reboot, and counts as current");
+    }
+    let expected_version = if model.held { model.version } else { V1 };
+    if version != expected_version && !(version == ChunkVersion(0) && seq == 0 && model.stable == 0)
+    {
+        return fail(format!("at {version:?}, not {expected_version:?}"));
+    }
+    if model.held && seq < model.stable {
+        return fail(format!("at {seq}, but {} was stable", model.stable));
+    }
+    let empty = Vec::new();
+    let wanted = match model.contents.get(&seq) {
+        Some(content) => content,
+        None if seq == 0 => &empty,
+        None => return fail(format!("at {seq}, last was {}", model.applied)),
+    };
+    if *wanted != found {
+        return fail(format!("content differs at {seq} (stable {})", model.stable));
+    }
+    if 0 < seq && model.contents.contains_key(&seq) && version != ChunkVersion(0) {
+        let counter = version.0 * 1_000_000 + seq;
+        let append = (seq % 3 == 0).then_some((seq, 1));
+        let seen = store.seen(chunk, CLIENT, counter).map_err(|err| err.to_string())?;
+        if seen != (Seen::Done { append }) {
+            return fail(format!("operation {seq} is {seen:?}"));
+        }
+        let next = store.seen(chunk, CLIENT, counter + 1).map_err(|err| err.to_string())?;
+        if next != Seen::New {
+            return fail(format!("operation {} is {next:?}", seq + 1));
+        }
+    }
+    let content = found;
+    *model = Model {
+        version,
+        applied: seq,
+        stable: seq,
+        contents: BTreeMap::from([(seq, content)]),
+        promised_min: report.promised,
+        promised_max: model.promised_max.max(report.promised),
+        held: true,
+        dirty: report.dirty,
+        not_current: report.not_current,
+        adopted: None,
+        may_be_gone: false,
+    };
+    if report.not_current || version != report.promised || version == ChunkVersion(0) {
+        // Only a new version helps.
+        model.not_current = true;
+    }
+    Ok(())
+}
+
+fn losses_wanted() -> u64 {
+    std::env::var("DFS_CRASH_LOSSES").ok().and_then(|n| n.parse().ok()).unwrap_or(2_000)
+}
+
+/// Lives through `losses` power losses of many disks.
+fn run(losses: u64, seed: u64, lying: bool) -> Check {
+    let mut seed = seed;
+    let mut done = 0;
+    while done < losses {
+        seed += 1;
+        let mut world = World::new(seed);
+        world.try_open().map_err(|err| err.to_string())?;
+        world.disk.kill();
+        world.disk.set_lying(lying);
+        while world.disk.losses() < 50 {
+            world.live().map_err(|what| format!("seed {seed}, boot {}: {what}", world.boot))?;
+        }
+        done += world.disk.losses();
+    }
+    Ok(())
+}
+
+// Two tests, for two cores.
+#[test]
+fn nothing_stable_is_lost_when_the_power_goes() {
+    run(losses_wanted() / 2, 0, false).unwrap();
+}
+
+#[test]
+fn nothing_stable_is_lost_when_the_power_goes_again() {
+    run(losses_wanted() / 2, 1 << 32, false).unwrap();
+}
+
+#[test]
+fn a_lying_sync_is_noticed() {
+    assert!(run(500, 1_000, true).is_err());
+}
