@@ -27,6 +27,7 @@ mod open;
 mod posix;
 mod replay;
 mod replica;
+mod settle;
 mod space;
 mod sync;
 

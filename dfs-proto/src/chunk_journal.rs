@@ -259,12 +259,12 @@ pub fn put_record(record: &Record, payload: &[u8], place: &Place, out: &mut Vec<
 /// # Errors
 /// The chain holds, yet the body cannot be read: written by a newer version.
 #[allow(clippy::type_complexity, clippy::allow_attributes, reason = "a tuple read in one place")]
-pub fn get_record<'a>(
-    bytes: &'a [u8],
+pub fn get_record(
+    bytes: &[u8],
     nonce: u64,
     offset: u64,
     chain: u32,
-) -> Result<Option<(RecordHead, Record, &'a [u8])>, DecodeError> {
+) -> Result<Option<(RecordHead, Record, &[u8])>, DecodeError> {
     let Some(head) = RecordHead::decode(bytes, nonce, offset) else { return Ok(None) };
     let end = RECORD_HEAD_BYTES + head.body_len as usize;
     let Some(body) = bytes.get(RECORD_HEAD_BYTES..end) else { return Ok(None) };

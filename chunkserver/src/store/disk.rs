@@ -44,7 +44,7 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
 
     /// # Errors
     /// The kernel's.
-    fn len(&self) -> io::Result<u64>;
+    fn size(&self) -> io::Result<u64>;
 }
 
 /// What is asked of a name when it is opened.

@@ -13,7 +13,7 @@ use dfs_proto::chunk_journal::{Change, Event, Op, Record};
 
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
 use super::error::StoreError;
-use super::files::{OpenFiles, chunk_dir, chunk_path};
+use super::files::{OpenFiles, chunk_path};
 use super::journal::{Fate, Journal, lock};
 use super::replica::{Effect, Replica, block_number, index};
 use super::space::Accounts;
@@ -202,7 +202,7 @@ impl Engine {
         if state.replica.is_none() {
             match (version, seq) {
                 (ChunkVersion(1), 1) => {
-                    self.check_space(new_bytes(mutation))?;
+                    self.check_first(chunk, spec, mutation)?;
                     self.create(chunk, state, *spec)?;
                 }
                 (ChunkVersion(1), _) => return Err(StoreError::Gap { chunk, have_seq: 0 }),
@@ -226,7 +226,7 @@ impl Engine {
         let end = match change {
             Change::Write { offset, .. } => offset + data.len() as u64,
             Change::Truncate { len, .. } => len,
-            _ => replica.len,
+            Change::Bulk { .. } | Change::Zero { .. } | Change::Seal | Change::Nop => replica.len,
         };
         let (old_len, was_dirty) = (replica.len, replica.dirty);
         if old_len < end {
@@ -275,6 +275,31 @@ impl Engine {
         let len = state.held(chunk)?.len;
         self.accounts.grow(old_len, len);
         Ok(())
+    }
+
+    /// What would be refused after the replica was made is refused before.
+    fn check_first(
+        &self,
+        chunk: ChunkId,
+        spec: &ChunkSpec,
+        mutation: &Mutation<'_>,
+    ) -> Result<(), StoreError> {
+        let (end, bytes) = match *mutation {
+            Mutation::Write { offset, data } => {
+                (offset.saturating_add(data.len() as u64), data.len())
+            }
+            Mutation::Truncate { len } => (len, 0),
+            Mutation::Zero { .. } | Mutation::Seal | Mutation::Nop => (0, 0),
+        };
+        let limit = spec.chunk_size;
+        if limit < end {
+            return Err(StoreError::TooLarge { chunk, asked: end, limit });
+        }
+        let (asked, limit) = (bytes as u64, self.journal.payload_max());
+        if bytes < BULK_BYTES_MIN && limit < asked {
+            return Err(StoreError::TooLarge { chunk, asked, limit });
+        }
+        self.check_space(asked)
     }
 
     fn note_bulk(&self, chunk: ChunkId) -> usize {
@@ -411,13 +436,11 @@ impl Engine {
     }
 
     pub(super) fn write_error(&self, err: io::Error, need: u64) -> StoreError {
-        match err.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                let free_bytes = self.disk.space().map_or(0, |space| space.free_bytes);
-                StoreError::NoSpace { free_bytes, need }
-            }
-            _ => StoreError::Io(err),
+        if !is_full(&err) {
+            return StoreError::Io(err);
         }
+        let free_bytes = self.disk.space().map_or(0, |space| space.free_bytes);
+        StoreError::NoSpace { free_bytes, need }
     }
 
     pub(super) fn mark_clean(&self, chunk: ChunkId, at: Position) -> Result<(), StoreError> {
@@ -577,162 +600,19 @@ impl Engine {
         file.sync().map_err(|err| self.fate.fatal("sync a repaired block", &err))?;
         Ok(())
     }
+}
 
-    /// Syncs the files with bulk data of these chunks, then the journal; puts operations in place. Returns what is
-    /// stable of each.
-    pub(super) fn settle_cells(
-        &self,
-        cells: &[Arc<Cell>],
-    ) -> Result<Vec<Result<u64, StoreError>>, StoreError> {
-        let mut stable = Vec::with_capacity(cells.len());
-        let mut lsn = 0;
-        for cell in cells {
-            stable.push(self.sync_bulk(cell).map(|(seq, up_to)| {
-                lsn = lsn.max(up_to);
-                seq
-            }));
-        }
-        self.journal.wait_durable(lsn)?;
-        Ok(stable)
-    }
-
-    pub(super) fn sync_blocking(&self, chunk: ChunkId) -> Result<u64, StoreError> {
-        let cell = self.cell(chunk)?;
-        if cell.read().held(chunk)?.not_current {
-            return Err(StoreError::NotCurrent { chunk });
-        }
-        let mut stable = self.settle_cells(&[Arc::clone(&cell)])?;
-        self.put_in_place(&mut cell.write(), chunk)?;
-        stable.pop().unwrap_or(Err(StoreError::NotFound { chunk }))
-    }
-
-    /// Settles every chunk that has something to be put in place or synced.
-    pub(super) fn settle_all(&self) -> Result<(), StoreError> {
-        let mut chunks = lock(&self.pending).clone();
-        chunks.extend(lock(&self.bulk).iter());
-        let cells: Vec<_> = chunks.iter().filter_map(|chunk| self.cell(*chunk).ok()).collect();
-        self.settle_cells(&cells)?;
-        for cell in &cells {
-            self.put_in_place(&mut cell.write(), cell.chunk)?;
-        }
-        Ok(())
-    }
-
-    /// Syncs bulk data; returns the sequence number and record that are stable once the journal is synced up to it.
-    fn sync_bulk(&self, cell: &Cell) -> Result<(u64, u64), StoreError> {
-        let chunk = cell.chunk;
-        let (seq, lsn, created, file, up_to, name) = {
-            let state = cell.read();
-            let replica = state.held(chunk)?;
-            let (seq, lsn) = (replica.position.seq, replica.lsn);
-            let marked = state.mark.map_or(0, |(up_to, _)| up_to);
-            match &state.bulk {
-                Some(bulk) if marked < bulk.last => {
-                    let file = Arc::clone(&bulk.file);
-                    (seq, lsn, replica.created_lsn, file, bulk.last, state.name_unsynced)
-                }
-                _ => return Ok((seq, lsn)),
-            }
-        };
-        // Without the lock: others go on writing.
-        file.sync().map_err(|err| self.fate.fatal("sync a chunk", &err))?;
-        if name {
-            let synced = self.disk.sync_dir(&chunk_dir(chunk));
-            synced.map_err(|err| self.fate.fatal("sync a directory", &err))?;
-        }
-        let mut state = cell.write();
-        if state.held(chunk)?.created_lsn != created {
-            // Replaced by a copy meanwhile, which was synced.
-            return Ok((seq, lsn));
-        }
-        state.name_unsynced &= !name;
-        let mark = self.append(chunk, &mut state, Event::DataSynced { up_to }, &[])?;
-        state.mark = Some((up_to, mark));
-        Ok((seq, mark))
-    }
-
-    /// Puts in place what the journal has on disk.
-    pub(super) fn put_in_place(&self, state: &mut State, chunk: ChunkId) -> Result<(), StoreError> {
-        let synced = self.journal.synced_lsn();
-        if let Some((up_to, mark)) = state.mark
-            && mark <= synced
-        {
-            state.mark = None;
-            self.bulk_settled(state, chunk, up_to);
-        }
-        if state.pending.is_empty() {
-            lock(&self.pending).remove(&chunk);
-            return Ok(());
-        }
-        let file = self.file(chunk)?;
-        let limit = state.bulk.as_ref().map_or(u64::MAX, |bulk| bulk.first);
-        while let Some((lsn, effect)) = state.pending.front() {
-            if synced < *lsn || limit < *lsn {
-                return Ok(());
-            }
-            if let Err(err) = effect.put(&*file) {
-                return match self.write_error(err, effect.bytes()) {
-                    full @ StoreError::NoSpace { .. } => {
-                        self.stuck.store(true, Ordering::Relaxed);
-                        tracing::warn!(?chunk, %full, "operation waits in the journal for space");
-                        Ok(())
-                    }
-                    StoreError::Io(err) => {
-                        Err(self.fate.fatal("put an operation in place", &err).into())
-                    }
-                    other => Err(other),
-                };
-            }
-            if let Effect::Zero { offset, .. } = effect {
-                state.dense_to = state.dense_to.map(|dense_to| dense_to.min(*offset));
-            }
-            self.pending_bytes.fetch_sub(effect.bytes(), Ordering::Relaxed);
-            state.pending.pop_front();
-        }
-        self.stuck.store(false, Ordering::Relaxed);
-        lock(&self.pending).remove(&chunk);
-        Ok(())
-    }
-
-    /// Bulk operations up to record `up_to` are on disk.
-    pub(super) fn bulk_settled(&self, state: &mut State, chunk: ChunkId, up_to: u64) {
-        match &mut state.bulk {
-            Some(bulk) if bulk.last <= up_to => {
-                state.bulk = None;
-                lock(&self.bulk).remove(&chunk);
-            }
-            Some(bulk) => bulk.first = bulk.first.max(up_to + 1),
-            None => {}
-        }
-    }
-
-    /// Drops what was to be put in a file that is no longer the chunk's.
-    pub(super) fn drop_pending(&self, state: &mut State, chunk: ChunkId) {
-        let bytes = state.pending.iter().map(|(_, effect)| effect.bytes()).sum();
-        self.pending_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        state.pending.clear();
-        state.bulk = None;
-        state.mark = None;
-        state.snapshot = None;
-        lock(&self.pending).remove(&chunk);
-        lock(&self.bulk).remove(&chunk);
-    }
+pub(super) fn is_full(err: &io::Error) -> bool {
+    matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 pub(super) fn bad_block(chunk: ChunkId, block: u64) -> StoreError {
     StoreError::BadBlock { chunk, index: block_number(block) }
 }
 
-fn new_bytes(mutation: &Mutation<'_>) -> u64 {
-    match mutation {
-        Mutation::Write { data, .. } => data.len() as u64,
-        Mutation::Zero { .. } | Mutation::Truncate { .. } | Mutation::Seal | Mutation::Nop => 0,
-    }
-}
-
 impl Effect {
     /// Memory it takes.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Write { data, .. } => data.len() as u64 + 64,
             Self::Zero { .. } => 64,

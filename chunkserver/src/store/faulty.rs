@@ -91,11 +91,12 @@ impl FaultyDisk {
         lock(&self.world).lose_power();
     }
 
-    /// The process is gone; the kernel keeps everything.
-    pub fn kill(&self) {
+    /// The process is gone; the kernel keeps everything. Returns the losses so far.
+    pub fn kill(&self) -> u64 {
         let mut world = lock(&self.world);
         world.life += 1;
         world.fuse = None;
+        world.losses
     }
 
     /// The power goes at the n-th call that changes something.
@@ -464,7 +465,7 @@ impl DiskFile for FaultyFile {
         })
     }
 
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         self.with(false, |state, _| Ok(state.len))
     }
 }

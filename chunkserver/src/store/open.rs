@@ -149,7 +149,7 @@ fn read_label(config: &StoreConfig, disk: &dyn ChunkDisk) -> Result<Option<DiskL
         Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(err) => return Err(err.into()),
     };
-    let mut bytes = vec![0; usize::try_from(file.len()?).unwrap_or(0).min(4096)];
+    let mut bytes = vec![0; usize::try_from(file.size()?).unwrap_or(0).min(4096)];
     file.read_at(0, &mut bytes)?;
     let corrupt = |what| StoreError::Corrupt { file: LABEL.to_owned(), offset: 0, what };
     let text = String::from_utf8(bytes).map_err(|err| corrupt(err.to_string()))?;
@@ -271,6 +271,7 @@ fn load_chunk(
         doubtful: doubtful && born,
         cut: header.is_none(),
         touched: header.is_none(),
+        bulk_unsaved: false,
     }))
 }
 

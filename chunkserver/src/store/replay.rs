@@ -14,6 +14,7 @@ use dfs_proto::chunk_journal::{
 };
 use dfs_proto::codec::DecodeError;
 
+use super::checkpoint::{SlotWrite, write_slots};
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
 use super::error::StoreError;
 use super::files::{OpenFiles, chunk_dir, chunk_path};
@@ -56,6 +57,8 @@ pub(super) struct Loaded {
     pub(super) cut: bool,
     /// Something changed that is in no slot.
     pub(super) touched: bool,
+    /// Has bulk data in the file that only its sums in the journal vouch for.
+    pub(super) bulk_unsaved: bool,
 }
 
 fn corrupt(name: &str, offset: u64, what: impl Into<String>) -> StoreError {
@@ -171,7 +174,7 @@ fn read_header(name: &str, file: &dyn DiskFile) -> Result<Option<SegmentHeader>,
 }
 
 fn read_all(file: &dyn DiskFile) -> io::Result<Vec<u8>> {
-    let mut bytes = vec![0; index(file.len()?)];
+    let mut bytes = vec![0; index(file.size()?)];
     file.read_at(0, &mut bytes)?;
     Ok(bytes)
 }
@@ -279,20 +282,33 @@ impl Replay<'_> {
         if !held.cut
             && let Event::Op { op } = event
         {
+            let bulk = matches!(op.change, Change::Bulk { .. });
+            if held.bulk_unsaved && !bulk {
+                // The power may go again while this runs. The next replay must not judge the bulk data by blocks that
+                // later operations have changed: from here on the slot vouches for it.
+                save_now(self.files, self.disk, *chunk, held)?;
+            }
+            held.bulk_unsaved |= bulk && bulk_synced < lsn;
             held.cut = !replay_op(self.files, self.disk, *chunk, &held.replica, op, payload, {
                 self.rebooted && bulk_synced < lsn
             })?;
         }
+        if !held.cut {
+            held.doubtful = false;
+            held.replica.apply_with_payload(lsn, event, payload.len() as u64);
+            return Ok(());
+        }
         match event {
-            _ if !held.cut => {
-                held.doubtful = false;
-                held.replica.apply_with_payload(lsn, event, payload.len() as u64);
-            }
             // Lost as an operation, yet it shows what was promised.
             Event::Promise { version } | Event::Op { op: Op { version, .. } } => {
                 held.replica.promised = held.replica.promised.max(*version);
             }
-            _ => {}
+            Event::Create { .. }
+            | Event::AdoptSelf { .. }
+            | Event::Adopted { .. }
+            | Event::Clean
+            | Event::DataSynced { .. }
+            | Event::Delete => {}
         }
         Ok(())
     }
@@ -312,6 +328,7 @@ impl Replay<'_> {
             doubtful: false,
             cut: false,
             touched: true,
+            bulk_unsaved: false,
         };
         self.loaded.insert(chunk, loaded);
         Ok(())
@@ -328,6 +345,24 @@ impl Replay<'_> {
         self.disk.sync_dir(super::files::QUARANTINE_DIR)?;
         Ok(self.disk.sync_dir(&chunk_dir(chunk))?)
     }
+}
+
+fn save_now(
+    files: &OpenFiles,
+    disk: &dyn ChunkDisk,
+    chunk: ChunkId,
+    held: &mut Loaded,
+) -> Result<(), StoreError> {
+    held.slot_number += 1;
+    let write = SlotWrite {
+        number: held.slot_number,
+        bytes: held.replica.to_slot(chunk, held.slot_number).encode(),
+        file: files.get(disk, chunk)?,
+        dir: Some(chunk_dir(chunk)),
+    };
+    write_slots(disk, &[write])?;
+    held.bulk_unsaved = false;
+    Ok(())
 }
 
 /// Puts an operation in place; `false` if its bulk data did not reach the disk.

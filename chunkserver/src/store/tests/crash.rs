@@ -82,16 +82,16 @@ impl World {
             let calls = self.dice.below(60);
             self.disk.lose_power_after(calls);
         }
-        let store = loop {
+        let (store, before) = loop {
             let before = self.disk.losses();
             match self.try_open() {
-                Ok(store) => break store,
-                // Lost power while it recovered: again.
-                Err(_) if before < self.disk.losses() => {
+                Ok(store) if before == self.disk.losses() => break (store, before),
+                // Lost power while it recovered, or just after: again.
+                Ok(_) | Err(_) if before < self.disk.losses() => {
                     self.boot += 1;
                     self.killed = false;
                 }
-                Err(err) => return fail(format!("does not open: {err}")),
+                result => return fail(format!("does not open: {result:?}")),
             }
         };
         if self.killed {
@@ -103,7 +103,6 @@ impl World {
         self.killed = false;
         let rebooted = self.boot != self.checked_boot;
         self.checked_boot = self.boot;
-        let before = self.disk.losses();
         let checked = self.check(&store, rebooted);
         if before < self.disk.losses() {
             // By the checkpoint thread, in the middle of the check.
@@ -118,7 +117,6 @@ impl World {
         }
         self.store = Some(store);
         for _ in 0..self.dice.below(40) + 1 {
-            let before = self.disk.losses();
             let result = self.step();
             if before < self.disk.losses() {
                 self.store = None;
@@ -130,8 +128,9 @@ impl World {
         if self.dice.chance(50) {
             self.disk.lose_power();
             self.boot += 1;
+        } else if before < self.disk.kill() {
+            self.boot += 1;
         } else {
-            self.disk.kill();
             self.killed = true;
         }
         self.store = None;
@@ -209,7 +208,7 @@ impl World {
         }
         model.contents.insert(seq, new);
         let counter = version.0 * 1_000_000 + seq;
-        let append = (seq % 3 == 0).then_some((seq, 1));
+        let append = (seq.is_multiple_of(3)).then_some((seq, 1));
         let tag = OpTag { client: CLIENT, counter, low_water: counter.saturating_sub(2), append };
         match store.apply(chunk, version, seq, &spec(size), tag, mutation) {
             Ok(()) => {
@@ -224,11 +223,10 @@ impl World {
             // A large write that cannot go to the file at once, nor into a small segment.
             Err(StoreError::TooLarge { .. }) => {
                 model.contents.remove(&seq);
-                // It may have made the replica, empty.
-                if first {
-                    model.adopt_report(store, chunk);
+                match store.report(chunk) {
+                    Some(_) if first => fail("a refused operation made a replica"),
+                    _ => Ok(()),
                 }
-                Ok(())
             }
             Err(err) => fail(format!("apply {version:?} {seq}: {err}")),
         }
@@ -313,15 +311,6 @@ impl Model {
             ..Self::default()
         };
     }
-
-    fn adopt_report(&mut self, store: &Store, chunk: ChunkId) {
-        if let Some(report) = store.report(chunk) {
-            self.held = true;
-            self.version = report.position.version;
-            self.contents = BTreeMap::from([(0, Vec::new())]);
-            self.not_current = true;
-        }
-    }
 }
 
 /// Compares what is found with what may be found, and goes on from there.
@@ -376,7 +365,7 @@ fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -
     }
     if 0 < seq && model.contents.contains_key(&seq) && version != ChunkVersion(0) {
         let counter = version.0 * 1_000_000 + seq;
-        let append = (seq % 3 == 0).then_some((seq, 1));
+        let append = (seq.is_multiple_of(3)).then_some((seq, 1));
         let seen = store.seen(chunk, CLIENT, counter).map_err(|err| err.to_string())?;
         if seen != (Seen::Done { append }) {
             return fail(format!("operation {seq} is {seen:?}"));

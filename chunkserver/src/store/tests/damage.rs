@@ -182,7 +182,7 @@ fn damage_inside_the_journal_is_refused_with_its_place_unless_told() {
         match open(&disk, 1) {
             Err(StoreError::Corrupt { file, offset, .. }) => {
                 assert_eq!(file, SEGMENT);
-                assert!(offset as usize <= at && 8192 <= offset);
+                assert!(offset <= at as u64 && 8192 <= offset);
             }
             Ok(store) => {
                 // Nothing that counts was hit.
