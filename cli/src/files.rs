@@ -216,7 +216,13 @@ impl Files {
     }
 
     pub(crate) fn unlink(&self, path: &RemotePath) -> anyhow::Result<()> {
-        let (parent, name) = self.place(path, "rm")?;
+        let (parent, _) = self.place(path, "rm")?;
+        self.unlink_in(parent, path)
+    }
+
+    /// As [`Self::unlink`], with the directory known already.
+    pub(crate) fn unlink_in(&self, parent: InodeNo, path: &RemotePath) -> anyhow::Result<()> {
+        let name = path.last().unwrap_or_default();
         self.change("rm", path, Change::Unlink { parent, name: name.to_owned() }).map(drop)
     }
 

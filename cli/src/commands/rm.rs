@@ -5,7 +5,7 @@ use dfs_core::namespace::FileKind;
 
 use crate::args::{ClusterArgs, RmArgs};
 use crate::failure::fail;
-use crate::files::Files;
+use crate::files::{Entry, Files};
 use crate::remote_path::RemotePath;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &RmArgs) -> anyhow::Result<()> {
@@ -42,6 +42,9 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &RmArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How many names of one directory are removed at once: the master commits what arrives together in one go.
+const AT_ONCE: usize = 16;
+
 /// Depth first, with a list of its own: a tree may be deeper than the stack.
 fn remove_tree(files: &Files, root: InodeNo, path: &RemotePath) -> anyhow::Result<()> {
     let mut open = vec![(root, path.clone(), false)];
@@ -51,14 +54,39 @@ fn remove_tree(files: &Files, root: InodeNo, path: &RemotePath) -> anyhow::Resul
             continue;
         }
         open.push((ino, path.clone(), true));
-        for entry in files.list(ino, &path)? {
-            let below = path.join(&entry.name);
-            if entry.kind == FileKind::Directory {
-                open.push((entry.ino, below, false));
-            } else {
-                files.unlink(&below)?;
-            }
-        }
+        let (directories, others): (Vec<Entry>, Vec<Entry>) = files
+            .list(ino, &path)?
+            .into_iter()
+            .partition(|entry| entry.kind == FileKind::Directory);
+        unlink_all(files, ino, &path, &others)?;
+        open.extend(
+            directories.into_iter().map(|entry| (entry.ino, path.join(&entry.name), false)),
+        );
     }
     Ok(())
+}
+
+fn unlink_all(
+    files: &Files,
+    parent: InodeNo,
+    path: &RemotePath,
+    entries: &[Entry],
+) -> anyhow::Result<()> {
+    let share = entries.len().div_ceil(AT_ONCE).max(1);
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = entries
+            .chunks(share)
+            .map(|part| {
+                scope.spawn(move || {
+                    part.iter()
+                        .try_for_each(|entry| files.unlink_in(parent, &path.join(&entry.name)))
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| {
+            worker.join().unwrap_or_else(|_| {
+                Err(anyhow::anyhow!("rm {}: a thread ended early", path.shown()))
+            })
+        })
+    })
 }
