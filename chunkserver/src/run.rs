@@ -243,9 +243,11 @@ fn open_store(
         .is_none();
     let fs = match (config.fs, &config.master, is_new) {
         (None, Some(master), true) => Some(ask_fs(config, master, runtime, shutdown)?),
+        // A directory of another file system is refused now if the master can be asked, else by its heartbeats.
+        (None, Some(master), false) => ask_fs_once(config, master, runtime).unwrap_or_default(),
         (fs, _, _) => fs,
     };
-    Store::open(StoreConfig {
+    let store = Store::open(StoreConfig {
         dir: config.data_dir.clone(),
         fs_id: fs,
         server: config.server,
@@ -253,7 +255,33 @@ fn open_store(
         capacity_bytes: config.capacity_bytes,
         reserve_percent: config.reserve_percent,
     })
-    .with_context(|| format!("open the data directory {}", config.data_dir.display()))
+    .with_context(|| format!("open the data directory {}", config.data_dir.display()))?;
+    // Two servers of one name would take turns in pushing each other out.
+    anyhow::ensure!(
+        store.server() == config.server,
+        "data directory {}: made for {}, not for {}; start it under its own name, or name another directory",
+        config.data_dir.display(),
+        store.server(),
+        config.server
+    );
+    Ok(store)
+}
+
+/// The master's file system; `None` if it does not know it yet.
+fn ask_fs_once(
+    config: &Config,
+    master: &str,
+    runtime: &tokio::runtime::Runtime,
+) -> Result<Option<FsId>, String> {
+    let status = runtime.block_on(async {
+        let mut admin = AdminClient::new(control_channel(master, &config.key));
+        tokio::time::timeout(Duration::from_secs(5), admin.status(StatusRequest {}))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|status| status.to_string())
+    })?;
+    let bytes = <[u8; 16]>::try_from(status.into_inner().fs.as_slice()).ok();
+    Ok(bytes.filter(|bytes| *bytes != [0; 16]).map(|bytes| FsId(u128::from_be_bytes(bytes))))
 }
 
 /// Which file system a new server joins. Waits for the master as long as it takes.
@@ -265,22 +293,9 @@ fn ask_fs(
 ) -> anyhow::Result<FsId> {
     let mut said = String::new();
     loop {
-        let asked = runtime.block_on(async {
-            let mut admin = AdminClient::new(control_channel(master, &config.key));
-            tokio::time::timeout(Duration::from_secs(5), admin.status(StatusRequest {}))
-                .await
-                .map_err(|e| e.to_string())?
-                .map_err(|status| status.to_string())
-        });
-        match asked {
-            Ok(status) => {
-                let fs = status.into_inner().fs;
-                if let Ok(bytes) = <[u8; 16]>::try_from(fs.as_slice())
-                    && bytes != [0; 16]
-                {
-                    return Ok(FsId(u128::from_be_bytes(bytes)));
-                }
-            }
+        match ask_fs_once(config, master, runtime) {
+            Ok(Some(fs)) => return Ok(fs),
+            Ok(None) => {}
             Err(reason) if reason != said => {
                 tracing::warn!(%master, %reason, "waiting for the master to say which file system to join");
                 said = reason;

@@ -218,7 +218,7 @@ fn a_chunkserver_of_another_file_system_is_refused() {
         "--data",
         data.to_str().unwrap(),
         "--id",
-        "cs-7",
+        "cs-1",
         "--master",
         &foreign.master_address(),
         "--key-file",
@@ -227,8 +227,43 @@ fn a_chunkserver_of_another_file_system_is_refused() {
     assert_eq!(output.status.code(), Some(1), "{}", last_line(&output));
     assert!(last_line(&output).contains(data.to_str().unwrap()), "{}", last_line(&output));
     assert_eq!(tree_of(&data), before, "a refused directory is left as it is");
-    // Neither does it become that other server by name only.
-    assert!(foreign.server_state("cs-7").is_none_or(|state| state != "alive"));
+}
+
+#[test]
+fn a_data_directory_under_another_name_or_of_a_newer_format_is_refused() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    cluster.kill("cs-1");
+    let data = cluster.dir().join("data/cs-1");
+    let start = |id: &str| {
+        dfs(&[
+            "chunkserver",
+            "--data",
+            data.to_str().unwrap(),
+            "--id",
+            id,
+            "--master",
+            &cluster.master_address(),
+            "--key-file",
+            cluster.dir().join("cluster.key").to_str().unwrap(),
+        ])
+    };
+    let output = start("cs-7");
+    assert_eq!(output.status.code(), Some(1), "{}", last_line(&output));
+    assert!(
+        last_line(&output).contains("cs-1") && last_line(&output).contains("cs-7"),
+        "{}",
+        last_line(&output)
+    );
+
+    let label = data.join("label");
+    let text = std::fs::read_to_string(&label).unwrap();
+    let newer = text.replacen("format 1\n", "format 99\n", 1);
+    assert_ne!(newer, text, "the label states its format: {text}");
+    std::fs::write(&label, newer).unwrap();
+    let output = start("cs-1");
+    assert_eq!(output.status.code(), Some(1), "{}", last_line(&output));
+    assert!(last_line(&output).contains("format 99"), "{}", last_line(&output));
 }
 
 /// Names below a directory.
