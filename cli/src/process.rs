@@ -29,6 +29,12 @@ impl Process {
         self.marks.iter().all(|mark| words.contains(&mark.as_bytes()))
     }
 
+    /// Killed, its memory is gone, but not yet its locks and open files.
+    fn is_going(&self) -> bool {
+        std::fs::read(format!("/proc/{}/cmdline", self.pid)).is_ok_and(|line| line.is_empty())
+            && !is_zombie(self.pid)
+    }
+
     /// Sends a signal, unless the pid is another program by now.
     pub(crate) fn signal(&self, signal: Signal) {
         if !self.is_running() {
@@ -43,7 +49,7 @@ impl Process {
     /// Waits until it is gone; says whether it is.
     pub(crate) fn wait_gone(&self, at_most: Duration) -> bool {
         let until = Instant::now() + at_most;
-        while self.is_running() {
+        while self.is_running() || self.is_going() {
             if until <= Instant::now() {
                 return false;
             }
@@ -65,7 +71,12 @@ impl Process {
     }
 }
 
+/// All of it has ended, only its parent has not asked yet. While one thread is left its files are still open.
 fn is_zombie(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    if 1 < threads {
+        return false;
+    }
     // "pid (name) state …": the name may contain anything, so the last ')' counts.
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()

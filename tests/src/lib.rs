@@ -168,13 +168,18 @@ pub fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// Whether a process runs; a zombie does not.
+/// Whether a process runs; a zombie does not, unless it has threads left: then its files are still open.
 #[must_use]
 pub fn is_running(pid: u32) -> bool {
-    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+    let zombie = std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .ok()
-        .and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| !rest.trim_start().starts_with('Z')))
-        .unwrap_or(false)
+        .and_then(|stat| stat.rsplit_once(')').map(|(_, rest)| rest.trim_start().starts_with('Z')));
+    let threads = || std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    match zombie {
+        None => false,
+        Some(false) => true,
+        Some(true) => 1 < threads(),
+    }
 }
 
 /// Whether a FUSE file system is mounted at `path`.
