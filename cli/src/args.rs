@@ -371,6 +371,12 @@ pub(crate) struct MountArgs {
     /// Memory for bytes read ahead, for example 128MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub readahead: Option<u64>,
+    /// How long the kernel may answer stat from memory; 0 asks the master each time
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
+    pub attr_ttl: Duration,
+    /// How long the kernel may find names from memory; 0 asks the master each time
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
+    pub entry_ttl: Duration,
 }
 
 #[derive(Args, Debug)]

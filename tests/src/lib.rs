@@ -396,11 +396,21 @@ impl Cluster {
     /// If it does not answer.
     #[track_caller]
     pub fn mount_again(&mut self, name: &str) -> PathBuf {
+        self.mount_with(name, &[])
+    }
+
+    /// As [`Self::mount_again`], with more arguments.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn mount_with(&mut self, name: &str, arguments: &[&str]) -> PathBuf {
         let path = self.temp.path().join(name);
         std::fs::create_dir_all(&path).expect("make mount point");
         let log = std::fs::File::create(self.temp.path().join(format!("{name}.log"))).expect("log");
         let child = self
             .command([OsStr::new("mount"), path.as_os_str()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)
@@ -411,6 +421,23 @@ impl Cluster {
             is_mounted(&path) && path.join(".").metadata().is_ok()
         });
         path
+    }
+
+    /// Waits until the processes of [`Self::mount_again`] have ended by themselves, without an error.
+    ///
+    /// # Panics
+    /// If one does not, or failed.
+    #[track_caller]
+    pub fn wait_for_mounts_to_end(&mut self) {
+        for (child, path) in self.more_mounts.drain(..) {
+            let mut child = child;
+            let mut ended = None;
+            wait_until(&format!("the mount at {} ends", path.display()), || {
+                ended = child.try_wait().expect("wait for a child");
+                ended.is_some()
+            });
+            assert!(ended.is_some_and(|status| status.success()), "{}: {ended:?}", path.display());
+        }
     }
 
     /// The end of every log, for messages.

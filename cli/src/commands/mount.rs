@@ -5,13 +5,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 use fuse_client::MountConfig;
+use fuse_client::cache::Lifetimes;
 
 use crate::args::{ClusterArgs, MountArgs};
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
-    let MountArgs { targets, read_only, threads, write_buffer, readahead } = args;
+    let MountArgs { targets, read_only, threads, write_buffer, readahead, attr_ttl, entry_ttl } =
+        args;
     let (master, path) = split(targets)?;
     let path = mount_point::prepare(&path)?;
     let mut named = cluster.clone();
@@ -24,6 +26,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     dfs_service::log::init()?;
     let mut config = MountConfig::new(target.master, target.key, path.clone());
     config.read_only = *read_only;
+    config.lifetimes = Lifetimes { attr: *attr_ttl, entry: *entry_ttl };
     if let Some(threads) = threads {
         config.threads = usize::try_from(*threads)?;
     }

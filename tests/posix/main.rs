@@ -1,0 +1,9 @@
+//! What a mount does, held against what a local file system does: other people's suites, a comparison operation by
+//! operation, and the promises of `docs/semantics.md` between two mounts.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod compare;
+mod fsx;
+mod pjdfstest;
+mod promises;
+mod tools;

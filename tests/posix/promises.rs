@@ -1,0 +1,426 @@
+//! What `docs/semantics.md` promises between two mounts of one cluster, and on one where a suite does not look.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::process::CommandExt as _;
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FallocateFlags, FlockOperation, XattrFlags, fallocate, fcntl_lock, flock};
+use rustix::io::Errno;
+use tests::{Cluster, no_fuse, skipped, wait_until};
+
+/// Two mounts with their usual lifetimes, in one directory per test.
+fn on_two_mounts(test: impl FnOnce(&Path, &Path)) {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    let second = cluster.mount_again("second");
+    test(&cluster.mount(), &second);
+}
+
+fn write(path: &Path, bytes: &[u8]) {
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn what_is_closed_on_one_mount_is_read_by_an_open_on_the_other() {
+    on_two_mounts(|a, b| {
+        let (here, there) = (a.join("f"), b.join("f"));
+        for round in 0..20_usize {
+            let content = vec![u8::try_from(round).unwrap(); 3 + round * 40_000];
+            write(&here, &content);
+            assert!(fs::read(&there).unwrap() == content, "round {round}");
+            // The same length again: only the change number tells.
+            let other = vec![200; content.len()];
+            let file = OpenOptions::new().write(true).open(&there).unwrap();
+            file.write_all_at(&other, 0).unwrap();
+            drop(file);
+            assert!(fs::read(&here).unwrap() == other, "round {round}, back");
+        }
+    });
+}
+
+#[test]
+fn records_appended_by_two_mounts_are_all_there_and_whole() {
+    on_two_mounts(|a, b| {
+        const RECORDS: usize = 150;
+        const LEN: usize = 700;
+        write(&a.join("log"), b"");
+        thread::scope(|scope| {
+            for (writer, root) in [a, b, a, b].into_iter().enumerate() {
+                scope.spawn(move || {
+                    let mut log = OpenOptions::new().append(true).open(root.join("log")).unwrap();
+                    for n in 0..RECORDS {
+                        let mut record = format!("{writer} {n} ").into_bytes();
+                        record.resize(LEN - 1, b'.');
+                        record.push(b'\n');
+                        log.write_all(&record).unwrap();
+                    }
+                });
+            }
+        });
+        let log = fs::read(b.join("log")).unwrap();
+        assert_eq!(log.len(), 4 * RECORDS * LEN);
+        let mut next = [0_usize; 4];
+        for record in log.chunks(LEN) {
+            let text = std::str::from_utf8(record).unwrap();
+            let mut words = text.split(' ');
+            let mut number = || words.next().unwrap().parse::<usize>().unwrap();
+            let (writer, n) = (number(), number());
+            assert_eq!(n, next[writer], "records of one writer are in order");
+            next[writer] += 1;
+        }
+        assert_eq!(next, [RECORDS; 4]);
+    });
+}
+
+fn count_under_lock(root: &Path, rounds: usize, lock: impl Fn(&File), unlock: impl Fn(&File)) {
+    let path = root.join("counter");
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    for _ in 0..rounds {
+        lock(&file);
+        let mut digits = [0; 8];
+        file.read_exact_at(&mut digits, 0).unwrap();
+        let count: u64 = std::str::from_utf8(&digits).unwrap().parse().unwrap();
+        file.write_all_at(format!("{:08}", count + 1).as_bytes(), 0).unwrap();
+        unlock(&file);
+    }
+}
+
+#[test]
+fn a_counter_under_flock_misses_nothing() {
+    on_two_mounts(|a, b| {
+        write(&a.join("counter"), b"00000000");
+        thread::scope(|scope| {
+            for root in [a, b, a, b] {
+                scope.spawn(move || {
+                    let lock = |file: &File| flock(file, FlockOperation::LockExclusive).unwrap();
+                    let unlock = |file: &File| flock(file, FlockOperation::Unlock).unwrap();
+                    count_under_lock(root, 40, lock, unlock);
+                });
+            }
+        });
+        assert_eq!(fs::read(b.join("counter")).unwrap(), b"00000160");
+    });
+}
+
+/// `fcntl(2)` locks belong to processes: this test runs itself once more for each mount.
+#[test]
+fn a_counter_under_fcntl_misses_nothing() {
+    if let Some(root) = std::env::var_os("DFS_TEST_COUNT_BELOW") {
+        let lock = |file: &File| fcntl_lock(file, FlockOperation::LockExclusive).unwrap();
+        let unlock = |file: &File| fcntl_lock(file, FlockOperation::Unlock).unwrap();
+        return count_under_lock(Path::new(&root), 40, lock, unlock);
+    }
+    on_two_mounts(|a, b| {
+        write(&a.join("counter"), b"00000000");
+        let children: Vec<_> = [a, b, a, b]
+            .into_iter()
+            .map(|root| {
+                Command::new(std::env::current_exe().unwrap())
+                    .args(["--exact", "promises::a_counter_under_fcntl_misses_nothing"])
+                    .env("DFS_TEST_COUNT_BELOW", root)
+                    .stdout(std::process::Stdio::null())
+                    .spawn()
+                    .unwrap()
+            })
+            .collect();
+        for mut child in children {
+            assert!(child.wait().unwrap().success());
+        }
+        assert_eq!(fs::read(b.join("counter")).unwrap(), b"00000160");
+    });
+}
+
+#[test]
+fn a_lock_held_on_one_mount_is_refused_on_the_other_until_it_is_closed() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), b"x");
+        let here = File::open(a.join("f")).unwrap();
+        let there = File::open(b.join("f")).unwrap();
+        flock(&here, FlockOperation::NonBlockingLockExclusive).unwrap();
+        let refused = flock(&there, FlockOperation::NonBlockingLockExclusive);
+        assert_eq!(refused, Err(Errno::WOULDBLOCK));
+        let waiting = thread::spawn(move || {
+            let since = Instant::now();
+            flock(&there, FlockOperation::LockExclusive).unwrap();
+            since.elapsed()
+        });
+        thread::sleep(Duration::from_millis(300));
+        drop(here);
+        let waited = waiting.join().unwrap();
+        assert!(
+            Duration::from_millis(250) < waited && waited < Duration::from_secs(10),
+            "{waited:?}"
+        );
+    });
+}
+
+#[test]
+fn a_crowd_that_waits_for_a_lock_does_not_stop_the_mount() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), b"x");
+        write(&b.join("other"), b"y");
+        let holder = File::open(a.join("f")).unwrap();
+        flock(&holder, FlockOperation::LockExclusive).unwrap();
+        let waiting: Vec<_> = (0..30)
+            .map(|_| {
+                let file = File::open(b.join("f")).unwrap();
+                thread::spawn(move || flock(&file, FlockOperation::LockExclusive).unwrap())
+            })
+            .collect();
+        thread::sleep(Duration::from_millis(300));
+        let since = Instant::now();
+        assert_eq!(fs::read(b.join("other")).unwrap(), b"y");
+        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
+        drop(holder);
+        for waiter in waiting {
+            waiter.join().unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_file_unlinked_on_the_other_mount_lives_until_it_is_closed() {
+    on_two_mounts(|a, b| {
+        let content = vec![7; 300_000];
+        write(&a.join("f"), &content);
+        let mut open = OpenOptions::new().read(true).write(true).open(a.join("f")).unwrap();
+        fs::remove_file(b.join("f")).unwrap();
+        wait_until("the name is gone here too", || !a.join("f").exists());
+        let mut read = Vec::new();
+        open.read_to_end(&mut read).unwrap();
+        assert!(read == content);
+        open.write_all_at(b"still here", 0).unwrap();
+        open.sync_all().unwrap();
+        assert_eq!(open.metadata().unwrap().nlink(), 0);
+        let mut head = [0; 10];
+        open.read_exact_at(&mut head, 0).unwrap();
+        assert_eq!(&head, b"still here");
+    });
+}
+
+#[test]
+fn a_rename_over_an_open_file_leaves_its_reader_the_old_content() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), b"old");
+        let mut reader = File::open(a.join("f")).unwrap();
+        write(&b.join("new"), b"new content");
+        fs::rename(b.join("new"), b.join("f")).unwrap();
+        let mut read = String::new();
+        reader.read_to_string(&mut read).unwrap();
+        assert_eq!(read, "old");
+        wait_until("the new one is seen", || fs::read(a.join("f")).unwrap() == b"new content");
+    });
+}
+
+#[test]
+fn a_write_by_an_ordinary_user_takes_setuid_and_setgid_away() {
+    on_two_mounts(|a, b| {
+        if !rustix::process::geteuid().is_root() {
+            return skipped("changing the user takes root");
+        }
+        for dir in a.ancestors().take(3) {
+            fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).unwrap();
+        }
+        for (name, script) in [
+            ("written", "printf x >> "),
+            ("cut", "truncate -s 1 "),
+            ("emptied", ": > "),
+            ("overwritten", "dd status=none conv=notrunc if=/dev/zero bs=10 count=1 of="),
+        ] {
+            let path = a.join(name);
+            write(&path, b"some content");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o6777)).unwrap();
+            let mut shell = Command::new("sh");
+            shell.arg("-c").arg(format!("{script}{}", path.display())).uid(65_534).gid(65_534);
+            let output = tests::run(&mut shell, Duration::from_secs(20));
+            assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+            assert_eq!(path.metadata().unwrap().mode() & 0o7777, 0o777, "{name}");
+            assert_eq!(b.join(name).metadata().unwrap().mode() & 0o7777, 0o777, "{name}, there");
+        }
+    });
+}
+
+#[test]
+fn a_large_directory_is_listed_once_and_completely() {
+    on_two_mounts(|a, b| {
+        const ENTRIES: usize = 3_000;
+        let dir = a.join("large");
+        fs::create_dir(&dir).unwrap();
+        thread::scope(|scope| {
+            for part in 0..4 {
+                let dir = &dir;
+                scope.spawn(move || {
+                    for n in (part..ENTRIES).step_by(4) {
+                        rustix::fs::symlink("x", dir.join(format!("{n:05}"))).unwrap();
+                    }
+                });
+            }
+        });
+        let mut names: Vec<String> = fs::read_dir(b.join("large"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        let expected: Vec<String> = (0..ENTRIES).map(|n| format!("{n:05}")).collect();
+        assert_eq!(names, expected);
+        // Removing while listing: each name that stays is seen once.
+        let listing = fs::read_dir(&dir).unwrap();
+        let mut removed = 0;
+        for entry in listing {
+            let path = entry.unwrap().path();
+            match fs::remove_file(&path) {
+                Ok(()) => removed += 1,
+                Err(error) => panic!("{}: {error}", path.display()),
+            }
+        }
+        assert_eq!(removed, ENTRIES);
+        fs::remove_dir(&dir).unwrap();
+        assert!(
+            !b.join("large").exists() || {
+                thread::sleep(Duration::from_secs(2));
+                !b.join("large").exists()
+            }
+        );
+    });
+}
+
+#[test]
+fn holes_are_found_and_read_as_zeros() {
+    on_two_mounts(|a, _| {
+        const MIB: u64 = 1 << 20;
+        let mut file =
+            File::options().read(true).write(true).create_new(true).open(a.join("sparse")).unwrap();
+        // Far apart, so that whole chunks are missing between.
+        file.write_all_at(b"begin", 0).unwrap();
+        file.write_all_at(b"end", 1024 * MIB).unwrap();
+        file.sync_all().unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 1024 * MIB + 3);
+        assert!(file.metadata().unwrap().blocks() < 1024 * MIB / 512, "blocks show the hole");
+        let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(0)).unwrap();
+        let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(hole)).unwrap();
+        assert!(5 <= hole && hole < data && data <= 1024 * MIB, "{hole} {data}");
+        let beyond = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(2048 * MIB));
+        assert_eq!(beyond, Err(Errno::NXIO));
+        let mut middle = vec![1; 100_000];
+        file.read_exact_at(&mut middle, 512 * MIB).unwrap();
+        assert!(middle.iter().all(|byte| *byte == 0));
+        let collapse = fallocate(&file, FallocateFlags::COLLAPSE_RANGE, 0, 65_536);
+        assert_eq!(collapse, Err(Errno::OPNOTSUPP));
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut begin = [0; 5];
+        file.read_exact(&mut begin).unwrap();
+        assert_eq!(&begin, b"begin");
+    });
+}
+
+#[test]
+fn the_size_of_an_attribute_can_be_asked_and_too_small_a_buffer_is_refused() {
+    on_two_mounts(|a, b| {
+        let path = a.join("f");
+        write(&path, b"");
+        rustix::fs::setxattr(&path, "user.name", &[1; 300], XattrFlags::empty()).unwrap();
+        let there = b.join("f");
+        assert_eq!(rustix::fs::getxattr(&there, "user.name", &mut [0_u8; 0]), Ok(300));
+        assert_eq!(rustix::fs::getxattr(&there, "user.name", &mut [0; 299]), Err(Errno::RANGE));
+        assert_eq!(rustix::fs::getxattr(&there, "user.name", &mut [0; 300]), Ok(300));
+        assert_eq!(rustix::fs::getxattr(&there, "user.none", &mut [0; 9]), Err(Errno::NODATA));
+    });
+}
+
+/// `posix_acl_xattr.h`: version 2, then entries of tag, permissions, id.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2_u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in entries {
+        bytes.extend_from_slice(&tag.to_le_bytes());
+        bytes.extend_from_slice(&permissions.to_le_bytes());
+        bytes.extend_from_slice(&id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_default_acl_is_inherited_and_takes_the_place_of_the_umask() {
+    on_two_mounts(|a, b| {
+        const NOBODY: u32 = u32::MAX;
+        let (user_obj, user, group_obj, mask, other) = (1, 2, 4, 16, 32);
+        let default = acl(&[
+            (user_obj, 7, NOBODY),
+            (user, 6, 1),
+            (group_obj, 5, NOBODY),
+            (mask, 7, NOBODY),
+            (other, 0, NOBODY),
+        ]);
+        let dir = a.join("shared");
+        fs::create_dir(&dir).unwrap();
+        let set = |name| rustix::fs::setxattr(&dir, name, &default, XattrFlags::empty());
+        set("system.posix_acl_default").unwrap();
+        write(&dir.join("f"), b"x");
+        let there = b.join("shared/f");
+        // 0666 asked for: the mask becomes rw-, others get what the ACL gives.
+        assert_eq!(there.metadata().unwrap().mode() & 0o777, 0o660);
+        let mut held = vec![0; 200];
+        let len =
+            rustix::fs::getxattr(&there, "system.posix_acl_access", held.as_mut_slice()).unwrap();
+        let expected = acl(&[
+            (user_obj, 6, NOBODY),
+            (user, 6, 1),
+            (group_obj, 5, NOBODY),
+            (mask, 6, NOBODY),
+            (other, 0, NOBODY),
+        ]);
+        assert_eq!(&held[..len], expected);
+        let broken =
+            rustix::fs::setxattr(&dir, "system.posix_acl_access", &[1, 2, 3], XattrFlags::empty());
+        assert_eq!(broken, Err(Errno::INVAL));
+    });
+}
+
+#[test]
+fn shared_maps_of_one_mount_see_each_other_and_reach_the_other_mount() {
+    on_two_mounts(|a, b| {
+        // fsx tries maps at length; here: that what a map wrote is on the servers after msync and close.
+        let path = a.join("map");
+        write(&path, &vec![b'-'; 200_000]);
+        let script = "import mmap,sys\n\
+            f=open(sys.argv[1],'r+b')\nm=mmap.mmap(f.fileno(),0)\nm[150000:150005]=b'mapped'[:5]\n\
+            m.flush()\nm.close()\nf.close()\n";
+        if Command::new("python3").arg("--version").output().is_err() {
+            return skipped("no python3 to map a file with");
+        }
+        let mut python = Command::new("python3");
+        python.arg("-c").arg(script).arg(&path);
+        let output = tests::run(&mut python, Duration::from_secs(20));
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let there = fs::read(b.join("map")).unwrap();
+        assert_eq!(&there[149_998..150_007], b"--mappe--");
+    });
+}
+
+#[test]
+fn unmounting_from_outside_ends_the_process_and_keeps_what_was_written() {
+    static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
+    let content = CONTENT
+        .get_or_init(|| (0..3_000_000_u32).map(|n| (n / 3 % 251).to_le_bytes()[0]).collect());
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    let second = cluster.mount_again("second");
+    let mut file = File::create(second.join("f")).unwrap();
+    file.write_all(content).unwrap();
+    drop(file);
+    let mut umount = Command::new("umount");
+    umount.arg(&second);
+    let output = tests::run(&mut umount, Duration::from_secs(60));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(&fs::read(cluster.mount().join("f")).unwrap() == content);
+    cluster.wait_for_mounts_to_end();
+}
