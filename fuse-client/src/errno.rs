@@ -55,8 +55,13 @@ impl From<&ClientError> for Errno {
 }
 
 impl From<ClientError> for Errno {
+    /// For an answer to the kernel: what EIO hides is logged here, once.
     fn from(error: ClientError) -> Self {
-        Self::from(&error)
+        let errno = Self::from(&error);
+        if errno == Self::IO {
+            tracing::warn!(%error, "a request fails with EIO");
+        }
+        errno
     }
 }
 

@@ -151,9 +151,7 @@ impl FileSystem {
             Operation::SetXattr { ino, name, flags } => self.set_xattr(ino, name, &payload, flags),
             Operation::GetXattr { ino, name, size_max } => self.get_xattr(ino, &name, size_max),
             Operation::ListXattr { ino, size_max } => self.list_xattr(ino, size_max),
-            Operation::RemoveXattr { ino, name } => {
-                self.change(Change::RemoveXattr { ino, name }).map(|_| Reply::Done)
-            }
+            Operation::RemoveXattr { ino, name } => self.remove_xattr(ino, name),
             Operation::GetLock { ino, owner, start, end, kind } => {
                 self.get_lock(ino, owner, start, end, kind)
             }

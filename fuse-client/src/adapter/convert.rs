@@ -100,9 +100,21 @@ fn wall_time(time: SystemTime) -> WallTime {
     })
 }
 
+/// What the kernel sent, from what fuser 0.18.0 made of it: before 1970 it subtracts the nanoseconds, which
+/// `utimensat(2)` always adds.
+fn as_sent(time: SystemTime) -> SystemTime {
+    match time.duration_since(SystemTime::UNIX_EPOCH) {
+        Ok(_) => time,
+        Err(before) => {
+            let nanos = Duration::from_nanos(u64::from(before.duration().subsec_nanos()));
+            time.checked_add(nanos * 2).unwrap_or(time)
+        }
+    }
+}
+
 pub(super) fn set_time(time: TimeOrNow) -> SetTime {
     match time {
-        TimeOrNow::SpecificTime(time) => SetTime::To(wall_time(time)),
+        TimeOrNow::SpecificTime(time) => SetTime::To(wall_time(as_sent(time))),
         TimeOrNow::Now => SetTime::Now,
     }
 }
@@ -142,6 +154,14 @@ mod tests {
         for nanos in [0, 1, -1, 1_700_000_000_123_456_789, -1_000_000_001, i64::MAX, -i64::MAX] {
             assert_eq!(wall_time(system_time(WallTime(nanos))), WallTime(nanos));
         }
+    }
+
+    #[test]
+    fn a_time_before_1970_is_the_one_the_application_gave() {
+        // {tv_sec: -5, tv_nsec: 250_000_000} as fuser decodes it.
+        let decoded = SystemTime::UNIX_EPOCH - Duration::new(5, 250_000_000);
+        let set = set_time(TimeOrNow::SpecificTime(decoded));
+        assert_eq!(set, SetTime::To(WallTime(-4_750_000_000)));
     }
 
     #[test]

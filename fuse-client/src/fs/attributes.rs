@@ -7,7 +7,7 @@
 
 use dfs_core::command::{Change, Outcome, SetTime, XattrMode};
 use dfs_core::ids::InodeNo;
-use dfs_core::namespace::Attr;
+use dfs_core::namespace::{Attr, acl};
 
 use super::{Answer, FileSystem, unexpected};
 use crate::errno::Errno;
@@ -100,12 +100,19 @@ impl FileSystem {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return Err(Errno::INVALID),
         };
+        check_namespace(&name)?;
         self.change(Change::SetXattr { ino, name, value: value.to_vec(), mode })?;
         Ok(Reply::Done)
     }
 
     pub(super) fn get_xattr(&self, ino: InodeNo, name: &[u8], size_max: u32) -> Answer {
+        check_namespace(name)?;
         xattr_reply(self.session.getxattr(ino, name)?, size_max)
+    }
+
+    pub(super) fn remove_xattr(&self, ino: InodeNo, name: Name) -> Answer {
+        check_namespace(&name)?;
+        self.change(Change::RemoveXattr { ino, name }).map(|_| Reply::Done)
     }
 
     /// Names one after the other, each ended by a zero byte (`listxattr(2)`).
@@ -117,6 +124,15 @@ impl FileSystem {
         }
         xattr_reply(list, size_max)
     }
+}
+
+/// What `xattr(7)` knows; any other name is refused as local file systems refuse it.
+fn check_namespace(name: &[u8]) -> Result<(), Errno> {
+    let known = [b"user.".as_slice(), b"trusted.", b"security."]
+        .into_iter()
+        .any(|prefix| name.starts_with(prefix) && prefix.len() < name.len());
+    let acl = name == acl::ACCESS_NAME || name == acl::DEFAULT_NAME;
+    if known || acl { Ok(()) } else { Err(Errno::NOT_SUPPORTED) }
 }
 
 fn xattr_reply(bytes: Vec<u8>, size_max: u32) -> Answer {
@@ -131,6 +147,15 @@ fn xattr_reply(bytes: Vec<u8>, size_max: u32) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_no_namespace_are_refused_as_local_file_systems_do() {
+        assert_eq!(check_namespace(b"user.a"), Ok(()));
+        assert_eq!(check_namespace(b"system.posix_acl_default"), Ok(()));
+        for name in [b"nonsense".as_slice(), b"user.", b"system.other"] {
+            assert_eq!(check_namespace(name), Err(Errno::NOT_SUPPORTED));
+        }
+    }
 
     #[test]
     fn an_xattr_that_does_not_fit_says_so_and_its_size_can_be_asked() {

@@ -258,7 +258,8 @@ pub(crate) fn choose(dice: &mut Dice, world: &World) -> Operation {
         54..=57 => {
             let target = match dice.below(4) {
                 0 => b"a".to_vec(),
-                1 => b"../b".to_vec(),
+                // Never out of the root: another file system begins there.
+                1 => b"a/../b".to_vec(),
                 2 => b"nowhere".to_vec(),
                 _ => vec![b'y'; 1 + dice.index(4_000)],
             };

@@ -136,7 +136,9 @@ impl World {
             "done"
         };
         *self.results.entry(format!("{name} {verdict}")).or_default() += 1;
-        self.history.push_back(format!("{operation:?} -> {:?}", answers.0));
+        let mut line = format!("{operation:?}");
+        line.truncate(200);
+        self.history.push_back(format!("{line} -> {:?}", answers.0));
         if 40 < self.history.len() {
             self.history.pop_front();
         }
@@ -476,6 +478,11 @@ impl World {
         to: &Path,
         act: impl Fn(&Path, &Path) -> Result<()>,
     ) -> (Seen, Seen) {
+        // A directory that the other mount moved is met here first by rename(2) under its own lock: Linux then answers
+        // ESTALE on every network file system. A look before it lets the kernel follow.
+        for path in [from, to] {
+            let _looked_at = self.mounts[mount].join(path).symlink_metadata();
+        }
         let both = |root: &Path| seen(act(&root.join(from), &root.join(to)).map(|()| Seen::Done));
         (both(&self.local), both(&self.mounts[mount]))
     }
