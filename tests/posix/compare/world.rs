@@ -56,19 +56,13 @@ struct Handle {
     opened_at: u64,
 }
 
-/// The last change of a file's content.
-#[derive(Clone, Copy, Debug)]
-struct Written {
-    mount: usize,
-    at: u64,
-}
-
 #[derive(Debug)]
 pub(crate) struct World {
     local: PathBuf,
     mounts: Vec<PathBuf>,
     handles: Vec<Handle>,
-    written: BTreeMap<u64, Written>,
+    /// The step of the last change of content, by file and mount.
+    written: BTreeMap<(u64, usize), u64>,
     step: u64,
     history: VecDeque<String>,
     results: BTreeMap<String, u64>,
@@ -125,6 +119,7 @@ impl World {
     /// What the local disk and the mount answered.
     pub(crate) fn perform(&mut self, operation: &Operation) -> (Seen, Seen) {
         self.step += 1;
+        let handles = self.describe_handles(operation);
         let answers = self.perform_inner(operation);
         let name = format!("{operation:?}");
         let name = name.split([' ', '{']).next().unwrap_or_default().to_owned();
@@ -138,11 +133,24 @@ impl World {
         *self.results.entry(format!("{name} {verdict}")).or_default() += 1;
         let mut line = format!("{operation:?}");
         line.truncate(200);
-        self.history.push_back(format!("{line} -> {:?}", answers.0));
-        if 40 < self.history.len() {
+        self.history.push_back(format!("{}: {line}{handles} -> {:?}", self.step, answers.0));
+        if 400 < self.history.len() {
             self.history.pop_front();
         }
         answers
+    }
+
+    /// Which files the handles of an operation mean, for messages.
+    fn describe_handles(&self, operation: &Operation) -> String {
+        let text = format!("{operation:?}");
+        let named = ["handle: ", "CopyRange { from: ", " to: "].iter().filter_map(|word| {
+            let digits = text.split_once(word)?.1;
+            let digits = digits.split(|c: char| !c.is_ascii_digit()).next()?;
+            self.handles.get(digits.parse::<usize>().ok()?)
+        });
+        named.fold(String::new(), |all, handle| {
+            format!("{all} [file {} on mount {}]", handle.file, handle.mount)
+        })
     }
 
     #[expect(clippy::wildcard_enum_match_arm, reason = "the others are done by name_operation")]
@@ -201,17 +209,12 @@ impl World {
                 self.note_written_path(*mount, path);
                 answers
             }
-            Operation::ReadWhole { mount, path } => {
-                if self.dirty_elsewhere(*mount, path) {
-                    return (Seen::NotCompared, Seen::NotCompared);
-                }
-                self.on_path(*mount, path, |path| {
-                    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-                    let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
-                    let len = io(file.metadata())?.len();
-                    read(&file, 0, usize::try_from(len).unwrap() + 10)
-                })
-            }
+            Operation::ReadWhole { mount, path } => self.on_path(*mount, path, |path| {
+                let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let file = File::from(rustix::fs::open(path, flags, Mode::empty())?);
+                let len = io(file.metadata())?.len();
+                read(&file, 0, usize::try_from(len).unwrap() + 10)
+            }),
             Operation::Stat { mount, path, follow } => self.on_path(*mount, path, |path| {
                 let metadata = if *follow { path.metadata() } else { path.symlink_metadata() };
                 Ok(Seen::Stat(stat_of(&io(metadata)?)))
@@ -428,7 +431,7 @@ impl World {
     }
 
     fn note_written(&mut self, mount: usize, file: u64) {
-        self.written.insert(file, Written { mount, at: self.step });
+        self.written.insert((file, mount), self.step);
     }
 
     fn note_written_path(&mut self, mount: usize, path: &Path) {
@@ -440,17 +443,9 @@ impl World {
     /// Whether another mount wrote the file after this handle was opened.
     fn is_behind(&self, handle: usize) -> bool {
         let Handle { mount, file, opened_at, .. } = &self.handles[handle];
-        self.written
-            .get(file)
-            .is_some_and(|written| written.mount != *mount && *opened_at <= written.at)
-    }
-
-    /// Whether this mount has an older open handle of the file at `path`, whose pages a new open may share.
-    fn dirty_elsewhere(&self, mount: usize, path: &Path) -> bool {
-        let Ok(metadata) = self.local.join(path).metadata() else { return false };
-        self.handles.iter().enumerate().any(|(n, handle)| {
-            handle.file == metadata.ino() && handle.mount == mount && self.is_behind(n)
-        })
+        (0..self.mounts.len())
+            .filter(|other| other != mount)
+            .any(|other| self.written.get(&(*file, other)).is_some_and(|at| opened_at <= at))
     }
 
     fn on_path(
