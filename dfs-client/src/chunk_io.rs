@@ -2,6 +2,10 @@
 //!
 //! A read goes on until its deadline: another replica, then a fresh layout, then a pause. Bytes that no member has
 //! because nobody wrote them are zeros.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of any other kind is refused as one"
+)]
 
 use std::collections::HashMap;
 use std::io;
@@ -20,10 +24,11 @@ use dfs_proto::frame_conn::Frame;
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 
 use crate::budget::Budget;
-use crate::chunk_writer::Jobs;
 use crate::error::{ClientError, Result};
+use crate::jobs::Jobs;
+use crate::master_link::{MasterLink, unexpected};
 use crate::servers::{Lane, ServerLink, Servers, reply_of};
-use crate::session::{MasterLink, lock, random, spawn, unexpected};
+use crate::session::{lock, random, spawn};
 
 /// Layouts are believed for so long (DECISIONS 21).
 pub(crate) const LAYOUT_TTL: Duration = Duration::from_secs(5);
@@ -256,14 +261,18 @@ impl ChunkIo {
         let began = Instant::now();
         let mut backoff = Backoff::default();
         let wait = self.link.config().server_wait;
+        let mut asked_anew = false;
         loop {
             let Some(layout) = self.layout_to_read(ino, index)? else { return Ok(None) };
             let mut reason = String::new();
             for (place, link) in self.order(&layout) {
                 match self.read_at(&link, &layout, offset, len) {
                     ReadAnswer::Bytes(frame) => return Ok(Some(frame)),
-                    // Not one acknowledged operation: every member would have the file.
-                    ReadAnswer::Failed(DataFailure::NoReplica) if !layout.born => return Ok(None),
+                    // A member of the present configuration would have the file after the first acknowledged
+                    // operation; one of an older configuration may have lost it with its membership.
+                    ReadAnswer::Failed(DataFailure::NoReplica) if !layout.born && asked_anew => {
+                        return Ok(None);
+                    }
                     ReadAnswer::Failed(failure) => {
                         reason = format!("{}: {failure}", link.server());
                         tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
@@ -285,6 +294,9 @@ impl ChunkIo {
                 }
             }
             self.forget_layout(ino, index);
+            if !std::mem::replace(&mut asked_anew, true) {
+                continue;
+            }
             if wait <= began.elapsed() {
                 tracing::warn!(ino = ino.0, index, %reason, "read given up");
                 return Err(ClientError::NoCurrentReplica {
@@ -314,7 +326,6 @@ impl ChunkIo {
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
         let of_reply = Arc::clone(&link);
-        let unborn = !layout.born;
         let started = connection.start(
             &call,
             &[],
@@ -323,7 +334,6 @@ impl ChunkIo {
                 of_reply.read_ended(began, reply.is_ok());
                 on_done(match answer_of(reply) {
                     ReadAnswer::Bytes(frame) => Some(frame.payload),
-                    ReadAnswer::Failed(DataFailure::NoReplica) if unborn => Some(Vec::new()),
                     ReadAnswer::Failed(_) | ReadAnswer::Lost(_) => None,
                 });
             }),

@@ -4,7 +4,12 @@
 //! (`recovering`) gets a layout, and everything that may be lost goes out again with the numbers it had
 //! (DECISIONS 1, 4). Replies that belong to an earlier attempt are ignored.
 
-use std::collections::{BTreeMap, VecDeque};
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of any other kind is refused as one"
+)]
+
+use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -23,6 +28,7 @@ use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
 use crate::error::{ClientError, Result};
+use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
 
@@ -117,7 +123,7 @@ pub(crate) struct ChunkWriter {
     /// How much of the write budget this chunk holds; for whoever looks without the lock.
     held: AtomicU64,
     /// Jobs of each kind that wait for a worker.
-    queued: [AtomicBool; 2],
+    pub(crate) queued: [AtomicBool; 2],
 }
 
 /// Why an attempt ended.
@@ -723,66 +729,6 @@ impl fmt::Display for Trouble {
         match self {
             Self::Lost(error) => error.fmt(f),
             Self::Failed(failure) => failure.fmt(f),
-        }
-    }
-}
-
-/// Work that a connection's reader thread leaves to others.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Job {
-    Pump,
-    Sync,
-}
-
-/// The queue of such work: each chunk is in it at most once per kind.
-#[derive(Default)]
-pub(crate) struct Jobs {
-    queue: Mutex<(VecDeque<(Arc<ChunkWriter>, Job)>, bool)>,
-    filled: Condvar,
-}
-
-/// A server that does not take bytes may hold one of them for seconds.
-const WORKERS: usize = 3;
-
-impl Jobs {
-    pub(crate) fn start() -> Result<Arc<Self>> {
-        let jobs = Arc::new(Self::default());
-        for _ in 0..WORKERS {
-            let jobs = Arc::clone(&jobs);
-            spawn("writes", move || jobs.work())?;
-        }
-        Ok(jobs)
-    }
-
-    fn put(&self, writer: Arc<ChunkWriter>, job: Job) {
-        lock(&self.queue).0.push_back((writer, job));
-        self.filled.notify_one();
-    }
-
-    pub(crate) fn close(&self) {
-        lock(&self.queue).1 = true;
-        self.filled.notify_all();
-    }
-
-    fn work(&self) {
-        loop {
-            let (writer, job) = {
-                let mut queue = lock(&self.queue);
-                loop {
-                    if let Some(next) = queue.0.pop_front() {
-                        break next;
-                    }
-                    if queue.1 {
-                        return;
-                    }
-                    queue = self.filled.wait(queue).unwrap_or_else(PoisonError::into_inner);
-                }
-            };
-            writer.queued[job as usize].store(false, Ordering::Release);
-            match job {
-                Job::Pump => writer.pump(),
-                Job::Sync => writer.start_sync(),
-            }
         }
     }
 }

@@ -3,7 +3,11 @@
 //! Order of a commit: bytes acknowledged by every member → synced → size and time of change logged. So the logged
 //! size never passes what is stable. Inline content (≤ 4 KiB) is kept here and logged as one change.
 
+mod commit;
+mod size;
+
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
 };
@@ -15,11 +19,11 @@ use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
 use dfs_core::time::WallTime;
 
-use crate::chunk_io::{ChunkIo, fill};
+use crate::chunk_io::{ChunkIo, LAYOUT_TTL, fill};
 use crate::chunk_writer::{Appended, ChunkWriter};
 use crate::error::{ClientError, Result};
 use crate::readahead::Readahead;
-use crate::session::{Session, lock};
+use crate::session::{Session, lock, spawn};
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
@@ -27,6 +31,8 @@ const END_FRESH: Duration = Duration::from_millis(100);
 const APPEND_FRESH: Duration = Duration::from_millis(200);
 /// Inline content of another client's file is believed for so long.
 const INLINE_FRESH: Duration = Duration::from_secs(1);
+/// A file nobody has open is committed when it was not touched for so long.
+const LATE: Duration = Duration::from_secs(2);
 /// One piece taken from the write budget at a time.
 const WRITE_PIECE: usize = 1 << 20;
 /// More dirty ranges than this in inline content become one.
@@ -72,6 +78,7 @@ pub struct FileState {
     commit: Mutex<()>,
     inner: Mutex<Inner>,
     readahead: Readahead,
+    committing_late: AtomicBool,
 }
 
 impl std::fmt::Debug for FileState {
@@ -100,6 +107,7 @@ impl FileState {
                 touched: Instant::now(),
             }),
             readahead: Readahead::default(),
+            committing_late: AtomicBool::new(false),
         })
     }
 
@@ -216,7 +224,7 @@ impl FileState {
             return Ok(0);
         }
         self.lock().touched = Instant::now();
-        let mut attr = self.known_attr(Duration::from_secs(3600))?;
+        let mut attr = self.known_attr(LAYOUT_TTL)?;
         let wanted_end = offset.saturating_add(buf.len() as u64);
         let reach = |attr: &Attr| attr.size.max(self.lock().pending.end);
         if reach(&attr) < wanted_end {
@@ -545,418 +553,6 @@ impl FileState {
         }
     }
 
-    // Commits.
-
-    fn keep(&self, outcome: Result<()>) {
-        if let Err(error) = outcome {
-            self.lock().error.get_or_insert(error);
-        }
-    }
-
-    fn take_error(&self) -> Result<()> {
-        self.lock().error.take().map_or(Ok(()), Err)
-    }
-
-    pub(crate) fn writers(&self) -> Vec<Arc<ChunkWriter>> {
-        self.lock().writers.values().cloned().collect()
-    }
-
-    /// Everything written so far is with every member (or, inline, logged); size and time may still be unlogged.
-    ///
-    /// # Errors
-    /// The first error of an earlier write, once.
-    pub fn acknowledge(&self) -> Result<()> {
-        let _one = lock(&self.commit);
-        self.commit_inline()?;
-        self.each_writer(ChunkWriter::acknowledged)?;
-        self.take_error()
-    }
-
-    fn each_writer(&self, wait: impl Fn(&Arc<ChunkWriter>) -> Result<()>) -> Result<()> {
-        let writers = self.writers();
-        writers.iter().for_each(ChunkWriter::push);
-        let mut first = Ok(());
-        for writer in &writers {
-            first = first.and(wait(writer));
-        }
-        first
-    }
-
-    /// As `close(2)`: everything stable and visible to others.
-    ///
-    /// # Errors
-    /// The first error of an earlier write, once.
-    pub fn flush(&self) -> Result<()> {
-        let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
-        self.commit_all(last)
-    }
-
-    /// As `fsync(2)`.
-    ///
-    /// # Errors
-    /// The first error of an earlier write, once.
-    pub fn fsync(&self) -> Result<()> {
-        self.commit_all(false)
-    }
-
-    fn commit_all(&self, done_writing: bool) -> Result<()> {
-        {
-            let inner = self.lock();
-            let nothing = inner.pending.inline.is_empty()
-                && inner.pending.mtime.is_none()
-                && !inner.pending.kill_priv
-                && inner.error.is_none()
-                && inner.writers.values().all(|writer| writer.is_idle())
-                && !(done_writing && inner.pending.marked);
-            if nothing {
-                return Ok(());
-            }
-        }
-        let _one = lock(&self.commit);
-        let inline = self.commit_inline();
-        let (end, mtime, kill_priv, writes, marked) = {
-            let inner = self.lock();
-            let pending = &inner.pending;
-            (pending.end, pending.mtime, pending.kill_priv, pending.writes, pending.marked)
-        };
-        let stable = inline.and_then(|()| {
-            self.writers().iter().for_each(ChunkWriter::push);
-            self.each_writer(ChunkWriter::acknowledged)?;
-            self.writers().iter().for_each(ChunkWriter::start_sync);
-            self.each_writer(ChunkWriter::stable)
-        });
-        self.forgive_gone(stable)?;
-        if marked || mtime.is_some() || kill_priv {
-            let logged = self.commit_size(end, mtime, kill_priv, done_writing && marked, writes);
-            self.forgive_gone(logged)?;
-        }
-        self.take_error()
-    }
-
-    /// A file nobody can reach any more has nothing to lose.
-    fn forgive_gone(&self, outcome: Result<()>) -> Result<()> {
-        match outcome {
-            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound)) => Ok(()),
-            other => other,
-        }
-    }
-
-    fn commit_size(
-        &self,
-        size: u64,
-        mtime: Option<WallTime>,
-        kill_priv: bool,
-        done_writing: bool,
-        writes: u64,
-    ) -> Result<()> {
-        let change = Change::CommitSize { ino: self.ino, size, mtime, done_writing, kill_priv };
-        let attr = match self.io.link.change(change) {
-            Ok(Outcome::Attr(attr)) => Some(attr),
-            Ok(_) => None,
-            // Nothing went to chunks: what was written is in the inode.
-            Err(ClientError::Refused(NamespaceError::LayoutChanged)) => None,
-            Err(error) => return Err(error),
-        };
-        if let Some(attr) = attr {
-            self.learn(attr, None, false);
-        }
-        let mut inner = self.lock();
-        let unchanged = inner.pending.writes == writes;
-        if unchanged {
-            inner.pending.end = 0;
-            inner.pending.mtime = None;
-            inner.pending.kill_priv = false;
-            if done_writing {
-                inner.pending.marked = false;
-            }
-        }
-        if done_writing {
-            // The next write sets the mark again, by asking for a layout.
-            let writers: Vec<_> = inner.writers.values().cloned().collect();
-            drop(inner);
-            writers.iter().for_each(|writer| writer.forget_layout());
-        }
-        Ok(())
-    }
-
-    /// Logs pending inline bytes. Called with `commit` held.
-    fn commit_inline(&self) -> Result<()> {
-        let (mut extents, mtime, kill_priv, writes) = {
-            let mut inner = self.lock();
-            if inner.pending.inline.is_empty() {
-                return Ok(());
-            }
-            let pending = &mut inner.pending;
-            (pending.inline.clone(), pending.mtime, pending.kill_priv, pending.writes)
-        };
-        if INLINE_RANGES_MAX < extents.extent_count() {
-            extents = self.joined(&extents)?;
-        }
-        for (offset, data) in extents.iter() {
-            let change = Change::InlineWrite {
-                ino: self.ino,
-                offset,
-                data: data.to_vec(),
-                append: false,
-                mtime,
-                kill_priv,
-            };
-            match self.io.link.change(change) {
-                Ok(Outcome::Attr(attr)) => self.learn_inline(attr, offset, data),
-                Ok(other) => {
-                    return Err(ClientError::Protocol {
-                        reason: format!("write was answered {other:?}"),
-                    });
-                }
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    // Another client moved the content into chunks: these bytes follow it.
-                    let attr = self.refresh()?;
-                    return self.leave_inline(attr.layout.chunk_size);
-                }
-                Err(ClientError::Refused(NamespaceError::Stale)) => break,
-                Err(error) => {
-                    self.drop_inline(writes);
-                    return Err(error);
-                }
-            }
-        }
-        self.drop_inline(writes);
-        Ok(())
-    }
-
-    /// Logged (or lost): what was pending is pending no more, unless it was written to meanwhile.
-    fn drop_inline(&self, writes: u64) {
-        let mut inner = self.lock();
-        if inner.pending.writes == writes {
-            let held = std::mem::take(&mut inner.pending.inline).bytes();
-            inner.pending.end = 0;
-            inner.pending.mtime = None;
-            inner.pending.kill_priv = false;
-            drop(inner);
-            self.io.budget.give_back(held);
-        }
-    }
-
-    fn learn_inline(&self, attr: Attr, offset: u64, data: &[u8]) {
-        let content = {
-            let mut inner = self.lock();
-            // Only if nobody else changed it since it was fetched.
-            let known = inner.known.as_mut().filter(|known| known.attr.change + 1 == attr.change);
-            known.and_then(|known| known.content.take())
-        };
-        let content = content.map(|mut content| {
-            let (from, to) = (small(offset), small(offset) + data.len());
-            if content.len() < to {
-                content.resize(to, 0);
-            }
-            content[from..to].copy_from_slice(data);
-            content
-        });
-        self.learn(attr, content, false);
-    }
-
-    /// Many small ranges as one, with what lies between them.
-    fn joined(&self, extents: &DirtyExtents) -> Result<DirtyExtents> {
-        let (_, content) = self.io.link.read_inline(self.ino)?;
-        let mut whole = content.unwrap_or_default();
-        let end = small(extents.end());
-        if whole.len() < end {
-            whole.resize(end, 0);
-        }
-        let start = extents.iter().next().map_or(0, |(start, _)| start);
-        let mut hull = whole[small(start)..end].to_vec();
-        extents.overlay(start, &mut hull);
-        let mut joined = DirtyExtents::default();
-        joined.write(start, &hull);
-        Ok(joined)
-    }
-
-    // Size and holes.
-
-    /// Everything pending is stable and nothing is kept to be sent again: the file can be cut.
-    fn quiesce(&self) -> Result<()> {
-        let _one = lock(&self.commit);
-        let inline = self.commit_inline();
-        self.keep(inline);
-        let stable = self.each_writer(ChunkWriter::stable);
-        self.keep(stable);
-        Ok(())
-    }
-
-    fn retire_writers(&self) {
-        let writers = std::mem::take(&mut self.lock().writers);
-        for writer in writers.values() {
-            writer.retire();
-        }
-    }
-
-    /// Cuts or grows the file. Errors of earlier writes are kept for `fsync` and `close`.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn truncate(&self, size: u64) -> Result<Attr> {
-        let _alone = self.alone();
-        self.quiesce()?;
-        let attr = loop {
-            match self.io.link.truncate(self.ino, size) {
-                // Its content moved into chunks meanwhile, or another truncation is under way.
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    std::thread::sleep(Duration::from_millis(5));
-                }
-                other => break other?,
-            }
-        };
-        self.retire_writers();
-        self.io.forget_layouts(self.ino);
-        self.readahead.clear();
-        let mut inner = self.lock();
-        inner.pending.end = 0;
-        inner.pending.mtime = None;
-        inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
-        Ok(attr)
-    }
-
-    /// Zeros over a range: as `fallocate(2)` with `PUNCH_HOLE` (`keep_size`) or `ZERO_RANGE`.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
-        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
-        let alone = self.alone();
-        self.quiesce()?;
-        let mut attr = self.refresh()?;
-        if attr.inline {
-            let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
-            match self.io.link.change(change) {
-                Ok(Outcome::Attr(attr)) => {
-                    self.learn(attr, None, true);
-                    self.lock().known = None;
-                    return Ok(());
-                }
-                Ok(_) => return Ok(()),
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    attr = self.refresh()?
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let size = self.overlay(attr.clone()).size;
-        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end, size)?;
-        drop(alone);
-        if !keep_size && size < end { self.truncate(end).map(|_| ()) } else { Ok(()) }
-    }
-
-    fn zero_chunks(&self, chunk_size: u64, offset: u64, end: u64, size: u64) -> Result<()> {
-        self.retire_writers();
-        self.io.forget_layouts(self.ino);
-        self.readahead.clear();
-        let mut first = offset / chunk_size;
-        let end_index = end.div_ceil(chunk_size);
-        let mut freed = false;
-        while first < end_index {
-            let found = self.io.layouts(self.ino, first, 64)?;
-            let Some(last) = found.last().map(|layout| layout.index) else { break };
-            for layout in &found {
-                let index = layout.index;
-                if end_index <= index {
-                    break;
-                }
-                let (from, to) = within(index, chunk_size, offset, end - offset);
-                let used = size.saturating_sub(index * chunk_size).min(chunk_size);
-                if from == 0 && used <= to {
-                    self.io.link.change(Change::FreeChunks {
-                        ino: self.ino,
-                        first: index,
-                        count: 1,
-                    })?;
-                    freed = true;
-                } else {
-                    let writer = {
-                        let mut inner = self.lock();
-                        self.wrote(&mut inner, 0);
-                        inner.pending.marked = true;
-                        self.writer_in(&mut inner, index)
-                    };
-                    writer.zero(from, to - from);
-                    writer.acknowledged()?;
-                }
-            }
-            first = last + 1;
-        }
-        if freed {
-            self.io.forget_layouts(self.ino);
-        }
-        Ok(())
-    }
-
-    /// As plain `fallocate(2)`: the size grows to the end of the range unless `keep_size`.
-    ///
-    /// Space is not set aside: a later write may still find none.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
-        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
-        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
-        if keep_size || end <= self.size()? {
-            return Ok(());
-        }
-        self.truncate(end).map(|_| ())
-    }
-
-    /// Where the next data at or after `offset` begins, to the chunk; `None` if there is none (ENXIO).
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
-        self.acknowledge()?;
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
-        }
-        if attr.inline {
-            let content =
-                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
-            return Ok((offset < content).then_some(offset));
-        }
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let next = self.io.layouts(self.ino, offset / chunk_size, 1)?;
-        let start = next.first().map(|layout| offset.max(layout.index * chunk_size));
-        Ok(start.filter(|start| *start < attr.size))
-    }
-
-    /// Where the next hole at or after `offset` begins, to the chunk; the end of the file is one.
-    ///
-    /// # Errors
-    /// See [`ClientError`].
-    pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
-        self.acknowledge()?;
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
-        }
-        if attr.inline {
-            let content =
-                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
-            return Ok(Some(offset.max(content.min(attr.size))));
-        }
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let mut index = offset / chunk_size;
-        loop {
-            let found = self.io.layouts(self.ino, index, 64)?;
-            for layout in &found {
-                if layout.index != index {
-                    return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
-                }
-                index += 1;
-            }
-            if found.len() < 64 {
-                return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
-            }
-        }
-    }
-
     // For the session.
 
     /// The last open in this session is gone.
@@ -979,11 +575,37 @@ impl FileState {
         });
     }
 
+    /// What was written through a mapping after the last close is committed some time after it.
+    pub(crate) fn commit_late(self: &Arc<Self>) {
+        let late = {
+            let inner = self.lock();
+            let pending = &inner.pending;
+            LATE <= inner.touched.elapsed()
+                && (pending.mtime.is_some() || pending.marked || !pending.inline.is_empty())
+        };
+        if !late || self.committing_late.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let file = Arc::clone(self);
+        let begun = spawn("late commit", move || {
+            let committed = file.commit_all(true);
+            if let Err(error) = &committed {
+                tracing::warn!(ino = file.ino.0, %error, "written after the last close, and lost");
+            }
+            file.lock().touched = Instant::now();
+            file.committing_late.store(false, Ordering::Release);
+        });
+        if begun.is_err() {
+            self.committing_late.store(false, Ordering::Release);
+        }
+    }
+
     pub(crate) fn is_idle(&self, age: Duration) -> bool {
         let inner = self.lock();
         let pending = &inner.pending;
         let idle = pending.inline.is_empty()
             && pending.mtime.is_none()
+            && !pending.marked
             && inner.error.is_none()
             && age <= inner.touched.elapsed()
             && inner.writers.values().all(|writer| writer.is_idle());

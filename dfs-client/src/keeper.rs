@@ -37,6 +37,9 @@ fn turn(session: &Arc<Session>) {
             }
         }
         file.sweep();
+        if !session.is_open(file.ino()) {
+            file.commit_late();
+        }
     }
     session.forget_files(|file| file.is_idle(IDLE_MAX) && !session.is_open(file.ino()));
 }

@@ -1,7 +1,7 @@
 //! Talks. The file system as a client uses it: sessions with the master, files with write-behind and read-ahead.
 //! Calls block the caller's thread.
 //!
-//! `session` knows the master, `file` what one file has pending, `chunk_writer` one chunk being written, `chunk_io`
+//! `session` and `master_link` know the master, `file` what one file has pending, `chunk_writer` one chunk being written, `chunk_io`
 //! layouts and reads, `servers` connections; decisions are in `dfs_core::client`.
 
 pub mod error;
@@ -11,7 +11,9 @@ pub mod session;
 mod budget;
 mod chunk_io;
 mod chunk_writer;
+mod jobs;
 mod keeper;
+mod master_link;
 mod readahead;
 mod servers;
 

@@ -4,12 +4,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_core::client::readahead::SequentialDetector;
 use dfs_core::ids::InodeNo;
 
-use crate::chunk_io::{ChunkIo, PIECE_BYTES, fill};
+use crate::chunk_io::{ChunkIo, LAYOUT_TTL, PIECE_BYTES, fill};
 use crate::session::lock;
 
 /// A fetch that takes longer is left to the patient way of reading.
@@ -32,6 +32,7 @@ struct Piece {
     len: u64,
     /// Bytes given to readers so far.
     read: u64,
+    begun: Instant,
     slot: Arc<Slot>,
     /// Of the session's memory for pieces; given back when the last user of the piece is gone.
     _room: Room,
@@ -88,7 +89,9 @@ impl Readahead {
         let mut state = lock(&self.state);
         let Some(upto) = state.detector.on_read(offset, len) else { return };
         let behind = offset.saturating_sub(BEHIND_BYTES);
-        state.pieces.retain(|start, piece| behind < start + piece.len);
+        state.pieces.retain(|start, piece| {
+            behind < start + piece.len && piece.begun.elapsed() < LAYOUT_TTL
+        });
         let upto = upto.min(size);
         let mut at = offset;
         while at < upto {
@@ -108,7 +111,10 @@ impl Readahead {
             }
             let room = Room { io: Arc::clone(io), bytes: end - at };
             let Some(slot) = fetch(io, ino, chunk_size, at, end - at) else { return };
-            state.pieces.insert(at, Piece { len: end - at, read: 0, slot, _room: room });
+            state.pieces.insert(
+                at,
+                Piece { len: end - at, read: 0, begun: Instant::now(), slot, _room: room },
+            );
             at = end;
         }
     }
@@ -118,7 +124,8 @@ impl Readahead {
         let (start, slot, len) = {
             let state = lock(&self.state);
             let Some((start, piece)) = state.pieces.range(..=offset).next_back() else { return 0 };
-            if start + piece.len <= offset {
+            // A slow reader must not see what was true long ago.
+            if start + piece.len <= offset || LAYOUT_TTL <= piece.begun.elapsed() {
                 return 0;
             }
             (*start, Arc::clone(&piece.slot), piece.len)

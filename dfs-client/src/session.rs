@@ -1,41 +1,35 @@
-//! One client of one file system: who it is to the master, its requests and their retries, what it has open.
+//! One client of one file system: its requests, its open files, its locks.
 //!
-//! Every call blocks the calling thread. A request keeps its operation id through all its retries, so that the master
-//! carries it out once (DECISIONS 4). A new connection says Hello first; a master that restarted is known by its
-//! nonce and gets all opens again before anything else is asked (DECISIONS 13).
+//! Every call blocks the calling thread.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "an answer of any other kind is refused as one"
+)]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use dfs_core::client::backoff::Backoff;
-use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
 use dfs_core::ids::{ClientId, InodeNo};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
-use dfs_proto::codec::Wire;
-use dfs_proto::frame_conn::LoneClient;
-use dfs_proto::meta_rpc::{
-    EntryPlus, MetaCall, MetaFailure, MetaReply, MetaRequest, StatfsReply, Welcome,
-};
-use dfs_service::conn::{self, ClusterKey, Door};
+use dfs_proto::meta_rpc::{EntryPlus, MetaCall, MetaReply, StatfsReply, Welcome};
+use dfs_service::conn::ClusterKey;
 
 use crate::chunk_io::ChunkIo;
 use crate::error::{ClientError, Result};
 use crate::file::FileState;
 use crate::keeper;
+use crate::master_link::{Attempt, MasterLink, accepted, unexpected};
 
 const PING_EVERY: Duration = Duration::from_secs(20);
-/// Connections to the master: one per caller that waits for it.
-const MASTER_CONNECTIONS_MAX: usize = 64;
-const DIAL_MAX: Duration = Duration::from_secs(3);
+/// The last words of a session are not waited for longer.
+const GOODBYE_MAX: Duration = Duration::from_secs(3);
 /// A wait for a lock is asked in pieces, so that it can be cancelled in between.
 const LOCK_WAIT_PIECE: Duration = Duration::from_millis(500);
-/// A wait longer than this is told to a person.
-const SILENCE_TOLD: Duration = Duration::from_secs(1);
 
 /// Settings of a session; [`SessionConfig::new`] has the usual ones.
 #[derive(Clone, Debug)]
@@ -91,364 +85,6 @@ pub(crate) fn random() -> u64 {
     u64::from_le_bytes(bytes)
 }
 
-#[derive(Clone, Copy, Debug, Default)]
-struct OpenCounts {
-    all: u32,
-    write: u32,
-}
-
-struct Registration {
-    welcome: Welcome,
-    welcomed_at: Instant,
-}
-
-#[derive(Default)]
-struct Pool {
-    idle: Vec<LoneClient>,
-    open: usize,
-}
-
-/// The connection to the master, shared by everything of a session.
-pub(crate) struct MasterLink {
-    config: SessionConfig,
-    client: ClientId,
-    ops: Mutex<OpCounters>,
-    pool: Mutex<Pool>,
-    pool_changed: Condvar,
-    registration: Mutex<Option<Registration>>,
-    opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
-    silent_told: AtomicBool,
-    closed: AtomicBool,
-    asked_at: Mutex<Instant>,
-}
-
-/// An operation number whose result is awaited.
-struct Op<'a> {
-    link: &'a MasterLink,
-    number: u64,
-}
-
-impl Drop for Op<'_> {
-    fn drop(&mut self) {
-        lock(&self.link.ops).end(self.number);
-    }
-}
-
-enum Attempt {
-    Answered(MetaReply),
-    Lost(std::io::Error),
-}
-
-impl MasterLink {
-    fn new(config: SessionConfig) -> Result<Self> {
-        let mut id = [0; 16];
-        getrandom::fill(&mut id).map_err(|error| ClientError::Protocol {
-            reason: format!("draw a client id: {error}"),
-        })?;
-        Ok(Self {
-            config,
-            client: ClientId(u128::from_le_bytes(id)),
-            ops: Mutex::new(OpCounters::default()),
-            pool: Mutex::default(),
-            pool_changed: Condvar::new(),
-            registration: Mutex::new(None),
-            opens: Mutex::default(),
-            silent_told: AtomicBool::new(false),
-            closed: AtomicBool::new(false),
-            asked_at: Mutex::new(Instant::now()),
-        })
-    }
-
-    pub(crate) fn config(&self) -> &SessionConfig {
-        &self.config
-    }
-
-    pub(crate) fn client(&self) -> ClientId {
-        self.client
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Acquire)
-    }
-
-    fn op(&self) -> Op<'_> {
-        Op { link: self, number: lock(&self.ops).begin() }
-    }
-
-    fn request(&self, call: &MetaCall) -> Vec<u8> {
-        MetaRequest {
-            client: self.client,
-            low_water: lock(&self.ops).low_water(),
-            call: call.clone(),
-        }
-        .to_bytes()
-    }
-
-    fn call_on(
-        &self,
-        connection: &mut LoneClient,
-        call: &MetaCall,
-        deadline: Duration,
-    ) -> std::io::Result<MetaReply> {
-        let frame = connection.call(&self.request(call), &[], deadline)?;
-        MetaReply::from_bytes(&frame.args)
-            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
-    }
-
-    /// A fresh connection, registered, with all opens told if the master is another one than before.
-    fn connect(&self) -> std::io::Result<LoneClient> {
-        let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)?;
-        stream.set_write_timeout(Some(self.config.io_deadline))?;
-        let mut connection = LoneClient::new(stream);
-        let hello = MetaCall::Hello { name: self.config.name.clone() };
-        let refused = |what: String| std::io::Error::other(what);
-        let welcome =
-            match self.call_on(&mut connection, &hello, DIAL_MAX.max(self.config.io_deadline))? {
-                MetaReply::Welcome(welcome) => welcome,
-                MetaReply::Failed(failure) => return Err(refused(format!("hello: {failure}"))),
-                other => return Err(refused(format!("hello was answered {other:?}"))),
-            };
-        // Held over Reopen: nobody uses a new master before it knows what is open.
-        let mut registration = lock(&self.registration);
-        let other_fs = registration.as_ref().is_some_and(|known| known.welcome.fs != welcome.fs);
-        if other_fs {
-            return Err(refused(format!("{} is now another file system", self.config.master)));
-        }
-        let restarted =
-            registration.as_ref().is_some_and(|known| known.welcome.nonce != welcome.nonce);
-        if restarted {
-            let opens: Vec<(InodeNo, u32)> =
-                lock(&self.opens).iter().map(|(ino, counts)| (*ino, counts.all)).collect();
-            tracing::info!(
-                opens = opens.len(),
-                epoch = welcome.epoch.0,
-                "master restarted: opens are sent again"
-            );
-            match self.call_on(
-                &mut connection,
-                &MetaCall::Reopen { opens },
-                self.config.io_deadline,
-            )? {
-                MetaReply::Done => {}
-                other => return Err(refused(format!("reopen was answered {other:?}"))),
-            }
-        }
-        *registration = Some(Registration { welcome, welcomed_at: Instant::now() });
-        Ok(connection)
-    }
-
-    fn take_connection(&self) -> std::io::Result<LoneClient> {
-        {
-            let mut pool = lock(&self.pool);
-            loop {
-                if let Some(connection) = pool.idle.pop() {
-                    return Ok(connection);
-                }
-                if pool.open < MASTER_CONNECTIONS_MAX {
-                    pool.open += 1;
-                    break;
-                }
-                pool = self.pool_changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
-            }
-        }
-        self.connect().inspect_err(|_| self.drop_connection())
-    }
-
-    fn drop_connection(&self) {
-        lock(&self.pool).open -= 1;
-        self.pool_changed.notify_one();
-    }
-
-    fn give_back(&self, connection: LoneClient) {
-        lock(&self.pool).idle.push(connection);
-        self.pool_changed.notify_one();
-    }
-
-    fn attempt(&self, call: &MetaCall, deadline: Duration) -> Attempt {
-        let mut connection = match self.take_connection() {
-            Ok(connection) => connection,
-            Err(error) => return Attempt::Lost(error),
-        };
-        match self.call_on(&mut connection, call, deadline) {
-            Ok(reply) => {
-                self.give_back(connection);
-                *lock(&self.asked_at) = Instant::now();
-                Attempt::Answered(reply)
-            }
-            Err(error) => {
-                // The others were to the same master and are as dead, if it is.
-                let idle = std::mem::take(&mut lock(&self.pool).idle);
-                (0..=idle.len()).for_each(|_| self.drop_connection());
-                Attempt::Lost(error)
-            }
-        }
-    }
-
-    /// Asks until there is an answer that means something, at most `server_wait`.
-    pub(crate) fn call(&self, call: &MetaCall) -> Result<MetaReply> {
-        self.call_within(call, self.config.io_deadline, self.config.server_wait)
-    }
-
-    fn call_within(
-        &self,
-        call: &MetaCall,
-        deadline: Duration,
-        wait: Duration,
-    ) -> Result<MetaReply> {
-        let began = Instant::now();
-        let mut backoff = Backoff::default();
-        loop {
-            if self.is_closed() {
-                return Err(ClientError::Closed);
-            }
-            let (pause_ms, give_up) = match self.attempt(call, deadline) {
-                Attempt::Answered(MetaReply::Failed(failure)) => match failure {
-                    MetaFailure::Refused(NamespaceError::Busy) => {
-                        (backoff.next_ms(random()), NamespaceError::Busy.into())
-                    }
-                    MetaFailure::Refused(NamespaceError::OutcomeUnknown) => {
-                        return Err(ClientError::OutcomeUnknown);
-                    }
-                    MetaFailure::Refused(error) => return Err(error.into()),
-                    MetaFailure::NoSpace { reason } => return Err(ClientError::NoSpace { reason }),
-                    MetaFailure::BadRequest { reason } => {
-                        return Err(ClientError::Protocol { reason });
-                    }
-                    MetaFailure::Warming { retry_after_ms }
-                    | MetaFailure::Busy { retry_after_ms } => {
-                        (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
-                    }
-                    MetaFailure::Unavailable { reason, retry_after_ms } => (
-                        u64::from(retry_after_ms),
-                        ClientError::ChunkUnavailable { reason, waited: wait },
-                    ),
-                },
-                Attempt::Answered(reply) => {
-                    if self.silent_told.swap(false, Ordering::AcqRel) {
-                        tracing::warn!(master = %self.config.master, "the master answers again");
-                    }
-                    return Ok(reply);
-                }
-                Attempt::Lost(error) => {
-                    tracing::debug!(master = %self.config.master, %error, "no answer");
-                    if SILENCE_TOLD < began.elapsed()
-                        && !self.silent_told.swap(true, Ordering::AcqRel)
-                    {
-                        tracing::warn!(
-                            master = %self.config.master, %error, wait = ?self.config.server_wait,
-                            "the master does not answer: requests wait"
-                        );
-                    }
-                    if error.kind() == std::io::ErrorKind::PermissionDenied {
-                        return Err(ClientError::Protocol { reason: error.to_string() });
-                    }
-                    (
-                        backoff.next_ms(random()),
-                        ClientError::MasterSilent { waited: began.elapsed() },
-                    )
-                }
-            };
-            if wait <= began.elapsed() {
-                return Err(give_up);
-            }
-            std::thread::sleep(Duration::from_millis(pause_ms.clamp(1, 1000)));
-        }
-    }
-
-    pub(crate) fn change(&self, change: Change) -> Result<Outcome> {
-        let op = self.op();
-        match self.call(&MetaCall::Change { op: op.number, part: 0, change })? {
-            MetaReply::Outcome(outcome) => accepted(outcome),
-            other => Err(unexpected("change", &other)),
-        }
-    }
-
-    pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {
-        let op = self.op();
-        match self.call(&MetaCall::Truncate { op: op.number, ino, size })? {
-            MetaReply::Outcome(outcome) => match accepted(outcome)? {
-                Outcome::Attr(attr) | Outcome::Entry { attr, .. } => Ok(attr),
-                other => Err(ClientError::Protocol {
-                    reason: format!("truncate was answered {other:?}"),
-                }),
-            },
-            other => Err(unexpected("truncate", &other)),
-        }
-    }
-
-    pub(crate) fn getattr(&self, ino: InodeNo) -> Result<Attr> {
-        match self.call(&MetaCall::GetAttr { ino })? {
-            MetaReply::Attr(attr) => Ok(attr),
-            other => Err(unexpected("getattr", &other)),
-        }
-    }
-
-    /// Attributes and the content if it is inline.
-    pub(crate) fn read_inline(&self, ino: InodeNo) -> Result<(Attr, Option<Vec<u8>>)> {
-        match self.call(&MetaCall::ReadInline { ino })? {
-            MetaReply::Opened { attr, content } => Ok((attr, content)),
-            other => Err(unexpected("read inline", &other)),
-        }
-    }
-
-    pub(crate) fn wall_now(&self) -> WallTime {
-        let registration = lock(&self.registration);
-        registration.as_ref().map_or(WallTime(0), |known| {
-            let since = i64::try_from(known.welcomed_at.elapsed().as_nanos()).unwrap_or(i64::MAX);
-            WallTime(known.welcome.now.0.saturating_add(since))
-        })
-    }
-
-    pub(crate) fn welcome(&self) -> Option<Welcome> {
-        lock(&self.registration).as_ref().map(|known| known.welcome.clone())
-    }
-
-    fn nonce(&self) -> u64 {
-        lock(&self.registration).as_ref().map_or(0, |known| known.welcome.nonce)
-    }
-
-    /// Tells of a release, unless the master is another than the one that counted the open: that one was told what
-    /// is open now, this release already left out.
-    fn release(&self, ino: InodeNo, write: bool, nonce: u64) -> std::io::Result<()> {
-        let mut connection = self.take_connection()?;
-        if self.nonce() != nonce {
-            self.give_back(connection);
-            return Ok(());
-        }
-        let told = self.call_on(
-            &mut connection,
-            &MetaCall::Release { ino, write },
-            self.config.io_deadline,
-        );
-        match told {
-            Ok(_) => {
-                self.give_back(connection);
-                Ok(())
-            }
-            Err(error) => {
-                self.drop_connection();
-                Err(error)
-            }
-        }
-    }
-
-    fn write_opens(&self, ino: InodeNo) -> u32 {
-        lock(&self.opens).get(&ino).map_or(0, |counts| counts.write)
-    }
-}
-
-pub(crate) fn accepted(outcome: Outcome) -> Result<Outcome> {
-    match outcome {
-        Outcome::Refused(NamespaceError::OutcomeUnknown) => Err(ClientError::OutcomeUnknown),
-        Outcome::Refused(error) => Err(ClientError::Refused(error)),
-        other => Ok(other),
-    }
-}
-
-pub(crate) fn unexpected(what: &str, reply: &MetaReply) -> ClientError {
-    ClientError::Protocol { reason: format!("{what} was answered {reply:?}") }
-}
-
 /// Small things done later, on a thread of their own.
 enum Errand {
     /// `nonce`: the reign that counted the open.
@@ -467,8 +103,8 @@ pub struct Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("master", &self.link.config.master)
-            .field("client", &self.link.client)
+            .field("master", &self.link.config().master)
+            .field("client", &self.link.client())
             .finish_non_exhaustive()
     }
 }
@@ -499,7 +135,7 @@ impl Session {
 
     #[must_use]
     pub fn client(&self) -> ClientId {
-        self.link.client
+        self.link.client()
     }
 
     /// What the master said last about itself.
@@ -516,7 +152,7 @@ impl Session {
 
     #[must_use]
     pub fn config(&self) -> &SessionConfig {
-        &self.link.config
+        self.link.config()
     }
 
     /// # Errors
@@ -619,13 +255,7 @@ impl Session {
     /// # Errors
     /// See [`ClientError`]; nothing is counted then.
     pub fn open(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<Attr> {
-        // Counted before it is asked: a master that restarts in between hears of it.
-        {
-            let mut opens = lock(&self.link.opens);
-            let counts = opens.entry(ino).or_default();
-            counts.all += 1;
-            counts.write += u32::from(write);
-        }
+        self.link.count_open(ino, write);
         let opened = match self.link.call(&MetaCall::Open { ino, write }) {
             Ok(MetaReply::Opened { attr, content }) => {
                 let mut attr = attr;
@@ -644,27 +274,15 @@ impl Session {
                 Ok(file.overlay(attr))
             }
             Err(error) => {
-                self.uncount(ino, write);
+                self.link.uncount_open(ino, write);
                 Err(error)
             }
         }
     }
 
-    fn uncount(&self, ino: InodeNo, write: bool) -> bool {
-        let mut opens = lock(&self.link.opens);
-        let Some(counts) = opens.get_mut(&ino) else { return false };
-        counts.all = counts.all.saturating_sub(1);
-        counts.write = counts.write.saturating_sub(u32::from(write));
-        let last = counts.all == 0;
-        if last {
-            opens.remove(&ino);
-        }
-        last
-    }
-
     /// Takes an open back; the master hears of it a little later.
     pub fn release(&self, ino: InodeNo, write: bool) {
-        if self.uncount(ino, write)
+        if self.link.uncount_open(ino, write)
             && let Some(file) = lock(&self.files).get(&ino).cloned()
         {
             file.closed();
@@ -677,7 +295,7 @@ impl Session {
     }
 
     pub(crate) fn is_open(&self, ino: InodeNo) -> bool {
-        lock(&self.link.opens).contains_key(&ino)
+        self.link.is_open(ino)
     }
 
     pub(crate) fn is_last_writer(&self, ino: InodeNo) -> bool {
@@ -785,7 +403,7 @@ impl Session {
             }
         }
         let began = Instant::now();
-        while 0 < self.pending_errands.load(Ordering::Acquire) && began.elapsed() < DIAL_MAX {
+        while 0 < self.pending_errands.load(Ordering::Acquire) && began.elapsed() < GOODBYE_MAX {
             std::thread::sleep(Duration::from_millis(1));
         }
         self.goodbye();
@@ -795,17 +413,17 @@ impl Session {
         if self.link.is_closed() {
             return;
         }
-        if let Attempt::Lost(error) = self.link.attempt(&MetaCall::Goodbye, DIAL_MAX) {
+        if let Attempt::Lost(error) = self.link.attempt(&MetaCall::Goodbye, GOODBYE_MAX) {
             tracing::debug!(%error, "goodbye: the lease will end this client");
         }
-        self.link.closed.store(true, Ordering::Release);
+        self.link.close();
         self.io.close();
     }
 }
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.goodbye();
+        self.close();
     }
 }
 
@@ -825,9 +443,9 @@ fn run_errands(link: &MasterLink, todo: &mpsc::Receiver<Errand>, pending: &Atomi
                 if link.is_closed() {
                     return;
                 }
-                if PING_EVERY <= lock(&link.asked_at).elapsed()
+                if PING_EVERY <= link.quiet()
                     && let Attempt::Lost(error) =
-                        link.attempt(&MetaCall::Ping, link.config.io_deadline)
+                        link.attempt(&MetaCall::Ping, link.config().io_deadline)
                 {
                     tracing::debug!(%error, "ping");
                 }

@@ -13,6 +13,15 @@ fn end_of(start: u64, data: &[u8]) -> u64 {
     start + data.len() as u64
 }
 
+/// A writer of large pieces goes on behind them: room for the rest of a mebibyte saves moving them.
+fn with_room(data: &[u8]) -> Vec<u8> {
+    const ROOM: usize = 1 << 20;
+    let room = if data.len() < 32 << 10 { data.len() } else { data.len().max(ROOM) };
+    let mut extent = Vec::with_capacity(room);
+    extent.extend_from_slice(data);
+    extent
+}
+
 /// In-memory positions: an extent is a `Vec`, so its length fits.
 fn at(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
@@ -45,7 +54,7 @@ impl DirtyExtents {
                 self.bytes -= extent.len() as u64;
                 (start, extent)
             }
-            _ => (offset, data.to_vec()),
+            _ => (offset, with_room(data)),
         };
         // Swallow what the new bytes reach: its own bytes count only beyond them.
         while let Some((&next, _)) = self.extents.range(start..=end_of(start, &merged)).next() {

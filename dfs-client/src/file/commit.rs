@@ -1,0 +1,238 @@
+//! Making what was written acknowledged, stable, and known to the master.
+
+use dfs_core::client::dirty::DirtyExtents;
+use dfs_core::command::{Change, Outcome};
+use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_core::time::WallTime;
+
+use super::{FileState, INLINE_RANGES_MAX, small};
+use crate::chunk_writer::ChunkWriter;
+use crate::error::{ClientError, Result};
+use crate::session::lock;
+use std::sync::Arc;
+
+impl FileState {
+    pub(super) fn keep(&self, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            self.lock().error.get_or_insert(error);
+        }
+    }
+
+    pub(super) fn take_error(&self) -> Result<()> {
+        self.lock().error.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn writers(&self) -> Vec<Arc<ChunkWriter>> {
+        self.lock().writers.values().cloned().collect()
+    }
+
+    /// Everything written so far is with every member (or, inline, logged); size and time may still be unlogged.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn acknowledge(&self) -> Result<()> {
+        let _one = lock(&self.commit);
+        self.commit_inline()?;
+        self.each_writer(ChunkWriter::acknowledged)?;
+        self.take_error()
+    }
+
+    pub(super) fn each_writer(&self, wait: impl Fn(&Arc<ChunkWriter>) -> Result<()>) -> Result<()> {
+        let writers = self.writers();
+        writers.iter().for_each(ChunkWriter::push);
+        let mut first = Ok(());
+        for writer in &writers {
+            first = first.and(wait(writer));
+        }
+        first
+    }
+
+    /// As `close(2)`: everything stable and visible to others.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn flush(&self) -> Result<()> {
+        let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
+        self.commit_all(last)
+    }
+
+    /// As `fsync(2)`.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn fsync(&self) -> Result<()> {
+        self.commit_all(false)
+    }
+
+    pub(super) fn commit_all(&self, done_writing: bool) -> Result<()> {
+        {
+            let inner = self.lock();
+            let nothing = inner.pending.inline.is_empty()
+                && inner.pending.mtime.is_none()
+                && !inner.pending.kill_priv
+                && inner.error.is_none()
+                && inner.writers.values().all(|writer| writer.is_idle())
+                && !(done_writing && inner.pending.marked);
+            if nothing {
+                return Ok(());
+            }
+        }
+        let _one = lock(&self.commit);
+        let inline = self.commit_inline();
+        let (end, mtime, kill_priv, writes, marked) = {
+            let inner = self.lock();
+            let pending = &inner.pending;
+            (pending.end, pending.mtime, pending.kill_priv, pending.writes, pending.marked)
+        };
+        let stable = inline.and_then(|()| {
+            self.writers().iter().for_each(ChunkWriter::push);
+            self.each_writer(ChunkWriter::acknowledged)?;
+            self.writers().iter().for_each(ChunkWriter::start_sync);
+            self.each_writer(ChunkWriter::stable)
+        });
+        self.forgive_gone(stable)?;
+        if marked || mtime.is_some() || kill_priv {
+            let logged = self.commit_size(end, mtime, kill_priv, done_writing && marked, writes);
+            self.forgive_gone(logged)?;
+        }
+        self.take_error()
+    }
+
+    /// A file nobody can reach any more has nothing to lose.
+    pub(super) fn forgive_gone(&self, outcome: Result<()>) -> Result<()> {
+        match outcome {
+            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound)) => Ok(()),
+            other => other,
+        }
+    }
+
+    pub(super) fn commit_size(
+        &self,
+        size: u64,
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+        done_writing: bool,
+        writes: u64,
+    ) -> Result<()> {
+        let change = Change::CommitSize { ino: self.ino, size, mtime, done_writing, kill_priv };
+        let attr = match self.io.link.change(change) {
+            Ok(Outcome::Attr(attr)) => Some(attr),
+            Ok(_) => None,
+            // Nothing went to chunks: what was written is in the inode.
+            Err(ClientError::Refused(NamespaceError::LayoutChanged)) => None,
+            Err(error) => return Err(error),
+        };
+        if let Some(attr) = attr {
+            self.learn(attr, None, false);
+        }
+        let mut inner = self.lock();
+        let unchanged = inner.pending.writes == writes;
+        if unchanged {
+            inner.pending.end = 0;
+            inner.pending.mtime = None;
+            inner.pending.kill_priv = false;
+            if done_writing {
+                inner.pending.marked = false;
+            }
+        }
+        if done_writing {
+            // The next write sets the mark again, by asking for a layout.
+            let writers: Vec<_> = inner.writers.values().cloned().collect();
+            drop(inner);
+            writers.iter().for_each(|writer| writer.forget_layout());
+        }
+        Ok(())
+    }
+
+    /// Logs pending inline bytes. Called with `commit` held.
+    pub(super) fn commit_inline(&self) -> Result<()> {
+        let (mut extents, mtime, kill_priv, writes) = {
+            let mut inner = self.lock();
+            if inner.pending.inline.is_empty() {
+                return Ok(());
+            }
+            let pending = &mut inner.pending;
+            (pending.inline.clone(), pending.mtime, pending.kill_priv, pending.writes)
+        };
+        if INLINE_RANGES_MAX < extents.extent_count() {
+            extents = self.joined(&extents)?;
+        }
+        for (offset, data) in extents.iter() {
+            let change = Change::InlineWrite {
+                ino: self.ino,
+                offset,
+                data: data.to_vec(),
+                append: false,
+                mtime,
+                kill_priv,
+            };
+            match self.io.link.change(change) {
+                Ok(Outcome::Attr(attr)) => self.learn_inline(attr, offset, data),
+                Ok(other) => {
+                    return Err(ClientError::Protocol {
+                        reason: format!("write was answered {other:?}"),
+                    });
+                }
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    // Another client moved the content into chunks: these bytes follow it.
+                    let attr = self.refresh()?;
+                    return self.leave_inline(attr.layout.chunk_size);
+                }
+                Err(ClientError::Refused(NamespaceError::Stale)) => break,
+                Err(error) => {
+                    self.drop_inline(writes);
+                    return Err(error);
+                }
+            }
+        }
+        self.drop_inline(writes);
+        Ok(())
+    }
+
+    /// Logged (or lost): what was pending is pending no more, unless it was written to meanwhile.
+    pub(super) fn drop_inline(&self, writes: u64) {
+        let mut inner = self.lock();
+        if inner.pending.writes == writes {
+            let held = std::mem::take(&mut inner.pending.inline).bytes();
+            inner.pending.end = 0;
+            inner.pending.mtime = None;
+            inner.pending.kill_priv = false;
+            drop(inner);
+            self.io.budget.give_back(held);
+        }
+    }
+
+    pub(super) fn learn_inline(&self, attr: Attr, offset: u64, data: &[u8]) {
+        let content = {
+            let mut inner = self.lock();
+            // Only if nobody else changed it since it was fetched.
+            let known = inner.known.as_mut().filter(|known| known.attr.change + 1 == attr.change);
+            known.and_then(|known| known.content.take())
+        };
+        let content = content.map(|mut content| {
+            let (from, to) = (small(offset), small(offset) + data.len());
+            if content.len() < to {
+                content.resize(to, 0);
+            }
+            content[from..to].copy_from_slice(data);
+            content
+        });
+        self.learn(attr, content, false);
+    }
+
+    /// Many small ranges as one, with what lies between them.
+    pub(super) fn joined(&self, extents: &DirtyExtents) -> Result<DirtyExtents> {
+        let (_, content) = self.io.link.read_inline(self.ino)?;
+        let mut whole = content.unwrap_or_default();
+        let end = small(extents.end());
+        if whole.len() < end {
+            whole.resize(end, 0);
+        }
+        let start = extents.iter().next().map_or(0, |(start, _)| start);
+        let mut hull = whole[small(start)..end].to_vec();
+        extents.overlay(start, &mut hull);
+        let mut joined = DirtyExtents::default();
+        joined.write(start, &hull);
+        Ok(joined)
+    }
+}

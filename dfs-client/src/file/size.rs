@@ -1,0 +1,203 @@
+//! Cutting, growing and punching files, and finding their holes. Whoever changes sizes holds the file's gate alone.
+
+use std::time::{Duration, Instant};
+
+use dfs_core::command::{Change, Outcome};
+use dfs_core::namespace::{Attr, FILE_BYTES_MAX, NamespaceError};
+
+use super::{FileState, Known, within};
+use crate::chunk_writer::ChunkWriter;
+use crate::error::{ClientError, Result};
+use crate::session::lock;
+
+impl FileState {
+    /// Everything pending is stable and nothing is kept to be sent again: the file can be cut.
+    pub(super) fn quiesce(&self) -> Result<()> {
+        let _one = lock(&self.commit);
+        let inline = self.commit_inline();
+        self.keep(inline);
+        let stable = self.each_writer(ChunkWriter::stable);
+        self.keep(stable);
+        Ok(())
+    }
+
+    pub(super) fn retire_writers(&self) {
+        let writers = std::mem::take(&mut self.lock().writers);
+        for writer in writers.values() {
+            writer.retire();
+        }
+    }
+
+    /// Cuts or grows the file. Errors of earlier writes are kept for `fsync` and `close`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn truncate(&self, size: u64) -> Result<Attr> {
+        let _alone = self.alone();
+        self.quiesce()?;
+        let attr = loop {
+            match self.io.link.truncate(self.ino, size) {
+                // Its content moved into chunks meanwhile, or another truncation is under way.
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                other => break other?,
+            }
+        };
+        self.retire_writers();
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+        let mut inner = self.lock();
+        inner.pending.end = 0;
+        inner.pending.mtime = None;
+        inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
+        Ok(attr)
+    }
+
+    /// Zeros over a range: as `fallocate(2)` with `PUNCH_HOLE` (`keep_size`) or `ZERO_RANGE`.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
+        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
+        let alone = self.alone();
+        self.quiesce()?;
+        let mut attr = self.refresh()?;
+        if attr.inline {
+            let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
+            match self.io.link.change(change) {
+                Ok(Outcome::Attr(attr)) => {
+                    self.learn(attr, None, true);
+                    self.lock().known = None;
+                    return Ok(());
+                }
+                Ok(_) => return Ok(()),
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    attr = self.refresh()?
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let size = self.overlay(attr.clone()).size;
+        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end, size)?;
+        drop(alone);
+        if !keep_size && size < end { self.truncate(end).map(|_| ()) } else { Ok(()) }
+    }
+
+    pub(super) fn zero_chunks(
+        &self,
+        chunk_size: u64,
+        offset: u64,
+        end: u64,
+        size: u64,
+    ) -> Result<()> {
+        self.retire_writers();
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+        let mut first = offset / chunk_size;
+        let end_index = end.div_ceil(chunk_size);
+        let mut freed = false;
+        while first < end_index {
+            let found = self.io.layouts(self.ino, first, 64)?;
+            let Some(last) = found.last().map(|layout| layout.index) else { break };
+            for layout in &found {
+                let index = layout.index;
+                if end_index <= index {
+                    break;
+                }
+                let (from, to) = within(index, chunk_size, offset, end - offset);
+                let used = size.saturating_sub(index * chunk_size).min(chunk_size);
+                if from == 0 && used <= to {
+                    self.io.link.change(Change::FreeChunks {
+                        ino: self.ino,
+                        first: index,
+                        count: 1,
+                    })?;
+                    freed = true;
+                } else {
+                    let writer = {
+                        let mut inner = self.lock();
+                        self.wrote(&mut inner, 0);
+                        inner.pending.marked = true;
+                        self.writer_in(&mut inner, index)
+                    };
+                    writer.zero(from, to - from);
+                    writer.acknowledged()?;
+                }
+            }
+            first = last + 1;
+        }
+        if freed {
+            self.io.forget_layouts(self.ino);
+        }
+        Ok(())
+    }
+
+    /// As plain `fallocate(2)`: the size grows to the end of the range unless `keep_size`.
+    ///
+    /// Space is not set aside: a later write may still find none.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn allocate(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
+        let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
+        if keep_size || end <= self.size()? {
+            return Ok(());
+        }
+        self.truncate(end).map(|_| ())
+    }
+
+    /// Where the next data at or after `offset` begins, to the chunk; `None` if there is none (ENXIO).
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
+        self.acknowledge()?;
+        let attr = self.attr()?;
+        if attr.size <= offset {
+            return Ok(None);
+        }
+        if attr.inline {
+            let content =
+                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            return Ok((offset < content).then_some(offset));
+        }
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let next = self.io.layouts(self.ino, offset / chunk_size, 1)?;
+        let start = next.first().map(|layout| offset.max(layout.index * chunk_size));
+        Ok(start.filter(|start| *start < attr.size))
+    }
+
+    /// Where the next hole at or after `offset` begins, to the chunk; the end of the file is one.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
+        self.acknowledge()?;
+        let attr = self.attr()?;
+        if attr.size <= offset {
+            return Ok(None);
+        }
+        if attr.inline {
+            let content =
+                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            return Ok(Some(offset.max(content.min(attr.size))));
+        }
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let mut index = offset / chunk_size;
+        loop {
+            let found = self.io.layouts(self.ino, index, 64)?;
+            for layout in &found {
+                if layout.index != index {
+                    return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+                }
+                index += 1;
+            }
+            if found.len() < 64 {
+                return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+            }
+        }
+    }
+}
