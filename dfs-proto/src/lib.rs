@@ -18,6 +18,7 @@ pub mod control {
         missing_debug_implementations,
         unused_qualifications,
         clippy::allow_attributes,
+        clippy::allow_attributes_without_reason,
         reason = "generated"
     )]
     tonic::include_proto!("dfs.v1");

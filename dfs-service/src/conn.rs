@@ -192,9 +192,12 @@ fn ask(mut stream: &TcpStream, key: &ClusterKey, door: Door) -> io::Result<()> {
     hello[6..].copy_from_slice(&asker);
     stream.write_all(&hello)?;
     let mut answer = [0; 6 + NONCE + PROOF];
-    stream.read_exact(&mut answer).map_err(|e| match e.kind() {
-        io::ErrorKind::UnexpectedEof => refused("the server closed the connection in the handshake: not a DistributedFS server, or overloaded"),
-        _ => e,
+    stream.read_exact(&mut answer).map_err(|e| {
+        if e.kind() == io::ErrorKind::UnexpectedEof {
+            refused("the server closed the connection in the handshake: not a DistributedFS server, or overloaded")
+        } else {
+            e
+        }
     })?;
     if answer[..5] != MAGIC {
         return Err(refused("the server does not speak our handshake"));

@@ -64,7 +64,7 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
     while !shutdown.wait_for(TICK) {
         round += 1;
         say_transitions(master, &mut seen);
-        if round % 4 == 0 {
+        if round.is_multiple_of(4) {
             reclaim_orphans(master);
             forget_garbage(master, &mut garbage_since);
             end_leases(master);

@@ -2,6 +2,10 @@
 //!
 //! Order of a configuration change: `Reconfigure` committed → promises (durable) → adoptions (durable) → `Activate`
 //! committed → layouts with the new version are given out. One change per chunk at a time.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a request has one kind of answer, every other one is an error by itself"
+)]
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

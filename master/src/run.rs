@@ -1,6 +1,10 @@
 //! A master process from its directory to its last request.
 //!
 //! Order of a start: directory locked and log replayed → a new reign logged → port opened → heartbeats and requests.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a request has one kind of answer, every other one is an error by itself"
+)]
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -2,6 +2,10 @@
 //!
 //! Order of a change: proposed → committed and durable in the log → applied by the one apply thread → answered. Reads
 //! are served from the store as of the last applied batch, on the asker's own thread.
+#![expect(
+    clippy::wildcard_enum_match_arm,
+    reason = "a request has one kind of answer, every other one is an error by itself"
+)]
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};

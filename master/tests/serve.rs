@@ -1,4 +1,5 @@
 //! A real master on a real directory and port: requests, retries, restarts, bad bytes.
+#![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::io::{Read as _, Write as _};

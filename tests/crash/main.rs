@@ -4,6 +4,7 @@
 //! at the end every acknowledged `fsync`, append, rename and unlink must be there exactly once; what was not
 //! acknowledged may be there once or not at all. `DFS_CRASH_KILLS` (default 8 a test) and `DFS_CRASH_SEED` are
 //! settings; the seed is printed.
+#![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::collections::{BTreeMap, BTreeSet};

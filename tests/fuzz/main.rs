@@ -3,6 +3,7 @@
 //! A decoder is total: any bytes give a value or an error, never a panic, and memory bounded by the input. What is
 //! accepted must also survive a round trip, or two readers could disagree. `DFS_FUZZ_MS` (default 1500) is the time
 //! for each decoder, `DFS_FUZZ_SEED` the seed; a failure prints seed and input, which belong into `corpus/`.
+#![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod corpus;

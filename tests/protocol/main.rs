@@ -1,4 +1,5 @@
 //! A real master and real chunkservers on loopback, spoken to in frames: the protocol without a client's cleverness.
+#![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::path::Path;
@@ -193,9 +194,8 @@ impl Client {
             [(mutate, &[data][..]), (DataCall::Sync { layout: layout.clone() }, &[])]
         {
             let frame = primary.call(&call.to_bytes(), payload, WAIT).map_err(|e| e.to_string())?;
-            match DataReply::from_bytes(&frame.args).unwrap() {
-                DataReply::Failed(failure) => return Err(failure.to_string()),
-                _ => {}
+            if let DataReply::Failed(failure) = DataReply::from_bytes(&frame.args).unwrap() {
+                return Err(failure.to_string());
             }
         }
         Ok(())
