@@ -191,7 +191,7 @@ fn tune_readahead(at: &std::path::Path) {
         Err(error) => return tracing::warn!(%error, "readahead stays at the kernel's default"),
     };
     if let Err(error) = mount_point::set_readahead(&device, READAHEAD_KIB) {
-        tracing::warn!(
+        tracing::info!(
             %error,
             "readahead stays at the kernel's default; as root: \
              echo {READAHEAD_KIB} > /sys/class/bdi/{device}/read_ahead_kb"

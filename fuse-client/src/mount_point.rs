@@ -169,12 +169,13 @@ fn check_device() -> anyhow::Result<()> {
     let device = Path::new("/dev/fuse");
     match std::fs::File::options().read(true).write(true).open(device) {
         Ok(_) => Ok(()),
-        // fusermount3 opens it as root.
+        // Distributions make it 0666; what it may do is decided by fusermount3.
         Err(error)
             if error.kind() == std::io::ErrorKind::PermissionDenied
                 && !rustix::process::geteuid().is_root() =>
         {
-            Ok(())
+            Err(error)
+                .context("/dev/fuse: only root may open it here; as root: chmod 666 /dev/fuse")
         }
         Err(error) => Err(error).context(
             "/dev/fuse: load the module (modprobe fuse), or give the container the device \

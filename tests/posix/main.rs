@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod compare;
+mod examples;
 mod fsx;
 mod pjdfstest;
 mod promises;

@@ -405,6 +405,30 @@ fn shared_maps_of_one_mount_see_each_other_and_reach_the_other_mount() {
 }
 
 #[test]
+fn times_at_the_ends_of_what_the_kernel_sends_do_no_harm() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), b"x");
+        for (sec, nsec) in
+            [(i64::MIN, 1), (i64::MIN + 1, 999_999_999), (i64::MAX, 999_999_999), (-1, 999_999_999)]
+        {
+            let time = rustix::fs::Timespec { tv_sec: sec, tv_nsec: nsec };
+            let times = rustix::fs::Timestamps { last_access: time, last_modification: time };
+            rustix::fs::utimensat(
+                rustix::fs::CWD,
+                a.join("f"),
+                &times,
+                rustix::fs::AtFlags::empty(),
+            )
+            .unwrap();
+        }
+        wait_until("the last one is seen", || {
+            let metadata = b.join("f").metadata().unwrap();
+            (metadata.mtime(), metadata.mtime_nsec()) == (-1, 999_999_999)
+        });
+    });
+}
+
+#[test]
 fn unmounting_from_outside_ends_the_process_and_keeps_what_was_written() {
     static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
     let content = CONTENT
