@@ -76,6 +76,9 @@ pub struct Replica {
     pub not_current: bool,
 }
 
+/// Most replicas that one heartbeat tells of.
+pub const INVENTORY_PAGE: usize = 10_000;
+
 /// What one heartbeat says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Heartbeat {
@@ -85,6 +88,8 @@ pub struct Heartbeat {
     pub address: String,
     /// `replicas` is everything the server holds.
     pub full_inventory: bool,
+    /// The rest of the full inventory follows, [`INVENTORY_PAGE`] replicas a heartbeat.
+    pub inventory_more: bool,
     pub replicas: Vec<(ChunkId, Replica)>,
     pub gone: Vec<ChunkId>,
     pub chunk_count: u64,
@@ -105,6 +110,8 @@ pub struct ServerRow {
     unresponsive_until: Option<Timestamp>,
     /// A full inventory of this incarnation arrived.
     pub inventory_complete: bool,
+    /// A full inventory has begun and not ended.
+    inventory_pages: bool,
     pub replicas: BTreeMap<ChunkId, Replica>,
     pub chunk_count: u64,
     pub used_bytes: u64,
@@ -153,6 +160,7 @@ impl Cluster {
             incarnation,
             address,
             full_inventory,
+            inventory_more,
             replicas,
             gone,
             chunk_count,
@@ -172,6 +180,7 @@ impl Cluster {
             heard_at: now,
             unresponsive_until: None,
             inventory_complete: false,
+            inventory_pages: false,
             replicas: BTreeMap::new(),
             chunk_count: 0,
             used_bytes: 0,
@@ -185,8 +194,13 @@ impl Cluster {
         }
         if full_inventory {
             row.replicas = replicas.into_iter().collect();
-            row.inventory_complete = true;
+            row.inventory_complete = !inventory_more;
+            row.inventory_pages = inventory_more;
         } else {
+            if row.inventory_pages && replicas.len() < INVENTORY_PAGE {
+                row.inventory_complete = true;
+                row.inventory_pages = false;
+            }
             for (chunk, replica) in replicas {
                 let known = row.replicas.entry(chunk).or_insert(replica);
                 // A report made before an adoption may arrive after its answer.
@@ -206,7 +220,7 @@ impl Cluster {
         row.free_bytes = free_bytes;
         row.total_bytes = total_bytes;
         row.recent_placements = 0;
-        Heard { want_full_inventory: !row.inventory_complete, returned }
+        Heard { want_full_inventory: !row.inventory_complete && !row.inventory_pages, returned }
     }
 
     /// `member` answered that it holds `chunk` so: known before its next heartbeat says it.
@@ -321,6 +335,7 @@ mod tests {
             incarnation: 1,
             address: format!("127.0.0.1:{server}"),
             full_inventory: true,
+            inventory_more: false,
             replicas: vec![],
             gone: vec![],
             chunk_count: 0,
@@ -366,6 +381,23 @@ mod tests {
         assert!(heard.want_full_inventory);
         assert!(cluster.row(ServerId(1)).unwrap().replicas.is_empty());
         assert!(!cluster.is_up(at(2), &Member { server: ServerId(1), disk: DiskId(1) }));
+    }
+
+    #[test]
+    fn an_inventory_in_pages_is_complete_with_its_last_one() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        let page = |from: u64, count: usize| {
+            (from..).map(|n| (ChunkId(n), replica)).take(count).collect::<Vec<_>>()
+        };
+        let first =
+            Heartbeat { inventory_more: true, replicas: page(0, INVENTORY_PAGE), ..beat(1, 500) };
+        assert!(!cluster.on_heartbeat(at(0), first).want_full_inventory, "it is on its way");
+        assert!(!cluster.row(ServerId(1)).unwrap().inventory_complete);
+        let last = Heartbeat { full_inventory: false, replicas: page(1 << 20, 5), ..beat(1, 500) };
+        cluster.on_heartbeat(at(1), last);
+        let row = cluster.row(ServerId(1)).unwrap();
+        assert!(row.inventory_complete && row.replicas.len() == INVENTORY_PAGE + 5);
     }
 
     #[test]

@@ -157,6 +157,7 @@ async fn take(
                 incarnation,
                 address: beat.address,
                 full_inventory: beat.full_inventory,
+                inventory_more: beat.inventory_more,
                 replicas,
                 gone: beat.gone.iter().map(|chunk| ChunkId(*chunk)).collect(),
                 chunk_count: beat.chunk_count,
