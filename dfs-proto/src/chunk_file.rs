@@ -362,3 +362,110 @@ impl DiskLabel {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot() -> Slot {
+        let entry = ClientEntry { highest: 9, low_water: 7, appends: [(8, (100, 5))].into() };
+        Slot {
+            number: 4,
+            lsn: 99,
+            chunk: ChunkId(0x1ab),
+            spec: ChunkSpec { inode: InodeNo(5), index: 2, chunk_size: 1 << 20 },
+            promised: ChunkVersion(3),
+            position: Position { version: ChunkVersion(2), seq: 17 },
+            len: 65_537,
+            sealed: false,
+            dirty: true,
+            not_current: false,
+            sums: vec![1, 2],
+            clients: ClientTable { clients: [(ClientId(6), entry)].into() },
+        }
+    }
+
+    fn header() -> ChunkHeader {
+        ChunkHeader {
+            fs_id: FsId(1),
+            disk_id: DiskId(2),
+            chunk: ChunkId(3),
+            spec: slot().spec,
+            created_lsn: 4,
+        }
+    }
+
+    #[test]
+    fn a_slot_is_read_as_written_and_no_changed_bit_is_accepted() {
+        let bytes = slot().encode();
+        assert_eq!(Slot::decode(&bytes), Ok(slot()));
+        for bit in 0..bytes.len() * 8 {
+            let mut changed = bytes.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(Slot::decode(&changed).is_err(), "bit {bit}");
+        }
+        for len in 0..bytes.len() {
+            assert!(Slot::decode(&bytes[..len]).is_err(), "cut at {len}");
+        }
+    }
+
+    #[test]
+    fn a_slot_that_checks_out_but_makes_no_sense_is_refused() {
+        for change in [
+            |slot: &mut Slot| slot.len = u64::MAX,
+            |slot: &mut Slot| slot.sums.clear(),
+            |slot: &mut Slot| slot.spec.chunk_size = 0,
+        ] {
+            let mut slot = slot();
+            change(&mut slot);
+            assert!(Slot::decode(&slot.encode()).is_err());
+        }
+    }
+
+    #[test]
+    fn a_full_slot_fits_its_room() {
+        let mut slot = slot();
+        slot.spec.chunk_size = CHUNK_BYTES_MAX;
+        slot.len = CHUNK_BYTES_MAX;
+        slot.sums = vec![7; 4096];
+        let appends: BTreeMap<_, _> = (0..64).map(|n| (n, (n, n))).collect();
+        let entry = ClientEntry { highest: 64, low_water: 0, appends };
+        let clients = (0..CLIENTS_MAX as u128).map(|n| (ClientId(n), entry.clone()));
+        slot.clients = ClientTable { clients: clients.collect() };
+        let bytes = slot.encode();
+        assert!(bytes.len() <= SLOT_BYTES, "{}", bytes.len());
+        assert_eq!(Slot::decode(&bytes), Ok(slot));
+    }
+
+    #[test]
+    fn a_header_survives_the_loss_of_one_copy_only() {
+        let bytes = header().encode();
+        assert_eq!(ChunkHeader::decode(&bytes), Ok(header()));
+        for at in 0..60 {
+            let mut changed = bytes.clone();
+            changed[at] ^= 0x20;
+            assert_eq!(ChunkHeader::decode(&changed), Ok(header()), "byte {at}");
+            changed[HEADER_BYTES + at] ^= 0x20;
+            assert!(ChunkHeader::decode(&changed).is_err(), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn a_label_is_read_as_written() {
+        let label =
+            DiskLabel { format: 1, fs_id: FsId(7), disk_id: DiskId(8), server: ServerId(9) };
+        assert_eq!(DiskLabel::from_text(&label.to_text()), Ok(label));
+        for text in ["", "format 1", "format x\nfs_id 7\ndisk_id 8\nserver cs-9\n"] {
+            assert!(DiskLabel::from_text(text).is_err(), "{text:?}");
+        }
+    }
+
+    /// The bytes of format 1: a change of these needs a new format number.
+    #[test]
+    fn the_form_of_slot_and_header_does_not_change() {
+        assert_eq!(crc32c::crc32c(&slot().encode()), SLOT_SUM);
+        assert_eq!(crc32c::crc32c(&header().encode()), HEADER_SUM);
+    }
+    const SLOT_SUM: u32 = 525_681_456;
+    const HEADER_SUM: u32 = 1_008_396_343;
+}
