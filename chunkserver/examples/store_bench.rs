@@ -26,7 +26,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         reserve_percent: 5,
     };
     let store = Store::open(config.clone())?;
-    let block: Vec<u8> = (0..=255u8).cycle().take(MIB as usize).collect();
+    let block: Vec<u8> = (0..=255u8).cycle().take(1 << 20).collect();
 
     let chunks = 16;
     let begun = Instant::now();
@@ -79,7 +79,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         seq += 1;
         write(&store, 1, seq, scatter(n) % CHUNK, &block[..4096])?;
         let sender = sender.clone();
-        store.sync(ChunkId(1), Box::new(move |result| sender.send(result.is_ok()).unwrap_or_default()));
+        store.sync(
+            ChunkId(1),
+            Box::new(move |result| sender.send(result.is_ok()).unwrap_or_default()),
+        );
         outstanding += 1;
         while 64 <= outstanding {
             assert!(receiver.recv()?, "a sync failed");

@@ -261,7 +261,7 @@ impl Engine {
             let last = state.bulk.take().map_or(lsn, |held| held.first);
             state.bulk = Some(Bulk { first: last, last: lsn, file });
             if BULK_CHUNKS_HIGH < self.note_bulk(chunk) {
-                self.signal.poke_sync();
+                self.signal.poke_checkpoint();
             }
         } else {
             if let Some((offset, len)) = zeroed {

@@ -286,7 +286,10 @@ impl Journal {
             nonce: nonce()?,
             boot_id: self.boot_id.clone(),
         };
+        // On disk before the first record overwrites an old one: until then the header of the segment before this one
+        // may name the old use of this file as needed.
         write_header(&*segment, &header)
+            .and_then(|()| segment.sync())
             .map_err(|err| self.fate.fatal("begin a journal segment", &err))?;
         let full = std::mem::replace(&mut end.segment, segment);
         end.old.push_back(OldSegment {

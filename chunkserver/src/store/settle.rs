@@ -53,6 +53,15 @@ impl Engine {
         Ok(())
     }
 
+    /// Puts in place what the journal has on disk, of all chunks.
+    pub(super) fn place_all(&self) -> Result<(), StoreError> {
+        let chunks = lock(&self.pending).clone();
+        for cell in chunks.iter().filter_map(|chunk| self.cell(*chunk).ok()) {
+            self.put_in_place(&mut cell.write(), cell.chunk)?;
+        }
+        Ok(())
+    }
+
     /// Syncs bulk data; returns the sequence number and record that are stable once the journal is synced up to it.
     fn sync_bulk(&self, cell: &Cell) -> Result<(u64, u64), StoreError> {
         let chunk = cell.chunk;

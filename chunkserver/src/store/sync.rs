@@ -1,4 +1,5 @@
-//! The two threads of a store: one syncs for all that ask, one makes checkpoints.
+//! The two threads of a store: one syncs for all that ask; one, in the background, syncs what nobody asked for and makes
+//! checkpoints.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -27,25 +28,19 @@ pub(super) struct Signal {
 #[derive(Default)]
 struct Flags {
     asked: Vec<(ChunkId, SyncDone)>,
-    poked: bool,
     checkpoint: bool,
     stop: bool,
 }
 
 impl std::fmt::Debug for Flags {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { asked, poked, checkpoint, stop } = self;
+        let Self { asked, checkpoint, stop } = self;
         let asked = asked.len();
-        write!(f, "Flags {{ {asked} asked, {poked}, {checkpoint}, {stop} }}")
+        write!(f, "Flags {{ {asked} asked, checkpoint: {checkpoint}, stop: {stop} }}")
     }
 }
 
 impl Signal {
-    pub(super) fn poke_sync(&self) {
-        lock(&self.flags).poked = true;
-        self.sync.notify_one();
-    }
-
     pub(super) fn poke_checkpoint(&self) {
         lock(&self.flags).checkpoint = true;
         self.checkpoint.notify_one();
@@ -112,25 +107,20 @@ fn run_syncs(engine: &Engine) {
     let signal = &engine.signal;
     loop {
         let mut flags = lock(&signal.flags);
-        if flags.asked.is_empty() && !flags.poked && !flags.stop {
-            let waited = signal.sync.wait_timeout(flags, IDLE);
-            flags = waited.unwrap_or_else(PoisonError::into_inner).0;
+        while flags.asked.is_empty() && !flags.stop {
+            flags = signal.sync.wait(flags).unwrap_or_else(PoisonError::into_inner);
         }
         let asked = std::mem::take(&mut flags.asked);
-        let stop = flags.stop && asked.is_empty();
-        flags.poked = false;
         drop(flags);
-        if stop {
+        if asked.is_empty() {
             return;
         }
-        if !asked.is_empty() {
-            answer(engine, asked);
-        }
-        // Operations of chunks that nobody asked for go in place here too.
+        answer(engine, asked);
+        // After the answers: of chunks that nobody asked for too, as far as the same sync reached.
         if !engine.fate.is_dead()
-            && let Err(err) = engine.settle_all()
+            && let Err(err) = engine.place_all()
         {
-            tracing::warn!(%err, "settle the journal");
+            tracing::warn!(%err, "put operations in place");
         }
     }
 }
@@ -201,6 +191,10 @@ fn run_checkpoints(engine: &Engine) {
         }
         if engine.fate.is_dead() {
             continue;
+        }
+        // Not on the sync thread: bulk data that nobody waits for must not hold up those who wait.
+        if let Err(err) = engine.settle_all() {
+            tracing::warn!(%err, "settle the journal");
         }
         if let Err(err) = engine.journal.prepare_spare() {
             tracing::warn!(%err, "prepare a journal segment");
