@@ -131,8 +131,18 @@ fn what_one_session_closes_another_reads() {
 }
 
 /// Random operations on one file from two sessions, each flushed before the other goes on, against a plain buffer.
-fn check_against_a_buffer(layout: Option<Layout>, size_max: usize, seed: u64, steps: usize) {
-    let cluster = start("never");
+/// `DFS_TEST_SEED` tries another run. With `deaths` a server dies and comes back now and then.
+fn check_against_a_buffer(
+    layout: Option<Layout>,
+    size_max: usize,
+    seed: u64,
+    steps: usize,
+    deaths: bool,
+) {
+    let named = std::env::var("DFS_TEST_SEED").ok().and_then(|seed| seed.parse().ok());
+    let seed = named.unwrap_or(seed);
+    let cluster = start(if deaths { "on-failure" } else { "never" });
+    let mut died_at = Instant::now();
     let sessions = [session(&cluster, "a"), session(&cluster, "b")];
     let first = create(&sessions[0], "file", layout);
     sessions[1].open(first.ino(), true).unwrap();
@@ -141,6 +151,13 @@ fn check_against_a_buffer(layout: Option<Layout>, size_max: usize, seed: u64, st
     let mut draw = Draw(seed);
     let mut who = 0;
     for step in 0..steps {
+        if deaths && Duration::from_secs(4) < died_at.elapsed() {
+            let victim = ["cs-1", "cs-2", "cs-3", "master"][draw.below(4)];
+            if cluster.pid(victim).is_some_and(tests::is_running) {
+                cluster.kill(victim);
+            }
+            died_at = Instant::now();
+        }
         if draw.below(8) == 0 {
             files[who].flush().unwrap();
             who = 1 - who;
@@ -209,23 +226,27 @@ fn check_against_a_buffer(layout: Option<Layout>, size_max: usize, seed: u64, st
     files[1 - who].invalidate();
     check_same(&read_all(&files[0]), &model);
     check_same(&read_all(&files[1]), &model);
-    let fsck = cluster.try_dfs(["fsck"]);
-    assert!(fsck.status.success(), "{fsck:?}");
+    tests::wait_until("fsck finds nothing wrong", || cluster.try_dfs(["fsck"]).status.success());
 }
 
 #[test]
 fn two_sessions_see_what_a_buffer_holds_in_chunks_of_64_kib() {
-    check_against_a_buffer(chunks(64 << 10), 400_000, 11, 400);
+    check_against_a_buffer(chunks(64 << 10), 400_000, 11, 400, false);
 }
 
 #[test]
 fn two_sessions_see_what_a_buffer_holds_in_chunks_of_4_kib() {
-    check_against_a_buffer(chunks(4 << 10), 60_000, 12, 400);
+    check_against_a_buffer(chunks(4 << 10), 60_000, 12, 400, false);
 }
 
 #[test]
 fn two_sessions_see_what_a_buffer_holds_around_the_inline_limit() {
-    check_against_a_buffer(None, 6_000, 13, 500);
+    check_against_a_buffer(None, 6_000, 13, 500, false);
+}
+
+#[test]
+fn two_sessions_see_what_a_buffer_holds_while_servers_die() {
+    check_against_a_buffer(chunks(64 << 10), 400_000, 14, 1500, true);
 }
 
 #[test]
