@@ -62,7 +62,7 @@ impl Metrics {
                 .counter("dfs_chunkserver_bad_connections_total", "closed for bad bytes"),
             leaders: made.gauge("dfs_chunkserver_led_chunks_count", "chunks led"),
             connections: made.gauge("dfs_chunkserver_connections_count", "open frames connections"),
-            fenced: made.gauge("dfs_chunkserver_fenced_state", "1 while not allowed to serve"),
+            fenced: made.gauge("dfs_chunkserver_fenced_info", "1 while not allowed to serve"),
             registry,
         }
     }

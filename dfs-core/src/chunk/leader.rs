@@ -453,11 +453,11 @@ impl<W> Leader<W> {
         if let Some(failure) = &self.failed {
             return vec![Effect::Reply(waiter, Answer::Failed(failure.clone()))];
         }
-        self.await_stable(self.last, Answer::Synced { seq: 0, len: 0 }, waiter, now)
+        self.when_stable(self.last, Answer::Synced { seq: 0, len: 0 }, waiter, now)
     }
 
     /// Answers `answer` once `seq` is stable everywhere.
-    pub fn await_stable(
+    pub fn when_stable(
         &mut self,
         seq: u64,
         answer: Answer,
