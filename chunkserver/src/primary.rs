@@ -324,14 +324,9 @@ fn repeat(
     let effects = match (wish, append) {
         (Wish::Append { .. }, Some((offset, appended))) => {
             let sealed = state.is_sealed() || offset + appended == led.spec.chunk_size;
-            state.await_stable(
-                seq,
-                Answer::Appended { seq, offset, appended, sealed },
-                asker,
-                now(),
-            )
+            state.when_stable(seq, Answer::Appended { seq, offset, appended, sealed }, asker, now())
         }
-        (Wish::Append { .. }, None) => state.await_stable(seq, Answer::Full, asker, now()),
+        (Wish::Append { .. }, None) => state.when_stable(seq, Answer::Full, asker, now()),
         (Wish::Write { .. } | Wish::Zero { .. } | Wish::Truncate { .. }, _) => {
             vec![Effect::Reply(asker, Answer::Mutated { seq, len })]
         }
