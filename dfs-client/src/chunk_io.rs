@@ -219,14 +219,10 @@ impl ChunkIo {
         offset: u64,
         len: u32,
     ) -> ReadAnswer {
-        let connection = match self.servers.connection(link, Lane::Read) {
-            Ok(connection) => connection,
-            Err(error) => return ReadAnswer::Lost(error),
-        };
         let call =
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
-        let reply = connection.call(&call, &[], READ_ATTEMPT);
+        let reply = self.servers.call(link, &call, READ_ATTEMPT);
         link.read_ended(began, reply.is_ok());
         answer_of(reply)
     }
@@ -388,10 +384,9 @@ impl ChunkIo {
             );
         for member in primary_first {
             let link = self.servers.link(member.member.server, &member.address);
-            let Ok(connection) = self.servers.connection(&link, Lane::Read) else { continue };
             let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
             let reply =
-                connection.call(&stat, &[], READ_ATTEMPT).and_then(|frame| reply_of(&frame));
+                self.servers.call(&link, &stat, READ_ATTEMPT).and_then(|frame| reply_of(&frame));
             match reply {
                 Ok(DataReply::Stat { len: 0, .. }) => return 0,
                 Ok(DataReply::Stat { len, .. }) => return layout.index * chunk_size + len,

@@ -206,6 +206,12 @@ impl ChunkWriter {
         self.pump();
     }
 
+    /// As [`Self::push`], by a caller that waits for the answers anyway: asks for a layout itself.
+    fn push_and_wait(self: &Arc<Self>) {
+        seal(&mut self.lock());
+        self.pump_as(true);
+    }
+
     /// Sends it if it has waited for so long.
     pub(crate) fn push_older_than(self: &Arc<Self>, age: Duration) {
         let old = self.lock().dirty_since.is_some_and(|since| age <= since.elapsed());
@@ -237,7 +243,7 @@ impl ChunkWriter {
             // The caller holds these bytes: they are not part of the budget.
             state.queue.push(Body::Append { data, record, at_least }, 0)
         };
-        self.pump();
+        self.pump_as(true);
         let mut state = self.lock();
         loop {
             if let Some(answer) = state.appends.remove(&counter) {
@@ -256,7 +262,7 @@ impl ChunkWriter {
 
     /// Waits until every member has all that was written before.
     pub(crate) fn acknowledged(self: &Arc<Self>) -> Result<()> {
-        self.push();
+        self.push_and_wait();
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
@@ -311,6 +317,11 @@ impl ChunkWriter {
             }
         }
         self.take_error(&mut state)
+    }
+
+    /// The error of bytes given up before, once.
+    pub(crate) fn take_error_now(&self) -> Result<()> {
+        self.take_error(&mut self.lock())
     }
 
     fn take_error(&self, state: &mut State) -> Result<()> {
@@ -386,6 +397,10 @@ impl ChunkWriter {
 
     /// Sends what may be sent, unless another thread does or the layout is being fetched.
     pub(crate) fn pump(self: &Arc<Self>) {
+        self.pump_as(false);
+    }
+
+    fn pump_as(self: &Arc<Self>, may_wait: bool) {
         loop {
             let (layout, attempt, low_water, counter, body) = {
                 let mut state = self.lock();
@@ -396,7 +411,11 @@ impl ChunkWriter {
                 let Some(layout) = fresh else {
                     state.recovering = true;
                     drop(state);
-                    self.recover_later(None);
+                    if may_wait {
+                        Arc::clone(self).recover(None);
+                    } else {
+                        self.recover_later(None);
+                    }
                     return;
                 };
                 let low_water = state.queue.low_water();

@@ -405,6 +405,8 @@ impl FileState {
                 self.writer_in(&mut inner, at / chunk_size)
             };
             writer.write(within, piece);
+            // A full disk is told to the writer at once, not only to whoever syncs.
+            writer.take_error_now()?;
             at += len as u64;
             rest = later;
         }
@@ -581,7 +583,11 @@ impl FileState {
             let inner = self.lock();
             let pending = &inner.pending;
             LATE <= inner.touched.elapsed()
-                && (pending.mtime.is_some() || pending.marked || !pending.inline.is_empty())
+                && (pending.mtime.is_some()
+                    || pending.marked
+                    || !pending.inline.is_empty()
+                    || inner.error.is_some()
+                    || !inner.writers.values().all(|writer| writer.is_idle()))
         };
         if !late || self.committing_late.swap(true, Ordering::AcqRel) {
             return;

@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -14,7 +15,7 @@ use dfs_core::client::replica::{ReplicaView, smooth};
 use dfs_core::ids::{ClientId, FsId, ServerId};
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataReply, Peer};
-use dfs_proto::frame_conn::{Frame, FrameClient};
+use dfs_proto::frame_conn::{Frame, FrameClient, LoneClient};
 use dfs_service::conn::{self, ClusterKey, Door};
 
 use crate::session::lock;
@@ -26,6 +27,8 @@ const SEND_MAX: Duration = Duration::from_secs(10);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// And other replicas are read rather than its own for so long.
 const AVOID_FOR: Duration = Duration::from_secs(2);
+/// Connections of waiting readers kept for the next ones.
+const LONE_MAX: usize = 16;
 /// Addresses remembered; those without a living connection go first.
 const LINKS_MAX: usize = 1024;
 
@@ -40,6 +43,8 @@ pub(crate) struct ServerLink {
     server: ServerId,
     address: String,
     lanes: [Mutex<Option<Arc<FrameClient>>>; 2],
+    /// For readers that wait for their own answer: no other thread is woken.
+    lone: Mutex<Vec<LoneClient>>,
     failed_at: Mutex<Option<Instant>>,
     latency_us: AtomicU64,
     in_flight: AtomicU64,
@@ -68,6 +73,7 @@ impl Servers {
                 server,
                 address: address.to_owned(),
                 lanes: [Mutex::new(None), Mutex::new(None)],
+                lone: Mutex::default(),
                 failed_at: Mutex::new(None),
                 latency_us: AtomicU64::new(0),
                 in_flight: AtomicU64::new(0),
@@ -100,6 +106,13 @@ impl Servers {
     }
 
     fn dial(&self, link: &ServerLink) -> io::Result<Arc<FrameClient>> {
+        let client = FrameClient::new(self.connect(link)?)?;
+        let frame = client.call(&self.hello(), &[], DIAL_MAX)?;
+        self.check_welcome(link, &frame)?;
+        Ok(client)
+    }
+
+    fn connect(&self, link: &ServerLink) -> io::Result<TcpStream> {
         if link.address.is_empty() {
             return Err(io::Error::new(
                 io::ErrorKind::NotConnected,
@@ -108,19 +121,60 @@ impl Servers {
         }
         let stream = conn::dial(&link.address, &self.key, Door::Frames, DIAL_MAX)?;
         stream.set_write_timeout(Some(SEND_MAX))?;
-        let client = FrameClient::new(stream)?;
-        let hello = DataCall::Hello { fs: self.fs, from: Peer::Client(self.client) };
-        let frame = client.call(&hello.to_bytes(), &[], DIAL_MAX)?;
-        match reply_of(&frame)? {
-            DataReply::Welcome { fs, server } if fs == self.fs && server == link.server => {
-                Ok(client)
-            }
+        Ok(stream)
+    }
+
+    fn hello(&self) -> Vec<u8> {
+        DataCall::Hello { fs: self.fs, from: Peer::Client(self.client) }.to_bytes()
+    }
+
+    fn check_welcome(&self, link: &ServerLink, frame: &Frame) -> io::Result<()> {
+        match reply_of(frame)? {
+            DataReply::Welcome { fs, server } if fs == self.fs && server == link.server => Ok(()),
             DataReply::Welcome { fs, server } => Err(io::Error::other(format!(
                 "{} is {server} of file system {fs}, not {} of {}",
                 link.address, link.server, self.fs
             ))),
             other => Err(io::Error::other(format!("hello was answered {other:?}"))),
         }
+    }
+
+    /// One call and its answer on the caller's thread.
+    pub(crate) fn call(
+        &self,
+        link: &ServerLink,
+        args: &[u8],
+        deadline: Duration,
+    ) -> io::Result<Frame> {
+        let mut lone = match lock(&link.lone).pop() {
+            Some(lone) => lone,
+            None => self.dial_lone(link)?,
+        };
+        let frame = lone.call(args, &[], deadline).inspect_err(|_| {
+            // The others were to the same process.
+            lock(&link.lone).clear();
+        })?;
+        let mut idle = lock(&link.lone);
+        if idle.len() < LONE_MAX {
+            idle.push(lone);
+        }
+        Ok(frame)
+    }
+
+    fn dial_lone(&self, link: &ServerLink) -> io::Result<LoneClient> {
+        if link.failed_since(REDIAL_AFTER) {
+            return Err(io::Error::new(
+                io::ErrorKind::NotConnected,
+                format!("{} could not be reached a moment ago", link.server),
+            ));
+        }
+        let dialled = self.connect(link).and_then(|stream| {
+            let mut lone = LoneClient::new(stream);
+            let frame = lone.call(&self.hello(), &[], DIAL_MAX)?;
+            self.check_welcome(link, &frame)?;
+            Ok(lone)
+        });
+        dialled.inspect_err(|_| link.failed())
     }
 
     pub(crate) fn close(&self) {
@@ -149,6 +203,7 @@ impl ServerLink {
 
     /// Ends both connections: everything in flight fails.
     pub(crate) fn close(&self) {
+        lock(&self.lone).clear();
         for lane in &self.lanes {
             if let Some(client) = lock(lane).take() {
                 client.close();

@@ -39,7 +39,10 @@ impl FileState {
 
     pub(super) fn each_writer(&self, wait: impl Fn(&Arc<ChunkWriter>) -> Result<()>) -> Result<()> {
         let writers = self.writers();
-        writers.iter().for_each(ChunkWriter::push);
+        // One chunk is pushed by whoever waits for it; several go out together.
+        if 1 < writers.len() {
+            writers.iter().for_each(ChunkWriter::push);
+        }
         let mut first = Ok(());
         for writer in &writers {
             first = first.and(wait(writer));
@@ -85,7 +88,6 @@ impl FileState {
             (pending.end, pending.mtime, pending.kill_priv, pending.writes, pending.marked)
         };
         let stable = inline.and_then(|()| {
-            self.writers().iter().for_each(ChunkWriter::push);
             self.each_writer(ChunkWriter::acknowledged)?;
             self.writers().iter().for_each(ChunkWriter::start_sync);
             self.each_writer(ChunkWriter::stable)
