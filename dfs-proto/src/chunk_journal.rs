@@ -195,14 +195,18 @@ impl RecordHead {
     #[must_use]
     pub fn decode(bytes: &[u8], nonce: u64, offset: u64) -> Option<Self> {
         let head = bytes.get(..RECORD_HEAD_BYTES)?;
+        // Looked for at every place of a segment: most are told by this alone.
+        if head[..4] != RECORD_MAGIC.to_le_bytes() {
+            return None;
+        }
         let mut input = Reader::new(head);
-        let magic = u32::get(&mut input).ok()?;
+        input.take(4, "magic").ok()?;
         let body_len = u32::get(&mut input).ok()?;
         let lsn = u64::get(&mut input).ok()?;
         let synced_lsn = u64::get(&mut input).ok()?;
         let head_crc = u32::get(&mut input).ok()?;
         let chain = u32::get(&mut input).ok()?;
-        let valid = magic == RECORD_MAGIC && head_crc == head_sum(&head[..24], nonce, offset);
+        let valid = head_crc == head_sum(&head[..24], nonce, offset);
         valid.then_some(Self { body_len, lsn, synced_lsn, chain })
     }
 

@@ -176,7 +176,7 @@ impl World {
                 Ok(())
             }
             20..23 => store.checkpoint().map_err(|err| err.to_string()),
-            23 => {
+            23..27 => {
                 let model = &mut self.models[which];
                 if model.held {
                     model.may_be_gone = true;
@@ -196,7 +196,7 @@ impl World {
         let (kind, offset, n) = draw(&mut self.dice, size, old.len() as u64);
         let word = self.dice.next().to_le_bytes();
         let len = usize::try_from(if kind == 0 { n } else { 0 }).unwrap();
-        let data: Vec<u8> = word.iter().copied().cycle().take(len).collect();
+        let data = fill(word, len);
         let mutation = mutation(kind, offset, n, &data);
         let mut new = old;
         mutate(&mut new, &mutation);
@@ -263,8 +263,7 @@ impl World {
         } else {
             let len = self.dice.below(size + 1);
             let word = self.dice.next().to_le_bytes();
-            let mut copy: Vec<u8> =
-                word.into_iter().cycle().take(usize::try_from(len).unwrap()).collect();
+            let mut copy = fill(word, usize::try_from(len).unwrap());
             // Some of it as it is.
             let same = copy.len().min(content.len()) / 2;
             copy[..same].copy_from_slice(&content[..same]);
@@ -394,6 +393,12 @@ fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -
         model.not_current = true;
     }
     Ok(())
+}
+
+fn fill(word: [u8; 8], len: usize) -> Vec<u8> {
+    let mut bytes = word.repeat(len / 8 + 1);
+    bytes.truncate(len);
+    bytes
 }
 
 fn losses_wanted() -> u64 {
