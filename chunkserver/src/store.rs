@@ -380,7 +380,7 @@ impl Store {
         self.engine().checkpoint_up_to(u64::MAX)
     }
 
-    /// Checkpoint, sync, end of the threads. Calls afterwards fail.
+    /// Checkpoint, sync, end of the threads. [`Self::sync`] is refused afterwards.
     ///
     /// # Errors
     /// `Io`.

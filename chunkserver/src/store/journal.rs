@@ -77,6 +77,8 @@ pub(super) struct Journal {
     room: Condvar,
     /// A segment became full since this was last asked.
     rotated: AtomicBool,
+    /// Nobody makes checkpoints any more.
+    closed: AtomicBool,
 }
 
 type Segment = Arc<dyn DiskFile>;
@@ -177,6 +179,7 @@ impl Journal {
             sync_turn: Mutex::new(()),
             room: Condvar::new(),
             rotated: AtomicBool::new(false),
+            closed: AtomicBool::new(false),
         })
     }
 
@@ -310,6 +313,9 @@ impl Journal {
         let mut end = lock(&self.end);
         while OLD_SEGMENTS_MAX <= end.old.len() {
             self.fate.check()?;
+            if self.closed.load(Ordering::Acquire) {
+                return Err(io::Error::other("the store was shut down"));
+            }
             let waited = self.room.wait_timeout(end, Duration::from_millis(100));
             end = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
@@ -352,7 +358,9 @@ impl Journal {
         Ok(())
     }
 
-    pub(super) fn wake_waiters(&self) {
+    /// From now on a full journal is an error, not a reason to wait.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         self.room.notify_all();
     }
 }

@@ -86,7 +86,7 @@ impl Running {
         lock(&signal.flags).stop = true;
         signal.sync.notify_all();
         signal.checkpoint.notify_all();
-        self.engine.journal.wake_waiters();
+        self.engine.journal.close();
         let threads = std::mem::take(&mut *lock(&self.threads));
         for thread in threads {
             // The last handle may be dropped by a callback, on the sync thread itself.
