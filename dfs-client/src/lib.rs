@@ -14,6 +14,7 @@ mod chunk_writer;
 mod jobs;
 mod keeper;
 mod master_link;
+mod own_changes;
 mod readahead;
 mod servers;
 

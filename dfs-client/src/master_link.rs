@@ -25,6 +25,7 @@ use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest, Welcome
 use dfs_service::conn::{self, Door};
 
 use crate::error::{ClientError, Result};
+use crate::own_changes::OwnChanges;
 use crate::session::{SessionConfig, lock, random};
 
 /// Connections to the master: one per caller that waits for it.
@@ -59,6 +60,8 @@ pub(crate) struct MasterLink {
     pool_changed: Condvar,
     registration: Mutex<Option<Registration>>,
     opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
+    /// What of the change numbers is this client's doing.
+    pub(crate) own_changes: OwnChanges,
     silent_told: AtomicBool,
     closed: AtomicBool,
     asked_at: Mutex<Instant>,
@@ -95,6 +98,7 @@ impl MasterLink {
             pool_changed: Condvar::new(),
             registration: Mutex::new(None),
             opens: Mutex::default(),
+            own_changes: OwnChanges::default(),
             silent_told: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             asked_at: Mutex::new(Instant::now()),
@@ -299,10 +303,15 @@ impl MasterLink {
 
     pub(crate) fn change(&self, change: Change) -> Result<Outcome> {
         let op = self.op();
-        match self.call(&MetaCall::Change { op: op.number, part: 0, change })? {
-            MetaReply::Outcome(outcome) => accepted(outcome),
-            other => Err(unexpected("change", &other)),
+        let call = MetaCall::Change { op: op.number, part: 0, change };
+        let outcome = match self.call(&call)? {
+            MetaReply::Outcome(outcome) => accepted(outcome)?,
+            other => return Err(unexpected("change", &other)),
+        };
+        if let MetaCall::Change { change, .. } = &call {
+            self.own_changes.answered(change, &outcome);
         }
+        Ok(outcome)
     }
 
     pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {

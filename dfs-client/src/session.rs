@@ -280,6 +280,12 @@ impl Session {
         }
     }
 
+    /// Whether all changes of `ino` from change number `since` to `now` were made through this session.
+    #[must_use]
+    pub fn changed_only_here(&self, ino: InodeNo, since: u64, now: u64) -> bool {
+        self.link.own_changes.only_here(ino, since, now)
+    }
+
     /// Takes an open back; the master hears of it a little later.
     pub fn release(&self, ino: InodeNo, write: bool) {
         if self.link.uncount_open(ino, write)

@@ -36,25 +36,13 @@ impl PageVersions {
         Self { table: Mutex::new(Bounded::new(entries_max)) }
     }
 
-    /// For an open that found `change`: whether what is cached may stay. If not, the kernel drops it now.
-    pub fn may_keep(&self, ino: InodeNo, change: u64) -> bool {
+    /// For an inode found at `change`: whether what is cached may stay. If not, the caller drops it now. `only_here`
+    /// says whether all changes since a number were this mount's own: those are in its pages.
+    pub fn may_keep(&self, ino: InodeNo, change: u64, only_here: impl Fn(u64) -> bool) -> bool {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        if table.get(&ino) == Some(&change) {
-            return true;
-        }
+        let keep = table.get(&ino).is_some_and(|begun| *begun == change || only_here(*begun));
         table.insert(ino, change);
-        false
-    }
-
-    /// Whether pages begun at another number (or an unknown one) may be cached.
-    #[must_use]
-    pub fn is_current(&self, ino: InodeNo, change: u64) -> bool {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).get(&ino) == Some(&change)
-    }
-
-    /// The pages were dropped when the inode was at `change`.
-    pub fn begin(&self, ino: InodeNo, change: u64) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).insert(ino, change);
+        keep
     }
 }
 
@@ -155,20 +143,33 @@ mod tests {
     #[test]
     fn pages_are_kept_only_under_an_equal_change_number() {
         let pages = PageVersions::new(4);
-        assert!(!pages.may_keep(A, 5), "nothing is known at first");
-        assert!(pages.may_keep(A, 5));
-        assert!(!pages.may_keep(A, 6));
-        assert!(!pages.may_keep(A, 5), "numbers only rise, but a wrong one must not match");
+        let foreign = |_| false;
+        assert!(!pages.may_keep(A, 5, foreign), "nothing is known at first");
+        assert!(pages.may_keep(A, 5, foreign));
+        assert!(!pages.may_keep(A, 6, foreign));
+        assert!(
+            !pages.may_keep(A, 5, foreign),
+            "numbers only rise, but a wrong one must not match"
+        );
+    }
+
+    #[test]
+    fn pages_are_kept_over_changes_of_this_mount_alone() {
+        let pages = PageVersions::new(4);
+        assert!(!pages.may_keep(A, 5, |_| true), "what was never cached cannot be kept");
+        assert!(pages.may_keep(A, 8, |since| 5 <= since));
+        assert!(!pages.may_keep(A, 11, |since| 9 <= since));
+        assert!(pages.may_keep(A, 12, |since| 9 <= since), "begun anew at 11");
     }
 
     #[test]
     fn a_forgotten_inode_is_read_again() {
         let pages = PageVersions::new(2);
         for ino in 1..=3 {
-            assert!(!pages.may_keep(InodeNo(ino), 1));
+            assert!(!pages.may_keep(InodeNo(ino), 1, |_| false));
         }
-        assert!(!pages.is_current(InodeNo(1), 1));
-        assert!(pages.is_current(InodeNo(3), 1));
+        assert!(pages.may_keep(InodeNo(3), 1, |_| false));
+        assert!(!pages.may_keep(InodeNo(1), 1, |_| false));
     }
 
     #[test]

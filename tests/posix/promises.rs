@@ -404,6 +404,40 @@ fn shared_maps_of_one_mount_see_each_other_and_reach_the_other_mount() {
     });
 }
 
+/// Pages stay over an open only if nobody else changed the file: with the chunkservers frozen, nothing else answers.
+#[test]
+fn what_this_mount_wrote_or_read_is_read_again_from_memory() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    // Without this a test that fails takes five minutes.
+    let impatient = ["--server-wait", "5s"];
+    let here = cluster.mount_with("first", &impatient).join("f");
+    let there = cluster.mount_with("second", &impatient).join("f");
+    // Whole pages: Linux reads the last one again if it was not written as a whole.
+    let content: Vec<u8> = (0..1_000 * 4_096_u32).map(|n| (n / 3 % 251).to_le_bytes()[0]).collect();
+    write(&here, &content);
+    let mut file = OpenOptions::new().write(true).open(&here).unwrap();
+    file.write_all(b"once more").unwrap();
+    drop(file);
+    let mut expected = content;
+    expected[..9].copy_from_slice(b"once more");
+    assert!(fs::read(&there).unwrap() == expected, "and now it is in the other one's memory");
+    let pids: Vec<u32> = (1..=3).map(|n| cluster.pid(&format!("cs-{n}")).unwrap()).collect();
+    for pid in &pids {
+        tests::signal(*pid, rustix::process::Signal::STOP);
+    }
+    let since = Instant::now();
+    let again = [&here, &there].map(|path| fs::read(path).unwrap());
+    let took = since.elapsed();
+    for pid in &pids {
+        tests::signal(*pid, rustix::process::Signal::CONT);
+    }
+    assert!(again[0] == expected && again[1] == expected);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+}
+
 #[test]
 fn times_at_the_ends_of_what_the_kernel_sends_do_no_harm() {
     on_two_mounts(|a, b| {

@@ -96,8 +96,8 @@ impl Transaction<'_> {
         let mut inode = self.file(ino)?;
         match &mut inode.body {
             Body::Inline(content) if content.is_empty() => {
+                // Nothing is content in either form: what was cached of it holds, so the number stays.
                 inode.body = Body::Chunks { chunk_count: 0, writing: true };
-                inode.change += 1;
             }
             Body::Chunks { writing, .. } => *writing = true,
             Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => {

@@ -41,12 +41,18 @@ impl FileSystem {
         }
         let cache = if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && writes {
             CacheUse::Direct
-        } else if self.pages.may_keep(ino, attr.change) {
+        } else if self.may_keep_pages(ino, attr.change) {
             CacheUse::Keep
         } else {
             CacheUse::Fresh
         };
         Ok((attr, cache))
+    }
+
+    /// Whether the kernel's pages hold what is at `change`; from now on they are taken to.
+    pub(super) fn may_keep_pages(&self, ino: InodeNo, change: u64) -> bool {
+        let only_here = |since| self.session.changed_only_here(ino, since, change);
+        self.pages.may_keep(ino, change, only_here)
     }
 
     pub(super) fn read(&self, ino: InodeNo, offset: u64, len: u32) -> Answer {

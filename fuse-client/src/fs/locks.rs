@@ -71,11 +71,10 @@ impl FileSystem {
     /// What another mount wrote under the lock before us must be seen now.
     fn forget_cached(&self, ino: InodeNo) -> Result<(), Errno> {
         let file = self.session.file(ino);
-        file.invalidate();
         let attr = file.attr()?;
-        if !self.pages.is_current(ino, attr.change) {
+        if !self.may_keep_pages(ino, attr.change) {
+            file.invalidate();
             self.drop_kernel_cache(ino);
-            self.pages.begin(ino, attr.change);
         }
         Ok(())
     }
