@@ -35,6 +35,8 @@ struct World {
     dice: u64,
     /// Calls until the power goes.
     fuse: Option<u64>,
+    /// Calls until the process is killed.
+    kill_fuse: Option<u64>,
     losses: u64,
     full: bool,
     lying: bool,
@@ -57,6 +59,13 @@ struct NameChange {
     from: Option<String>,
     to: Option<String>,
     file: u64,
+}
+
+/// How often processes ended, by kills and by losses of power, and how often by these alone.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Ends {
+    pub lives: u64,
+    pub losses: u64,
 }
 
 /// One process's view of a [`FaultyDisk`].
@@ -91,12 +100,21 @@ impl FaultyDisk {
         lock(&self.world).lose_power();
     }
 
-    /// The process is gone; the kernel keeps everything. Returns the losses so far.
-    pub fn kill(&self) -> u64 {
-        let mut world = lock(&self.world);
-        world.life += 1;
-        world.fuse = None;
-        world.losses
+    /// The process is gone; the kernel keeps everything.
+    pub fn kill(&self) {
+        lock(&self.world).end_life();
+    }
+
+    /// The process is killed at the n-th call that changes something.
+    pub fn kill_after(&self, calls: u64) {
+        lock(&self.world).kill_fuse = Some(calls);
+    }
+
+    /// What ended processes so far.
+    #[must_use]
+    pub fn ends(&self) -> Ends {
+        let world = lock(&self.world);
+        Ends { lives: world.life, losses: world.losses }
     }
 
     /// The power goes at the n-th call that changes something.
@@ -149,10 +167,15 @@ impl World {
         (self.dice.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 16) % below.max(1)
     }
 
-    fn lose_power(&mut self) {
+    fn end_life(&mut self) {
         self.life += 1;
-        self.losses += 1;
         self.fuse = None;
+        self.kill_fuse = None;
+    }
+
+    fn lose_power(&mut self) {
+        self.end_life();
+        self.losses += 1;
         let mut files = std::mem::take(&mut self.files);
         for state in files.values_mut() {
             for sector in std::mem::take(&mut state.dirty) {
@@ -281,6 +304,12 @@ impl FaultyHandle {
             world.fuse = Some(left.saturating_sub(1));
             if left == 0 {
                 world.lose_power();
+            }
+        }
+        if changes && let Some(left) = world.kill_fuse {
+            world.kill_fuse = Some(left.saturating_sub(1));
+            if left == 0 {
+                world.end_life();
             }
         }
         if world.life != self.life {

@@ -82,6 +82,9 @@ pub(super) fn open(
     let mut loaded = BTreeMap::new();
     let (mut number, mut last_lsn, mut free) = (0, 0, Vec::new());
     if !new {
+        // What a killed process left in the page cache is read below and taken for granted, names and slots too: a slot
+        // that holds all there is is not written again, and the journal that could mend it is given up.
+        disk.sync_all()?;
         let found = find(&*disk, label.disk_id, accept_journal_loss)?;
         load_chunks(&*disk, &label, &mut loaded)?;
         let rebooted = found.boot_id != boot_id;

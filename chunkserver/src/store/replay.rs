@@ -65,7 +65,7 @@ fn corrupt(name: &str, offset: u64, what: impl Into<String>) -> StoreError {
     StoreError::Corrupt { file: format!("{JOURNAL_DIR}/{name}"), offset, what: what.into() }
 }
 
-/// Finds the segments that are needed, reads them once, and makes sure that what was read is on disk.
+/// Finds the segments that are needed and reads them once. All that is on the disk must be synced.
 pub(super) fn find(
     disk: &dyn ChunkDisk,
     disk_id: DiskId,
@@ -112,8 +112,6 @@ pub(super) fn find(
             continue;
         };
         let FoundSegment { name, file, header } = &segment;
-        // What was read from the page cache of a killed process must be on disk before it is acted upon.
-        file.sync()?;
         if let Some((chain, name, at)) = chain_before.take()
             && chain != header.chain_before
         {
