@@ -3,7 +3,7 @@
 //! The first heartbeat of a stream tells everything, later ones what changed since. A reply is the leave to serve for
 //! a while (see [`crate::fence`]). What a heartbeat told counts as told when its reply arrived.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -23,6 +23,8 @@ use crate::node::{FAILURES_MAX, Node, lock, report_to_wire};
 
 /// Replicas in one heartbeat (PROTOCOL §4.5).
 const REPLICAS_MAX: usize = 10_000;
+/// Clients told in one heartbeat; of more than these the rest is told to the next stream.
+const CLIENTS_MAX: usize = 10_000;
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
 
@@ -61,6 +63,7 @@ impl Link {
             told: HashMap::new(),
             digest: 0,
             status: String::new(),
+            ended_serial: 0,
         };
         let thread = std::thread::Builder::new()
             .name("heartbeat".to_owned())
@@ -80,6 +83,11 @@ impl Link {
     }
 }
 
+fn client_ids(wire: &[Vec<u8>]) -> BTreeSet<ClientId> {
+    let whole = wire.iter().filter_map(|bytes| bytes.as_slice().try_into().ok());
+    whole.map(|bytes| ClientId(u128::from_be_bytes(bytes))).collect()
+}
+
 struct Talk {
     node: Arc<Node>,
     master: String,
@@ -92,6 +100,8 @@ struct Talk {
     told: HashMap<ChunkId, ChunkVersion>,
     digest: u64,
     status: String,
+    /// Up to where the master's list of ended clients is known on this stream.
+    ended_serial: u64,
 }
 
 /// What one heartbeat told, put back if it is not answered.
@@ -128,6 +138,7 @@ impl Talk {
             MasterControlClient::new(control_channel(&self.master, &self.node.config.key));
         let (send, queued) = mpsc::channel(4);
         let mut full = true;
+        self.ended_serial = 0;
         // The request stream's first message goes with the call: a server may wait for it before it answers.
         let (mut sent_at, mut told) = self.send(&send, full, false).await?;
         let answer_max = self.dead_after.max(Duration::from_secs(2));
@@ -239,6 +250,11 @@ impl Talk {
                 None => gone.push(chunk.0),
             }
         }
+        let mut clients = Vec::new();
+        if full && self.ended_serial == 0 {
+            let held = node.store.clients().into_iter().take(CLIENTS_MAX);
+            clients.extend(held.map(|client| client.0.to_be_bytes().to_vec()));
+        }
         let space = node.store.space();
         let reign = node.state.reign();
         let request = HeartbeatRequest {
@@ -263,6 +279,8 @@ impl Talk {
             leaving,
             inventory_digest: self.digest,
             inventory_more: full && told.more,
+            ended_serial: self.ended_serial,
+            clients,
         };
         (request, told)
     }
@@ -290,15 +308,22 @@ impl Talk {
                 }
             });
         }
-        let ended: HashSet<ClientId> = reply
-            .ended_clients
-            .iter()
-            .filter_map(|bytes| bytes.as_slice().try_into().ok())
-            .map(|bytes| ClientId(u128::from_be_bytes(bytes)))
-            .collect();
+        let ended = client_ids(&reply.ended_clients);
+        // Before the reply counts as a leave to serve: a server that was silent serves no client that ended meanwhile.
         node.state
-            .end_clients(&ended.into_iter().collect::<Vec<_>>())
+            .end_clients(&ended.iter().copied().collect::<Vec<_>>())
             .map_err(|e| format!("keep ended clients: {e}"))?;
+        self.ended_serial = self.ended_serial.max(reply.ended_serial);
+        let mut left = client_ids(&reply.left_clients);
+        left.extend(ended);
+        if !left.is_empty() {
+            let node = Arc::clone(node);
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = node.store.forget_clients(&left) {
+                    tracing::warn!(%error, "forget clients that ended");
+                }
+            });
+        }
         if self.status != "alive" {
             tracing::info!(master = %self.master, epoch = reply.epoch, "serving");
             "alive".clone_into(&mut self.status);

@@ -12,6 +12,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use dfs_core::ids::{ClientId, Epoch};
 use dfs_proto::data_rpc::DataFailure;
 
+const ENDED_CLIENTS: &str = "ended_clients";
+
 /// The reign a server obeys (DECISIONS 5).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Reign {
@@ -48,7 +50,7 @@ impl ServerState {
             Err(e) => return Err(e),
             Ok(text) => parse(&text).ok_or_else(|| bad(&path))?,
         };
-        let path = dir.join("ended_clients");
+        let path = dir.join(ENDED_CLIENTS);
         let mut ended = HashSet::new();
         match fs::read_to_string(&path) {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
@@ -95,8 +97,16 @@ impl ServerState {
         }
         if !same {
             let next = Reign { epoch, nonce, log_index: reign.log_index };
-            self.write(next).map_err(|e| DataFailure::Disk { reason: e.to_string() })?;
+            let disk = |e: io::Error| DataFailure::Disk { reason: e.to_string() };
+            self.write(next).map_err(disk)?;
             *reign = next;
+            // Their layouts are of older reigns, which are refused, and they get no others.
+            let mut ended = lock(&self.ended);
+            ended.clear();
+            match fs::remove_file(self.dir.join(ENDED_CLIENTS)) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(disk(error)),
+                Ok(()) | Err(_) => {}
+            }
         }
         Ok(())
     }
@@ -128,21 +138,24 @@ impl ServerState {
         if asked < current { Err(DataFailure::StaleEpoch { asked, current }) } else { Ok(()) }
     }
 
-    /// Refuses these clients for good.
+    /// Refuses these clients for the rest of this reign.
     ///
     /// # Errors
-    /// I/O errors: then they are refused until the next restart only.
+    /// I/O errors: then it must be said again.
     pub(crate) fn end_clients(&self, clients: &[ClientId]) -> io::Result<()> {
         let mut ended = lock(&self.ended);
-        let new: Vec<_> = clients.iter().filter(|client| ended.insert(**client)).collect();
+        let new: Vec<_> = clients.iter().filter(|client| !ended.contains(client)).collect();
         if new.is_empty() {
             return Ok(());
         }
         let mut file =
-            OpenOptions::new().append(true).create(true).open(self.dir.join("ended_clients"))?;
+            OpenOptions::new().append(true).create(true).open(self.dir.join(ENDED_CLIENTS))?;
         let lines: String = new.iter().map(|client| format!("{client}\n")).collect();
         file.write_all(lines.as_bytes())?;
-        file.sync_all()
+        file.sync_all()?;
+        File::open(&self.dir)?.sync_all()?;
+        ended.extend(new);
+        Ok(())
     }
 
     pub(crate) fn is_ended(&self, client: ClientId) -> bool {
@@ -197,6 +210,12 @@ mod tests {
         assert!(again.obey(Epoch(2), 9).is_err());
         assert!(again.check_epoch(Epoch(2)).is_err());
         assert!(again.is_ended(ClientId(5)) && !again.is_ended(ClientId(6)));
+        // A new reign begins without: its master gives them no layout.
+        again.obey(Epoch(4), 1).unwrap();
+        assert!(!again.is_ended(ClientId(5)));
+        again.end_clients(&[ClientId(6)]).unwrap();
+        let third = ServerState::open(dir.path()).unwrap();
+        assert!(!third.is_ended(ClientId(5)) && third.is_ended(ClientId(6)));
     }
 
     #[test]

@@ -34,6 +34,7 @@ mod sync;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -274,6 +275,20 @@ impl Store {
         chunk: ChunkId,
     ) -> Result<(ReplicaReport, Vec<u32>, ClientTable), StoreError> {
         self.engine().block_sums(chunk)
+    }
+
+    /// Clients that replicas here remember.
+    #[must_use]
+    pub fn clients(&self) -> BTreeSet<ClientId> {
+        self.engine().clients()
+    }
+
+    /// Drops what replicas remember of clients that will not come again.
+    ///
+    /// # Errors
+    /// `Io`; some of it may be forgotten.
+    pub fn forget_clients(&self, clients: &BTreeSet<ClientId>) -> Result<(), StoreError> {
+        self.engine().forget_clients(clients)
     }
 
     #[must_use]

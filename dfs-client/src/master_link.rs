@@ -146,11 +146,19 @@ impl MasterLink {
         let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)?;
         stream.set_write_timeout(Some(self.config.io_deadline))?;
         let mut connection = LoneClient::new(stream);
-        let hello = MetaCall::Hello { name: self.config.name.clone() };
+        let known = lock(&self.registration).is_some();
+        let hello = MetaCall::Hello { name: self.config.name.clone(), known };
         let refused = |what: String| std::io::Error::other(what);
         let welcome =
             match self.call_on(&mut connection, &hello, DIAL_MAX.max(self.config.io_deadline))? {
                 MetaReply::Welcome(welcome) => welcome,
+                // Its locks and opens are gone for good: asking again does not help.
+                MetaReply::Failed(MetaFailure::Refused(NamespaceError::NoSession)) => {
+                    return Err(std::io::Error::new(
+                        std::io::ErrorKind::PermissionDenied,
+                        "the master ended this client: it was silent for too long",
+                    ));
+                }
                 MetaReply::Failed(failure) => return Err(refused(format!("hello: {failure}"))),
                 other => return Err(refused(format!("hello was answered {other:?}"))),
             };

@@ -90,6 +90,11 @@ pub enum Change {
         client: ClientId,
         name: String,
     },
+    /// Refuses everything of a client from now on. It keeps its locks until [`Change::EndClient`], so that nobody gets
+    /// one while a chunkserver may still take its writes (DECISIONS 12).
+    FenceClient {
+        client: ClientId,
+    },
     /// Ends a client: its locks, results and registration go.
     EndClient {
         client: ClientId,
@@ -262,6 +267,14 @@ pub enum Change {
         kind: Option<LockKind>,
         pid: u32,
     },
+}
+
+impl Change {
+    /// About the beginning and end of a client's session: idempotent, and at both there is nowhere to record a result.
+    #[must_use]
+    pub const fn is_of_sessions(&self) -> bool {
+        matches!(self, Self::BeginClient { .. } | Self::FenceClient { .. } | Self::EndClient { .. })
+    }
 }
 
 /// The answer to one command. Recorded for its `OpId`, so that a retry gets the same.

@@ -114,6 +114,8 @@ pub struct Client {
     pub began: WallTime,
     pub low_water: u64,
     pub reply_count: u32,
+    /// Refused: it ends when every chunkserver refuses it too.
+    pub fenced: bool,
 }
 
 /// An ordered store. `apply` reads its own writes; a batch of them becomes durable as the caller decides.

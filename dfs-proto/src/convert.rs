@@ -140,6 +140,7 @@ wire_enum!(Change {
     1 = Start { epoch, nonce, fs, replication, min_replicas },
     2 = BeginClient { client, name },
     3 = EndClient { client },
+    4 = FenceClient { client },
     10 = Create { parent, name, kind, mode, umask, uid, gid, layout, open_existing },
     11 = Link { ino, parent, name },
     12 = Unlink { parent, name },
@@ -194,7 +195,7 @@ wire_struct!(Superblock {
     file_bytes
 });
 wire_struct!(Server { disk, registered });
-wire_struct!(Client { name, began, low_water, reply_count });
+wire_struct!(Client { name, began, low_water, reply_count, fenced });
 wire_enum!(Record {
     1 = Super(record),
     2 = Inode(record),

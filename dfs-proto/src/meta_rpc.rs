@@ -20,9 +20,11 @@ pub struct MetaRequest {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum MetaCall {
-    /// First request of a client: registers it (logged) if it is not yet, tells it who it talks to.
+    /// First request on a connection: registers the client (logged) if it is not yet, tells it who it talks to. One that
+    /// was `known` before and is no longer has ended, and is refused.
     Hello {
         name: String,
+        known: bool,
     },
     /// One logged change, exactly once per (client, op, part). Chunk-map and reign changes are refused.
     Change {
@@ -242,7 +244,7 @@ wire_struct!(MetaRequest { client, low_water, call });
 wire_struct!(FailedMember { version, server });
 wire_list!((InodeNo, u32), EntryPlus, NameBytes, ChunkLayout, MemberAddress);
 wire_enum!(MetaCall {
-    1 = Hello { name },
+    1 = Hello { name, known },
     2 = Change { op, part, change },
     3 = Ping,
     4 = Goodbye,

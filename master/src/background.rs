@@ -7,13 +7,13 @@ use std::time::Duration;
 use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::Liveness;
 use dfs_core::command::Change;
-use dfs_core::ids::{ChunkId, InodeNo, ServerId};
-use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
+use dfs_core::meta::{Client, Key, MetaStore, Record};
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
 use crate::clients::GRACE_MS;
-use crate::rpc::end_client;
+use crate::rpc::{end_client, fence_client};
 use crate::state::{Master, lock, now};
 
 const TICK: Duration = Duration::from_millis(250);
@@ -144,27 +144,69 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
     *since = known;
 }
 
-fn end_leases(master: &Arc<Master>) {
-    let expired = lock(&master.clients).expired(now());
-    for client in expired {
-        master
-            .notice(format!("client {client} was silent for 10 minutes: its locks and opens end"));
-        if let Err(error) = end_client(master, client) {
-            tracing::debug!(%client, %error, "end client");
+fn registered(master: &Master) -> impl Iterator<Item = (ClientId, Client)> + use<> {
+    let (from, below) = (Key::Client(ClientId(0)), Key::Client(ClientId(u128::MAX)));
+    let page = master.reader().range(&from, &below, 100_000);
+    page.into_iter().filter_map(|(key, record)| match (key, record) {
+        (Key::Client(client), Record::Client(record)) => Some((client, record)),
+        _ => None,
+    })
+}
+
+/// Clients that an earlier reign fenced and did not end.
+pub fn refuse_fenced(master: &Master) {
+    for (client, record) in registered(master) {
+        if record.fenced {
+            lock(&master.clients).fence(client);
         }
     }
-    if master.uptime_ms() < crate::clients::LEASE_MS {
+}
+
+fn end_leases(master: &Arc<Master>) {
+    let lease_ms = master.config.client_lease_ms;
+    let expired = lock(&master.clients).expired(now(), lease_ms);
+    for client in expired {
+        master.notice(format!(
+            "client {client} was silent for {} s: its locks and opens end",
+            lease_ms / 1000
+        ));
+        if let Err(error) = fence_client(master, client) {
+            tracing::debug!(%client, %error, "fence client");
+        }
+    }
+    end_refused(master);
+    if master.uptime_ms() < lease_ms {
         return;
     }
     // Clients of an earlier reign that never spoke to this one.
-    let registered = master.reader().range(
-        &Key::Client(dfs_core::ids::ClientId(0)),
-        &Key::Client(dfs_core::ids::ClientId(u128::MAX)),
-        100_000,
-    );
-    for (key, _) in registered {
-        if let Key::Client(client) = key
+    for (client, record) in registered(master) {
+        if !record.fenced
             && !lock(&master.clients).is_heard(client)
+            && let Err(error) = fence_client(master, client)
+        {
+            tracing::debug!(%client, %error, "fence client");
+        }
+    }
+}
+
+/// Ends clients that no server takes anything of any more: each refuses them, or was silent for so long that it
+/// serves nobody before it is told.
+fn end_refused(master: &Arc<Master>) {
+    // Servers that did not come back yet may still serve on the word of the master before.
+    if master.is_warming() {
+        return;
+    }
+    let up: Vec<ServerId> = {
+        let cluster = lock(&master.cluster);
+        let now = now();
+        let servers = cluster.rows().keys().copied();
+        servers.filter(|server| cluster.liveness(now, *server) != Liveness::Dead).collect()
+    };
+    let reader = master.reader();
+    let fenced = lock(&master.clients).fenced();
+    for client in fenced {
+        if reader.get(&Key::Client(client)).is_some()
+            && lock(&master.clients).refused_by_all(client, up.iter().copied())
             && let Err(error) = end_client(master, client)
         {
             tracing::debug!(%client, %error, "end client");

@@ -2,16 +2,24 @@
 //!
 //! Opens are not logged (DECISIONS 13): after a restart clients send them again within [`GRACE_MS`], and nothing
 //! without a name is reclaimed before.
+//!
+//! A client whose lease is over ends in this order (DECISIONS 12): it is fenced, in the log and here; chunkservers learn
+//! it from the replies to their heartbeats and refuse it durably; when none is left that might serve it, it ends, and
+//! only then its locks are free. One that says goodbye ends at once. Of both, replicas forget what they remember.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use dfs_core::ids::{ClientId, InodeNo};
+use dfs_core::ids::{ClientId, InodeNo, ServerId};
 use dfs_core::time::Timestamp;
 
 /// Nothing is reclaimed for so long after a master's start.
 pub const GRACE_MS: u64 = 30_000;
 /// A client not heard for so long is ended (DECISIONS 12).
 pub const LEASE_MS: u64 = 600_000;
+/// Ended clients told in one reply.
+const TOLD_MAX: usize = 1000;
+/// Clients that left, kept to be told; servers that missed one ask for it when they connect again.
+const LEFT_MAX: usize = 100_000;
 
 #[derive(Debug, Default)]
 pub struct Clients {
@@ -20,11 +28,90 @@ pub struct Clients {
     open_count: BTreeMap<InodeNo, u32>,
     /// Inodes whose `Reclaim` is on its way: they can no longer be opened.
     reclaiming: BTreeSet<InodeNo>,
+    /// Clients refused in this reign, under the serials they are told with.
+    fenced: BTreeMap<ClientId, u64>,
+    /// The same by serial, and those that left.
+    ended: VecDeque<(u64, ClientId)>,
+    serial: u64,
+    /// Up to which serial each server refuses clients, durably.
+    kept: BTreeMap<ServerId, u64>,
+}
+
+/// Clients that ended, as a chunkserver is told.
+#[derive(Debug, Default)]
+pub struct Ended {
+    /// To be refused.
+    pub fenced: Vec<ClientId>,
+    /// To be forgotten only.
+    pub left: Vec<ClientId>,
+    /// Of the last one named.
+    pub serial: u64,
 }
 
 impl Clients {
-    pub fn heard(&mut self, now: Timestamp, client: ClientId) {
+    /// False if this client is refused.
+    pub fn heard(&mut self, now: Timestamp, client: ClientId) -> bool {
+        if self.fenced.contains_key(&client) {
+            return false;
+        }
         self.heard.insert(client, now);
+        true
+    }
+
+    /// Refuses `client` from now on, also at the chunkservers as they hear of it.
+    pub fn fence(&mut self, client: ClientId) {
+        self.heard.remove(&client);
+        if !self.fenced.contains_key(&client) {
+            let serial = self.list(client);
+            self.fenced.insert(client, serial);
+        }
+    }
+
+    fn list(&mut self, client: ClientId) -> u64 {
+        self.serial += 1;
+        self.ended.push_back((self.serial, client));
+        if LEFT_MAX < self.ended.len()
+            && let Some(at) = self.ended.iter().position(|(_, old)| !self.fenced.contains_key(old))
+        {
+            self.ended.remove(at);
+        }
+        self.serial
+    }
+
+    /// The next clients for a server that has heard of those up to `serial`.
+    #[must_use]
+    pub fn ended_after(&self, serial: u64) -> Ended {
+        let mut told = Ended { serial, ..Ended::default() };
+        let from = self.ended.partition_point(|(at, _)| *at <= serial);
+        for (at, client) in self.ended.range(from..).take(TOLD_MAX) {
+            match self.fenced.contains_key(client) {
+                true => told.fenced.push(*client),
+                false => told.left.push(*client),
+            }
+            told.serial = *at;
+        }
+        told
+    }
+
+    /// `server` refuses all clients up to `serial`, on its disk.
+    pub fn on_kept(&mut self, server: ServerId, serial: u64) {
+        self.kept.insert(server, serial.min(self.serial));
+    }
+
+    /// Whether each of these servers refuses `client`.
+    pub fn refused_by_all(
+        &self,
+        client: ClientId,
+        servers: impl IntoIterator<Item = ServerId>,
+    ) -> bool {
+        let Some(serial) = self.fenced.get(&client) else { return false };
+        servers.into_iter().all(|server| self.kept.get(&server).is_some_and(|kept| serial <= kept))
+    }
+
+    /// Clients that are refused here and may not have ended yet.
+    #[must_use]
+    pub fn fenced(&self) -> Vec<ClientId> {
+        self.fenced.keys().copied().collect()
     }
 
     #[must_use]
@@ -104,9 +191,12 @@ impl Clients {
         self.reclaiming.remove(&ino);
     }
 
-    /// Forgets `client`; answers the inodes nobody has open any more.
+    /// `client` ended: forgets it; answers the inodes nobody has open any more.
     pub fn end(&mut self, client: ClientId) -> Vec<InodeNo> {
         self.heard.remove(&client);
+        if !self.fenced.contains_key(&client) {
+            self.list(client);
+        }
         let opens = self.opens.remove(&client).unwrap_or_default();
         opens
             .into_iter()
@@ -117,10 +207,10 @@ impl Clients {
 
     /// Clients whose lease is over.
     #[must_use]
-    pub fn expired(&self, now: Timestamp) -> Vec<ClientId> {
+    pub fn expired(&self, now: Timestamp, lease_ms: u64) -> Vec<ClientId> {
         self.heard
             .iter()
-            .filter(|(_, at)| LEASE_MS * 1_000_000 <= now.nanos_since(**at))
+            .filter(|(_, at)| lease_ms * 1_000_000 <= now.nanos_since(**at))
             .map(|(client, _)| *client)
             .collect()
     }
@@ -163,5 +253,37 @@ mod tests {
         assert!(!clients.is_open(InodeNo(8)));
         assert_eq!(clients.end(A), [INO]);
         assert!(clients.is_open(InodeNo(9)));
+    }
+
+    #[test]
+    fn a_fenced_client_is_refused_and_told_until_every_server_keeps_it() {
+        let (one, two) = (ServerId(1), ServerId(2));
+        let mut clients = Clients::default();
+        assert!(clients.heard(Timestamp(0), A) && clients.heard(Timestamp(5), B));
+        assert_eq!(clients.expired(Timestamp(3_000_000), 3), [A]);
+        clients.end(ClientId(3));
+        clients.fence(A);
+        assert!(!clients.heard(Timestamp(9), A), "it comes back too late");
+        let told = clients.ended_after(0);
+        assert_eq!(
+            (&told.fenced[..], &told.left[..], told.serial),
+            (&[A][..], &[ClientId(3)][..], 2)
+        );
+        assert!(clients.ended_after(2).fenced.is_empty());
+        clients.on_kept(one, 2);
+        assert!(clients.refused_by_all(A, [one]) && !clients.refused_by_all(A, [one, two]));
+        clients.on_kept(two, 1);
+        assert!(!clients.refused_by_all(A, [one, two]));
+        clients.on_kept(two, 2);
+        assert!(clients.refused_by_all(A, [one, two]) && !clients.refused_by_all(B, [one]));
+        // A server that was away hears of it even after it ended.
+        clients.end(A);
+        assert_eq!(clients.ended_after(0).fenced, [A]);
+        // Who left makes room, who is refused stays.
+        for n in 0..200_000 {
+            clients.end(ClientId(1000 + n));
+        }
+        assert!(clients.ended.len() <= LEFT_MAX);
+        assert_eq!(clients.ended_after(0).fenced, [A]);
     }
 }

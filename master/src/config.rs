@@ -24,6 +24,8 @@ pub struct Config {
     pub accept_loss: bool,
     /// Size of a log segment in bytes.
     pub segment_bytes: u64,
+    /// A client not heard for so long ends (DECISIONS 12).
+    pub client_lease_ms: u64,
 }
 
 impl Config {

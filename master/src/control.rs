@@ -12,7 +12,7 @@ use dfs_core::check;
 use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::{Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
-use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
@@ -91,6 +91,10 @@ fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
     <[u8; 16]>::try_from(bytes)
         .map(u128::from_be_bytes)
         .map_err(|_| format!("{what} of {} bytes, expected 16", bytes.len()))
+}
+
+fn wire_ids(clients: Vec<ClientId>) -> Vec<Vec<u8>> {
+    clients.into_iter().map(|client| client.0.to_be_bytes().to_vec()).collect()
 }
 
 async fn take(
@@ -175,9 +179,19 @@ async fn take(
         tracing::info!(%server, "alive");
         master.changed.tell();
     }
+    let ended = {
+        let mut clients = lock(&master.clients);
+        clients.on_kept(server, beat.ended_serial);
+        clients.ended_after(beat.ended_serial)
+    };
+    let mut left = wire_ids(ended.left);
+    left.extend(master.unknown_clients(beat.clients));
     let reply = HeartbeatReply {
         sequence,
         status: "alive".to_owned(),
+        ended_clients: wire_ids(ended.fenced),
+        ended_serial: ended.serial,
+        left_clients: left,
         chunks_to_delete: master.garbage_of(server, disk),
         want_full_inventory: heard.want_full_inventory,
         ..identity(master)
@@ -201,6 +215,18 @@ impl Master {
         // Nothing of ours may reach the cluster any more.
         crate::run::stop_older_than_cluster(beat.epoch);
         Err(text)
+    }
+
+    /// Those of these that are registered no longer, or cannot be ids.
+    fn unknown_clients(&self, told: Vec<Vec<u8>>) -> Vec<Vec<u8>> {
+        let reader = self.reader();
+        let known = |bytes: &[u8]| {
+            let client = id128(bytes, "client id").ok().map(ClientId);
+            client.is_some_and(|client| {
+                client == self.own_client || reader.get(&Key::Client(client)).is_some()
+            })
+        };
+        told.into_iter().filter(|bytes| !known(bytes)).collect()
     }
 
     fn disk_in_use(&self, server: ServerId, disk: DiskId, incarnation: u64) -> Option<String> {

@@ -81,10 +81,12 @@ fn serve_registered(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
 
 fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaFailure> {
     let MetaRequest { client, low_water, call } = request;
-    lock(&master.clients).heard(now(), client);
+    if !lock(&master.clients).heard(now(), client) {
+        return Err(NamespaceError::NoSession.into());
+    }
     master.metrics.requests.with_label_values(&[name_of(&call)]).inc();
     match call {
-        MetaCall::Hello { name } => hello(master, client, name),
+        MetaCall::Hello { name, known } => hello(master, client, name, known),
         MetaCall::Ping => Ok(MetaReply::Done),
         MetaCall::Goodbye => {
             end_client(master, client)?;
@@ -150,6 +152,10 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
         }
         MetaCall::ReadInline { ino } => opened(master, ino),
         MetaCall::Layout { ino, index, write, spill, failed } => {
+            // Who is not registered cannot be told to end.
+            if write && meta::client(&master.reader(), client).is_none_or(|client| client.fenced) {
+                return Err(NamespaceError::NoSession.into());
+            }
             master.layout(&LayoutRequest { client, ino, index, write, spill, failed })
         }
         MetaCall::Layouts { ino, first, max } => {
@@ -204,8 +210,17 @@ fn name_of(call: &MetaCall) -> &'static str {
     }
 }
 
-fn hello(master: &Arc<Master>, client: ClientId, name: String) -> Result<MetaReply, MetaFailure> {
+fn hello(
+    master: &Arc<Master>,
+    client: ClientId,
+    name: String,
+    known: bool,
+) -> Result<MetaReply, MetaFailure> {
     if master.reader().get(&Key::Client(client)).is_none() {
+        if known {
+            // It ended, and its locks are others' now.
+            return Err(NamespaceError::NoSession.into());
+        }
         accepted(master.propose(None, 0, Change::BeginClient { client, name })?)?;
     }
     Ok(MetaReply::Welcome(Welcome {
@@ -219,7 +234,18 @@ fn hello(master: &Arc<Master>, client: ClientId, name: String) -> Result<MetaRep
     }))
 }
 
-/// Ends a client, by its own word or because its lease is over.
+/// Refuses a client whose lease is over, here and, as they are told, at the chunkservers. It ends when all of them
+/// refuse it ([`crate::clients::Clients::refused_by_all`]).
+///
+/// # Errors
+/// If the log does not take it now.
+pub fn fence_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFailure> {
+    master.propose(None, 0, Change::FenceClient { client })?;
+    lock(&master.clients).fence(client);
+    Ok(())
+}
+
+/// Ends a client, by its own word or because nobody takes anything of it any more.
 ///
 /// # Errors
 /// If the log does not take it now.
@@ -262,6 +288,7 @@ fn change_of_client(
         Change::SetLock { client, .. } => *client != id.client,
         Change::Start { .. }
         | Change::BeginClient { .. }
+        | Change::FenceClient { .. }
         | Change::EndClient { .. }
         | Change::Reclaim { .. }
         | Change::AddChunk { .. }

@@ -115,6 +115,7 @@ impl Server {
             reclaim,
             metrics,
         ));
+        background::refuse_fenced(&master);
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
         let background = {

@@ -30,6 +30,7 @@ fn start(dir: &Path) -> Server {
         min_replicas: 2,
         accept_loss: false,
         segment_bytes: 4 << 20,
+        client_lease_ms: master::clients::LEASE_MS,
     })
     .unwrap()
 }
@@ -45,7 +46,7 @@ impl Client {
             dial(&server.address.to_string(), &ClusterKey::none(), Door::Frames, WAIT).unwrap();
         let mut client = Self { id: ClientId(id), conn: LoneClient::new(stream) };
         assert!(matches!(
-            client.call(MetaCall::Hello { name: "test".to_owned() }),
+            client.call(MetaCall::Hello { name: "test".to_owned(), known: false }),
             MetaReply::Welcome(_)
         ));
         client

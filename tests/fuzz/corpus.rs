@@ -138,6 +138,7 @@ fn changes() -> Vec<Change> {
         Change::Start { epoch: Epoch(1), nonce: 2, fs: FsId(3), replication: 3, min_replicas: 2 },
         Change::BeginClient { client: CLIENT, name: "mount".to_owned() },
         Change::EndClient { client: CLIENT },
+        Change::FenceClient { client: CLIENT },
         Change::Link { ino: INO, parent: INO, name: name() },
         Change::Unlink { parent: INO, name: name() },
         Change::Rmdir { parent: INO, name: name() },
@@ -262,7 +263,13 @@ pub(crate) fn records() -> Vec<Record> {
         Record::Truncating(5),
         Record::Garbage(Garbage { members: vec![member(1)], version: ChunkVersion(4) }),
         Record::Server(Server { disk: DiskId(1), registered: TIME }),
-        Record::Client(Client { name: "n".to_owned(), began: TIME, low_water: 3, reply_count: 1 }),
+        Record::Client(Client {
+            name: "n".to_owned(),
+            began: TIME,
+            low_water: 3,
+            reply_count: 1,
+            fenced: true,
+        }),
     ]);
     records
 }
@@ -295,7 +302,7 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
     let mut calls: Vec<MetaCall> =
         changes().into_iter().map(|change| MetaCall::Change { op: 8, part: 0, change }).collect();
     calls.extend([
-        MetaCall::Hello { name: "mount".to_owned() },
+        MetaCall::Hello { name: "mount".to_owned(), known: true },
         MetaCall::Ping,
         MetaCall::Goodbye,
         MetaCall::Lookup { parent: INO, name: name() },

@@ -2,6 +2,8 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod ends;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -15,6 +17,7 @@ use dfs_proto::meta_rpc::{
     ChunkLayout, FailedMember, MetaCall, MetaFailure, MetaReply, MetaRequest,
 };
 use dfs_service::conn::{ClusterKey, Door, dial};
+use master::state::lock;
 
 const WAIT: Duration = Duration::from_secs(20);
 
@@ -29,7 +32,11 @@ fn key() -> ClusterKey {
 }
 
 fn start_master(dir: &Path, listen: &str) -> master::Server {
-    master::Server::start(master::Config {
+    master::Server::start(master_config(dir, listen)).unwrap()
+}
+
+fn master_config(dir: &Path, listen: &str) -> master::Config {
+    master::Config {
         dir: dir.join("master"),
         listen: listen.parse().unwrap(),
         address_file: None,
@@ -39,24 +46,41 @@ fn start_master(dir: &Path, listen: &str) -> master::Server {
         min_replicas: 2,
         accept_loss: false,
         segment_bytes: 4 << 20,
-    })
-    .unwrap()
+        client_lease_ms: master::clients::LEASE_MS,
+    }
 }
 
 impl World {
     fn new(servers: u32) -> Self {
+        Self::with(servers, |_| {})
+    }
+
+    fn with(servers: u32, settle: impl FnOnce(&mut master::Config)) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let master = start_master(dir.path(), "127.0.0.1:0");
+        let mut config = master_config(dir.path(), "127.0.0.1:0");
+        settle(&mut config);
+        let master = master::Server::start(config).unwrap();
         let mut world = Self { dir, master: Some(master), chunkservers: vec![] };
         for n in 1..=servers {
             world.chunkservers.push(None);
             world.start(n);
         }
+        // A chunk made before they are all there has fewer members.
+        let known = || lock(&world.master().master.cluster).rows().len();
+        let start = Instant::now();
+        while known() < servers as usize {
+            assert!(start.elapsed() < WAIT, "{} of {servers} chunkservers came", known());
+            std::thread::sleep(Duration::from_millis(5));
+        }
         world
     }
 
+    fn master(&self) -> &master::Server {
+        self.master.as_ref().unwrap()
+    }
+
     fn address(&self) -> String {
-        self.master.as_ref().unwrap().address.to_string()
+        self.master().address.to_string()
     }
 
     fn start(&mut self, n: u32) {
@@ -95,6 +119,14 @@ struct Client {
 
 impl Client {
     fn new(world: &World, id: u128) -> Self {
+        let (client, welcome) = Self::greet(world, id, false);
+        match welcome {
+            MetaReply::Welcome(_) => client,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn greet(world: &World, id: u128, known: bool) -> (Self, MetaReply) {
         let stream = dial(&world.address(), &key(), Door::Frames, WAIT).unwrap();
         let mut client = Self {
             id: ClientId(id),
@@ -103,11 +135,11 @@ impl Client {
             op: 0,
             counter: 0,
         };
-        match client.meta(MetaCall::Hello { name: "test".to_owned() }) {
-            MetaReply::Welcome(welcome) => client.fs = welcome.fs,
-            other => panic!("{other:?}"),
+        let reply = client.meta(MetaCall::Hello { name: "test".to_owned(), known });
+        if let MetaReply::Welcome(welcome) = &reply {
+            client.fs = welcome.fs;
         }
-        client
+        (client, reply)
     }
 
     fn meta(&mut self, call: MetaCall) -> MetaReply {

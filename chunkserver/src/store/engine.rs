@@ -513,6 +513,34 @@ impl Engine {
         Ok((replica.report(chunk), replica.sums.clone(), replica.clients.clone()))
     }
 
+    pub(super) fn clients(&self) -> BTreeSet<ClientId> {
+        let mut clients = BTreeSet::new();
+        for cell in self.all_cells() {
+            if let Some(replica) = &cell.read().replica {
+                clients.extend(replica.clients.clients.keys());
+            }
+        }
+        clients
+    }
+
+    pub(super) fn forget_clients(&self, clients: &BTreeSet<ClientId>) -> Result<(), StoreError> {
+        let held = |replica: &Replica| -> Vec<ClientId> {
+            let table = replica.clients.clients.keys();
+            table.filter(|client| clients.contains(client)).copied().collect()
+        };
+        for cell in self.all_cells() {
+            if cell.read().replica.as_ref().is_none_or(|replica| held(replica).is_empty()) {
+                continue;
+            }
+            self.journal.admit()?;
+            let mut state = cell.write();
+            for client in state.replica.as_ref().map_or_else(Vec::new, held) {
+                self.append(cell.chunk, &mut state, Event::Forget { client }, &[])?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn report(&self, chunk: ChunkId) -> Option<ReplicaReport> {
         let cell = self.cell(chunk).ok()?;
         let state = cell.read();

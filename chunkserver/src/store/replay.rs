@@ -268,7 +268,8 @@ impl Replay<'_> {
             | Event::AdoptSelf { .. }
             | Event::Adopted { .. }
             | Event::Clean
-            | Event::DataSynced { .. } => {}
+            | Event::DataSynced { .. }
+            | Event::Forget { .. } => {}
         }
         // No file and no record of its creation: somebody removed it. The master will miss it.
         let Some(held) = self.loaded.get_mut(chunk) else { return Ok(()) };
@@ -306,6 +307,7 @@ impl Replay<'_> {
             | Event::Adopted { .. }
             | Event::Clean
             | Event::DataSynced { .. }
+            | Event::Forget { .. }
             | Event::Delete => {}
         }
         Ok(())

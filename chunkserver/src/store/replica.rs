@@ -224,6 +224,9 @@ impl Replica {
                 self.not_current = false;
             }
             Event::Clean => self.dirty = false,
+            Event::Forget { client } => {
+                self.clients.clients.remove(client);
+            }
             Event::Create { .. }
             | Event::Adopted { .. }
             | Event::DataSynced { .. }

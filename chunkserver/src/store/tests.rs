@@ -2,6 +2,7 @@
 
 mod crash;
 mod damage;
+mod forget;
 mod model;
 mod threads;
 

@@ -31,6 +31,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         min_replicas: *min_replicas,
         accept_loss: *accept_loss,
         segment_bytes: SEGMENT_BYTES,
+        client_lease_ms: master::clients::LEASE_MS,
     };
     master::run(config).with_context(|| format!("master in {}", data.display()))
 }

@@ -21,7 +21,7 @@ impl Transaction<'_> {
             return Err(NamespaceError::Invalid("lock ends before it starts".into()));
         }
         self.inode(ino)?;
-        if read::client(self.store, wanted.client).is_none() {
+        if read::client(self.store, wanted.client).is_none_or(|client| client.fenced) {
             return Err(NamespaceError::NoSession);
         }
         let held = read::locks(self.store, ino);

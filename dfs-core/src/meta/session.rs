@@ -2,7 +2,7 @@
 
 use super::transaction::{Answer, Transaction};
 use super::{Client, Key, MetaStore, Record, read};
-use crate::command::{Change, Command, Outcome};
+use crate::command::{Command, Outcome};
 use crate::ids::{ClientId, OpId};
 use crate::namespace::{NAME_BYTES_MAX, NamespaceError};
 
@@ -29,13 +29,15 @@ impl Admission {
 /// Results that the client says it has are dropped first, so that a client at the limit can go on.
 pub(super) fn admit(store: &mut dyn MetaStore, command: &Command) -> Admission {
     let Some(id) = command.id else { return Admission::Apply(None) };
-    // Both ends of a client's life are idempotent, and at both there is nowhere to record anything.
-    if matches!(command.change, Change::BeginClient { .. } | Change::EndClient { .. }) {
+    if command.change.is_of_sessions() {
         return Admission::Apply(None);
     }
     let Some(mut client) = read::client(store, id.client) else {
         return Admission::refused(NamespaceError::NoSession);
     };
+    if client.fenced {
+        return Admission::refused(NamespaceError::NoSession);
+    }
     if let Some(outcome) = read::reply(store, id) {
         return Admission::Answered(Box::new(outcome));
     }
@@ -78,9 +80,27 @@ pub(super) fn begin_client(transaction: &mut Transaction<'_>, id: ClientId, name
     if NAME_BYTES_MAX < name.len() {
         return Err(NamespaceError::NameTooLong);
     }
-    if read::client(transaction.store, id).is_none() {
-        let client =
-            Client { name: name.to_owned(), began: transaction.now, low_water: 0, reply_count: 0 };
+    match read::client(transaction.store, id) {
+        Some(client) if client.fenced => return Err(NamespaceError::NoSession),
+        Some(_) => {}
+        None => {
+            let client = Client {
+                name: name.to_owned(),
+                began: transaction.now,
+                low_water: 0,
+                reply_count: 0,
+                fenced: false,
+            };
+            transaction.store.put(Key::Client(id), Record::Client(client));
+        }
+    }
+    Ok(Outcome::Done)
+}
+
+/// Refuses a client from now on. Unknown: nothing happens.
+pub(super) fn fence_client(transaction: &mut Transaction<'_>, id: ClientId) -> Answer {
+    if let Some(client) = read::client(transaction.store, id) {
+        let client = Client { fenced: true, ..client };
         transaction.store.put(Key::Client(id), Record::Client(client));
     }
     Ok(Outcome::Done)

@@ -104,6 +104,7 @@ impl Transaction<'_> {
                 self.start(*epoch, *nonce, *fs)
             }
             Change::BeginClient { client, name } => session::begin_client(self, *client, name),
+            Change::FenceClient { client } => session::fence_client(self, *client),
             Change::EndClient { client } => session::end_client(self, *client),
 
             Change::Create { parent, name, kind, mode, umask, uid, gid, layout, open_existing } => {

@@ -183,7 +183,8 @@ impl Draw {
                 },
                 pid: 1,
             },
-            _ => match a % 4 {
+            _ => match a % 5 {
+                4 => Change::FenceClient { client: ClientId(8) },
                 0 => Change::EndClient { client: ClientId(8) },
                 1 => Change::BeginClient { client: ClientId(8), name: "second".into() },
                 2 => Change::ForgetGarbage { chunk: ChunkId(u64::from(b % 20)) },
@@ -309,7 +310,7 @@ fn run(draws: &[Draw]) -> Result<(), TestCaseError> {
     let mut model = Model::new();
     for (op, draw) in (1..).zip(draws) {
         let change = draw.change(&store, &model);
-        let clients = matches!(change, Change::BeginClient { .. } | Change::EndClient { .. });
+        let clients = change.is_of_sessions();
         let command = if clients { leader(change) } else { command(op, change) };
         let before = lasting(&store);
         let old = store.clone();
@@ -404,7 +405,29 @@ fn exactly_once_has_its_limits() {
     assert_eq!(meta::apply(&mut store, &create(5002, 9000)), refused(NamespaceError::NotFound));
     assert!(check(&store).is_empty());
 
-    meta::apply(&mut store, &leader(Change::EndClient { client: CLIENT }));
+    let lock = Change::SetLock {
+        ino: InodeNo::ROOT,
+        client: CLIENT,
+        owner: 1,
+        start: 0,
+        end: 9,
+        kind: Some(LockKind::Exclusive),
+        pid: 1,
+    };
+    meta::apply(&mut store, &leader(lock));
+    // Refused, even what was answered before and a new beginning, but its locks are nobody else's yet.
+    meta::apply(&mut store, &leader(Change::FenceClient { client: CLIENT }));
+    for op in [5002, 6000] {
+        assert_eq!(meta::apply(&mut store, &create(op, 0)), refused(NamespaceError::NoSession));
+    }
+    let again = Change::BeginClient { client: CLIENT, name: "again".into() };
+    assert_eq!(meta::apply(&mut store, &leader(again)), refused(NamespaceError::NoSession));
+    assert_eq!(meta::locks(&store, InodeNo::ROOT).len(), 1);
+    assert_eq!(
+        meta::apply(&mut store, &leader(Change::EndClient { client: CLIENT })),
+        Outcome::LockChanged
+    );
+    assert!(meta::locks(&store, InodeNo::ROOT).is_empty());
     assert_eq!(meta::apply(&mut store, &create(6000, 0)), refused(NamespaceError::NoSession));
     assert!(!store.iter().any(|(key, _)| matches!(key, Key::Reply(..))));
 }

@@ -224,6 +224,7 @@ impl<'a> Words<'a> {
                 client: ClientId(self.number(0)?.into()),
                 name: "mount".into(),
             },
+            "fence-client" => Change::FenceClient { client: ClientId(self.number(0)?.into()) },
             "end-client" => Change::EndClient { client: ClientId(self.number(0)?.into()) },
             "server" => {
                 let server = ServerId(small(self.word(0)?)?);
