@@ -296,7 +296,7 @@ impl<'a> Walk<'a> {
         let primary = active.members.iter().any(|member| member.server == active.primary);
         self.require(primary, key, "the primary is not a member");
         self.require(active.version < *next_version, key, "its version was never given out");
-        if let Some(Preparing { version, members, learner }) = preparing {
+        if let Some(Preparing { version, members, learner, after_wait: _ }) = preparing {
             self.members(key, members);
             let base = members.iter().all(|member| active.members.contains(member));
             let rises = active.version < *version && version < next_version;

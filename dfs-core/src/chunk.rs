@@ -29,6 +29,10 @@ pub struct Preparing {
     pub members: Vec<Member>,
     /// At most one per step.
     pub learner: Option<Member>,
+    /// This attempt, or one before it from the same base, went on after the wait of DECISIONS 1: a member that rebooted
+    /// while dirty may have adopted what it had as if it were all. Kept until a configuration is activated, so that
+    /// every such attempt waits for the absent ones to be silent for long enough.
+    pub after_wait: bool,
 }
 
 /// The master's record of one chunk (tag `K` in PROTOCOL §5.1).
@@ -48,6 +52,14 @@ pub struct Chunk {
     pub born: bool,
     /// Sealed record-log chunk: no more appends.
     pub sealed: bool,
+}
+
+impl Chunk {
+    /// Whether an attempt since the last activated configuration went on after the wait.
+    #[must_use]
+    pub fn goes_on_after_wait(&self) -> bool {
+        self.preparing.as_ref().is_some_and(|preparing| preparing.after_wait)
+    }
 }
 
 /// A chunk to be deleted from its last members.

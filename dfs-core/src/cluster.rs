@@ -106,6 +106,8 @@ pub struct ServerRow {
     pub address: String,
     pub connected: bool,
     pub heard_at: Timestamp,
+    /// This disk's first heartbeat.
+    joined_at: Timestamp,
     /// Since this, until it answers again, it does not count as alive.
     unresponsive_until: Option<Timestamp>,
     /// A full inventory of this incarnation arrived.
@@ -178,6 +180,7 @@ impl Cluster {
             address: String::new(),
             connected: true,
             heard_at: now,
+            joined_at: now,
             unresponsive_until: None,
             inventory_complete: false,
             inventory_pages: false,
@@ -190,7 +193,8 @@ impl Cluster {
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
-            *row = fresh();
+            let joined_at = if row.disk == disk { row.joined_at } else { now };
+            *row = ServerRow { joined_at, ..fresh() };
         }
         if full_inventory {
             row.replicas = replicas.into_iter().collect();
@@ -261,6 +265,18 @@ impl Cluster {
         } else {
             Liveness::Alive
         }
+    }
+
+    /// How long `member` was not heard of, by a master that began at `start`.
+    #[must_use]
+    pub fn silent_ms(&self, now: Timestamp, start: Timestamp, member: &Member) -> u64 {
+        let last = match self.row(member.server) {
+            None => start,
+            Some(row) if row.disk == member.disk => row.heard_at,
+            // Another disk came in its place.
+            Some(row) => row.joined_at,
+        };
+        now.nanos_since(last) / 1_000_000
     }
 
     /// Alive, with the disk the member was made on.

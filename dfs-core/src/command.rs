@@ -241,6 +241,8 @@ pub enum Change {
         version: ChunkVersion,
         members: Vec<Member>,
         learner: Option<Member>,
+        /// See [`crate::chunk::Preparing::after_wait`].
+        after_wait: bool,
     },
     /// `configuration.version` was promised and adopted by all its members.
     Activate {

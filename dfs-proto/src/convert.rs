@@ -105,7 +105,7 @@ wire_enum!(NamespaceError {
 wire_struct!(Member { server, disk });
 wire_list!(Member);
 wire_struct!(Configuration { version, members, primary });
-wire_struct!(Preparing { version, members, learner });
+wire_struct!(Preparing { version, members, learner, after_wait });
 wire_struct!(Chunk {
     ino,
     index,
@@ -162,7 +162,7 @@ wire_enum!(Change {
     39 = TruncateEnd { ino, size },
     40 = FreeChunks { ino, first, count },
     41 = SealChunk { chunk },
-    60 = Reconfigure { chunk, version, members, learner },
+    60 = Reconfigure { chunk, version, members, learner, after_wait },
     61 = Activate { chunk, configuration },
     62 = ForgetGarbage { chunk },
     63 = RegisterServer { server, disk },

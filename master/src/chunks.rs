@@ -335,19 +335,22 @@ impl Master {
     }
 
     fn reconfigure_alone(&self, chunk: ChunkId, mut learner: Option<Member>) -> Result<(), String> {
+        let mut after_wait = false;
         let mut last = String::new();
         for _ in 0..ATTEMPTS {
             let record = self.chunk(chunk).ok_or_else(|| format!("chunk {} is gone", chunk.0))?;
-            let preparing = {
+            let mut preparing = {
                 let cluster = lock(&self.cluster);
                 plan(&record, self.min_replicas, learner, |member| cluster.is_up(now(), member))
             }
             .map_err(|wait| wait.to_string())?;
+            preparing.after_wait |= after_wait;
             let change = Change::Reconfigure {
                 chunk,
                 version: preparing.version,
                 members: preparing.members.clone(),
                 learner: preparing.learner,
+                after_wait: preparing.after_wait,
             };
             match self.propose(None, 0, change) {
                 Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
@@ -387,6 +390,8 @@ impl Master {
                             );
                         }
                     }
+                    // Said in the log before anything is adopted because of it.
+                    Err(Failed::WaitIsOver) => after_wait = true,
                     Err(Failed::Final(reason)) => return Err(reason),
                 },
             }
@@ -406,19 +411,9 @@ impl Master {
         let source = match choose_source(record, preparing, &reports) {
             Source::Adopt(report) => Some(report),
             Source::Empty => None,
-            Source::OnlyRebooted { best } => {
-                let waited = self.uptime_ms()
-                    >= self.config.profile.rebuild_delay_ms.max(self.config.profile.dead_after_ms);
-                if !waited {
-                    return Err(Failed::Final(
-                        "only members that rebooted with unsynced data are reachable: waiting for another".to_owned(),
-                    ));
-                }
-                self.notice(format!(
-                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back",
-                    chunk.0, best.member.server
-                ));
-                Some(best)
+            Source::OnlyRebooted => {
+                self.check_wait(record, preparing)?;
+                return Err(Failed::WaitIsOver);
             }
             Source::DataLost => {
                 return Err(Failed::Final(format!(
@@ -427,7 +422,20 @@ impl Master {
                 )));
             }
         };
+        if preparing.after_wait {
+            self.check_wait(record, preparing)?;
+        }
         let adopted = self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
+        if preparing.after_wait {
+            // One that was heard of in between may have served what this attempt does not have.
+            self.check_wait(record, preparing)?;
+            if let Some(report) = &source {
+                self.notice(format!(
+                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back",
+                    chunk.0, report.member.server
+                ));
+            }
+        }
         let primary = match &source {
             // The old primary has the connections; otherwise whoever was first.
             _ if everybody.iter().any(|member| member.server == record.active.primary) => {
@@ -456,6 +464,22 @@ impl Master {
                 }
                 Ok(preparing.version)
             }
+        }
+    }
+
+    /// Members that take no part have been silent for so long that they serve nobody, and that waiting for them ends
+    /// (DECISIONS 1).
+    fn check_wait(&self, record: &Chunk, preparing: &Preparing) -> Result<(), Failed> {
+        let profile = self.config.profile;
+        let wait_ms = profile.rebuild_delay_ms.max(profile.dead_after_ms);
+        let cluster = lock(&self.cluster);
+        let mut absent = record.active.members.iter().filter(|m| !preparing.members.contains(m));
+        match absent.find(|member| cluster.silent_ms(now(), self.started, member) < wait_ms) {
+            None => Ok(()),
+            Some(member) => Err(Failed::Final(format!(
+                "only members that rebooted with unsynced data are reachable: waiting for {}",
+                member.server
+            ))),
         }
     }
 
@@ -651,7 +675,12 @@ impl Master {
     /// # Errors
     /// The reason, if a live member did not promise.
     pub fn fence(&self, chunk: ChunkId, record: &Chunk) -> Result<(), String> {
-        let preparing = Preparing { version: record.next_version, members: vec![], learner: None };
+        let preparing = Preparing {
+            version: record.next_version,
+            members: vec![],
+            learner: None,
+            after_wait: false,
+        };
         let live: Vec<Member> = {
             let cluster = lock(&self.cluster);
             record
@@ -666,6 +695,7 @@ impl Master {
             Ok(_) => Ok(()),
             Err(Failed::Member(member, reason)) => Err(format!("{}: {reason}", member.server)),
             Err(Failed::Final(reason)) => Err(reason),
+            Err(Failed::WaitIsOver) => Err("fencing waits for nobody".to_owned()),
         }
     }
 
@@ -679,6 +709,8 @@ impl Master {
 enum Failed {
     /// Leave this one out and try again.
     Member(Member, String),
+    /// Only rebooted members answered, and the others were waited for: the next attempt may say so.
+    WaitIsOver,
     Final(String),
 }
 

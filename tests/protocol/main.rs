@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod ends;
+mod wait;
 
 use std::path::Path;
 use std::time::{Duration, Instant};

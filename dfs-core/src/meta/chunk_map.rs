@@ -123,6 +123,7 @@ impl Transaction<'_> {
         version: ChunkVersion,
         members: &[Member],
         learner: Option<Member>,
+        after_wait: bool,
     ) -> Answer {
         let mut record = self.chunk(chunk)?;
         if version != record.next_version {
@@ -141,7 +142,9 @@ impl Transaction<'_> {
             self.check_registered(learner)?;
         }
         record.next_version = ChunkVersion(version.0 + 1);
-        record.preparing = Some(Preparing { version, members: members.to_vec(), learner });
+        let after_wait = after_wait || record.goes_on_after_wait();
+        record.preparing =
+            Some(Preparing { version, members: members.to_vec(), learner, after_wait });
         Ok(self.put_chunk(chunk, record))
     }
 

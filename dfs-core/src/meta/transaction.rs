@@ -151,8 +151,8 @@ impl Transaction<'_> {
             Change::FreeChunks { ino, first, count } => self.free_chunks(*ino, *first, *count),
             Change::SealChunk { chunk } => self.seal_chunk(*chunk),
 
-            Change::Reconfigure { chunk, version, members, learner } => {
-                self.reconfigure(*chunk, *version, members, *learner)
+            Change::Reconfigure { chunk, version, members, learner, after_wait } => {
+                self.reconfigure(*chunk, *version, members, *learner, *after_wait)
             }
             Change::Activate { chunk, configuration } => self.activate(*chunk, configuration),
             Change::ForgetGarbage { chunk } => {

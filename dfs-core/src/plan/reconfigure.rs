@@ -67,7 +67,8 @@ pub fn plan(
             min_replicas,
         });
     }
-    Ok(Preparing { version: chunk.next_version, members, learner })
+    let after_wait = chunk.goes_on_after_wait();
+    Ok(Preparing { version: chunk.next_version, members, learner, after_wait })
 }
 
 /// What the reports allow.
@@ -77,9 +78,9 @@ pub enum Source {
     Adopt(PromiseReport),
     /// Nobody holds anything: the chunk was never written. Everybody takes up the empty chunk.
     Empty,
-    /// Only members that rebooted while dirty answered, and not all of the configuration: wait for another.
-    /// `best` may be taken after the wait of DECISIONS 1, with an event that says so.
-    OnlyRebooted { best: PromiseReport },
+    /// Only members that rebooted while dirty answered, and not all of the configuration: wait for another. When the
+    /// wait of DECISIONS 1 is over, an attempt that says so may take the best of them.
+    OnlyRebooted,
     /// Every member that answered holds less than the last activated version says: they lost their data.
     DataLost,
 }
@@ -119,8 +120,8 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
                     Source::Adopt(*sure)
                 }
                 Some(_) => Source::Adopt(*best),
-                None if all_answered => Source::Adopt(*best),
-                None => Source::OnlyRebooted { best: *best },
+                None if all_answered || preparing.after_wait => Source::Adopt(*best),
+                None => Source::OnlyRebooted,
             }
         }
     }
@@ -180,6 +181,7 @@ mod tests {
                 .filter(|m| chunk.active.members.contains(m))
                 .collect(),
             learner: None,
+            after_wait: chunk.goes_on_after_wait(),
         };
         assert_eq!(choose_source(chunk, &preparing, reports), *expected);
     }
@@ -216,18 +218,44 @@ mod tests {
             version: ChunkVersion(5),
             members: vec![member(1)],
             learner: Some(member(3)),
+            after_wait: false,
         };
         let reports = [report(1, 4, 1), report(3, 4, 50)];
         assert_eq!(choose_source(&chunk, &preparing, &reports), Source::Adopt(report(1, 4, 1)));
     }
 
+    fn after_wait(chunk: &Chunk) -> Preparing {
+        let members = chunk.active.members[..2].to_vec();
+        Preparing { version: ChunkVersion(5), members, learner: None, after_wait: true }
+    }
+
+    #[test]
+    fn the_next_attempt_knows_that_one_went_on_after_the_wait() {
+        let three = chunk(4, &[1, 2, 3]);
+        assert!(!plan(&three, 2, None, |_| true).unwrap().after_wait);
+        let waited = Chunk {
+            preparing: Some(after_wait(&three)),
+            next_version: ChunkVersion(6),
+            ..three.clone()
+        };
+        assert!(plan(&waited, 2, None, |_| true).unwrap().after_wait);
+        let before = Preparing { after_wait: false, ..after_wait(&three) };
+        assert!(
+            !plan(&Chunk { preparing: Some(before), ..three }, 2, None, |_| true)
+                .unwrap()
+                .after_wait
+        );
+    }
+
     #[test]
     fn only_rebooted_members_wait_unless_all_answered() {
         let three = chunk(4, &[1, 2, 3]);
+        check_source(&three, &[rebooted(1, 4, 5), rebooted(2, 4, 6)], &Source::OnlyRebooted);
+        let waited = Chunk { preparing: Some(after_wait(&three)), ..three.clone() };
         check_source(
-            &three,
+            &waited,
             &[rebooted(1, 4, 5), rebooted(2, 4, 6)],
-            &Source::OnlyRebooted { best: rebooted(2, 4, 6) },
+            &Source::Adopt(rebooted(2, 4, 6)),
         );
         check_source(
             &three,

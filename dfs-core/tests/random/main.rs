@@ -224,6 +224,7 @@ impl Draw {
             ),
             members: if b % 16 == 5 { self.members() } else { base[..kept].to_vec() },
             learner: (b % 4 < 2).then(|| member(u32::from(c % 6))),
+            after_wait: c % 16 == 1,
         }
     }
 

@@ -359,6 +359,7 @@ impl<'a> Words<'a> {
                 version: self.version(1)?,
                 members: members(self.word(2)?)?,
                 learner: self.key("learner").map(member).transpose()?,
+                after_wait: self.key("after-wait").is_some(),
             },
             "activate" => Change::Activate {
                 chunk: self.chunk(0)?,

@@ -205,6 +205,9 @@ fn chunk(id: ChunkId, chunk: &Chunk) -> String {
         if let Some(learner) = &preparing.learner {
             let _ = write!(out, " + {}", learner.server);
         }
+        if preparing.after_wait {
+            out.push_str(" after the wait");
+        }
     }
     for (flag, set) in
         [("waiting", !chunk.attached), ("unborn", !chunk.born), ("sealed", chunk.sealed)]
