@@ -27,8 +27,6 @@ use crate::session::{Session, lock, spawn};
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
-/// And before an append.
-const APPEND_FRESH: Duration = Duration::from_millis(200);
 /// Inline content of another client's file is believed for so long.
 const INLINE_FRESH: Duration = Duration::from_secs(1);
 /// A file nobody has open is committed when it was not touched for so long.
@@ -469,7 +467,9 @@ impl FileState {
             return self.size();
         }
         self.readahead.clear();
-        let mut attr = self.known_attr(APPEND_FRESH)?;
+        // Never from memory: if another mount made the file longer by truncate(2), its primary does not know yet.
+        // The logged size is enough; of bytes beyond it the primary knows.
+        let mut attr = self.io.link.getattr(self.ino)?;
         while attr.inline {
             let append = Change::InlineWrite {
                 ino: self.ino,

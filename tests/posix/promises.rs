@@ -80,6 +80,25 @@ fn records_appended_by_two_mounts_are_all_there_and_whole() {
     });
 }
 
+/// Found by the comparison (seed 101): the appending mount still believed the size of a moment ago.
+#[test]
+fn an_append_goes_behind_what_the_other_mount_made_longer() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), &vec![b'-'; 10_000]);
+        let mut log = OpenOptions::new().append(true).open(b.join("f")).unwrap();
+        log.write_all(b"first").unwrap();
+        let here = OpenOptions::new().write(true).open(a.join("f")).unwrap();
+        for size in [65_536, 3_000_000, 200_000_000] {
+            here.set_len(size).unwrap();
+            log.write_all(b"next").unwrap();
+            assert_eq!(fs::metadata(b.join("f")).unwrap().len(), size + 4);
+            let mut end = [0; 4];
+            File::open(a.join("f")).unwrap().read_exact_at(&mut end, size).unwrap();
+            assert_eq!(&end, b"next", "at {size}");
+        }
+    });
+}
+
 fn count_under_lock(root: &Path, rounds: usize, lock: impl Fn(&File), unlock: impl Fn(&File)) {
     let path = root.join("counter");
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
