@@ -112,6 +112,8 @@ struct State {
     error: Option<ClientError>,
     /// Counts what was given up, so that every waiter sees it.
     given_up: u64,
+    /// Another object may write the chunk now: this one sends nothing.
+    retired: bool,
 }
 
 pub(crate) struct ChunkWriter {
@@ -155,6 +157,7 @@ impl ChunkWriter {
                 appends: BTreeMap::new(),
                 error: None,
                 given_up: 0,
+                retired: false,
             }),
             changed: Condvar::new(),
             held: AtomicU64::new(0),
@@ -295,7 +298,8 @@ impl ChunkWriter {
 
     /// Makes everything written before stable on every member.
     pub(crate) fn stable(self: &Arc<Self>) -> Result<()> {
-        self.acknowledged()?;
+        // Also if some bytes were refused: nothing of the others may stay behind.
+        let acknowledged = self.acknowledged();
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
@@ -316,7 +320,7 @@ impl ChunkWriter {
                 state = self.wait(state);
             }
         }
-        self.take_error(&mut state)
+        acknowledged.and(self.take_error(&mut state))
     }
 
     /// The error of bytes given up before, once.
@@ -339,10 +343,18 @@ impl ChunkWriter {
         state.dirty.is_empty() && state.queue.is_empty() && state.error.is_none()
     }
 
-    /// This chunk is written no more by this object.
+    /// This chunk is written no more by this object; the next one for it begins with higher counters.
     pub(crate) fn retire(&self) {
-        let next = self.lock().queue.next_counter();
-        self.io.counters_used_below(next);
+        let freed = {
+            let mut state = self.lock();
+            state.retired = true;
+            state.attempt += 1;
+            self.io.counters_used_below(state.queue.next_counter());
+            let dirty = std::mem::take(&mut state.dirty).bytes();
+            dirty + state.queue.drain().iter().map(|(_, _, bytes)| bytes).sum::<u64>()
+        };
+        self.free(freed);
+        self.changed.notify_all();
     }
 
     /// The layout is asked for again before anything more is sent.
@@ -404,7 +416,7 @@ impl ChunkWriter {
         loop {
             let (layout, attempt, low_water, counter, body) = {
                 let mut state = self.lock();
-                if state.sending || state.recovering || !state.queue.has_unsent() {
+                if state.sending || state.recovering || state.retired || !state.queue.has_unsent() {
                     return;
                 }
                 let fresh = state.layout.clone().filter(|_| state.layout_at.elapsed() < LAYOUT_TTL);
@@ -605,6 +617,9 @@ impl ChunkWriter {
         let mut freed = 0;
         {
             let mut state = self.lock();
+            if state.retired {
+                return;
+            }
             let before = state.layout.replace(Arc::clone(&layout));
             state.layout_at = Instant::now();
             state.moved_at = Instant::now();

@@ -39,3 +39,55 @@ pub enum ClientError {
 
 /// Shorthand of this crate.
 pub type Result<T> = std::result::Result<T, ClientError>;
+
+/// The error of bytes that were written behind and lost: told once to the next writer, and once to whoever syncs or
+/// closes. A write that fails may reach its program as a short one without the error, so telling writers is not enough.
+#[derive(Default, Debug)]
+pub(crate) struct Kept {
+    to_writer: Option<ClientError>,
+    to_sync: Option<ClientError>,
+}
+
+impl Kept {
+    pub(crate) fn keep(&mut self, error: ClientError) {
+        self.to_writer.get_or_insert_with(|| error.clone());
+        self.to_sync.get_or_insert(error);
+    }
+
+    pub(crate) fn tell_writer(&mut self) -> Result<()> {
+        self.to_writer.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn tell_sync(&mut self) -> Result<()> {
+        self.to_writer = None;
+        self.to_sync.take().map_or(Ok(()), Err)
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.to_sync.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_told_to_a_writer_is_still_told_to_whoever_syncs() {
+        let mut kept = Kept::default();
+        kept.keep(ClientError::OutcomeUnknown);
+        kept.keep(ClientError::Closed);
+        assert_eq!(kept.tell_writer(), Err(ClientError::OutcomeUnknown));
+        assert_eq!(kept.tell_writer(), Ok(()));
+        assert_eq!(kept.tell_sync(), Err(ClientError::OutcomeUnknown));
+        assert_eq!((kept.tell_sync(), kept.is_empty()), (Ok(()), true));
+    }
+
+    #[test]
+    fn an_error_told_to_whoever_syncs_is_over() {
+        let mut kept = Kept::default();
+        kept.keep(ClientError::OutcomeUnknown);
+        assert_eq!(kept.tell_sync(), Err(ClientError::OutcomeUnknown));
+        assert_eq!(kept.tell_writer(), Ok(()));
+    }
+}

@@ -21,7 +21,7 @@ use dfs_core::time::WallTime;
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL, fill};
 use crate::chunk_writer::{Appended, ChunkWriter};
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, Kept, Result};
 use crate::readahead::Readahead;
 use crate::session::{Session, lock, spawn};
 
@@ -61,7 +61,7 @@ struct Inner {
     known: Option<Known>,
     pending: Pending,
     writers: BTreeMap<u64, Arc<ChunkWriter>>,
-    error: Option<ClientError>,
+    error: Kept,
     touched: Instant,
 }
 
@@ -101,7 +101,7 @@ impl FileState {
                 known: None,
                 pending: Pending::default(),
                 writers: BTreeMap::new(),
-                error: None,
+                error: Kept::default(),
                 touched: Instant::now(),
             }),
             readahead: Readahead::default(),
@@ -315,9 +315,8 @@ impl FileState {
         for (index, writer) in self.writers_of(chunk_size, offset, len) {
             let (from, to) = within(index, chunk_size, offset, len);
             if writer.overlaps_pending(from, to - from) {
-                let settled = writer.acknowledged();
-                self.keep(settled.clone());
-                settled?;
+                self.keep(writer.acknowledged());
+                self.tell_writer()?;
             }
         }
         Ok(())
@@ -336,7 +335,7 @@ impl FileState {
             return Ok(());
         }
         let _open = self.shared();
-        self.take_error()?;
+        self.tell_writer()?;
         let attr = self.known_attr(Duration::from_secs(3600))?;
         if attr.layout.record_log {
             return Err(
@@ -398,13 +397,19 @@ impl FileState {
             self.take_room(len as u64)?;
             let writer = {
                 let mut inner = self.lock();
-                self.wrote(&mut inner, at + len as u64);
                 inner.pending.marked = true;
                 self.writer_in(&mut inner, at / chunk_size)
             };
             writer.write(within, piece);
+            {
+                // After it is on its way: a commit that begins now must not log a size ahead of the bytes.
+                let mut inner = self.lock();
+                inner.pending.marked = true;
+                self.wrote(&mut inner, at + len as u64);
+            }
             // A full disk is told to the writer at once, not only to whoever syncs.
-            writer.take_error_now()?;
+            self.keep(writer.take_error_now());
+            self.tell_writer()?;
             at += len as u64;
             rest = later;
         }
@@ -461,7 +466,7 @@ impl FileState {
     /// See [`ClientError`]; after `OutcomeUnknown` and the waits it may have been appended.
     pub fn append(&self, data: &[u8]) -> Result<u64> {
         let _open = self.shared();
-        self.take_error()?;
+        self.tell_writer()?;
         self.acknowledge()?;
         if data.is_empty() {
             return self.size();
@@ -586,7 +591,7 @@ impl FileState {
                 && (pending.mtime.is_some()
                     || pending.marked
                     || !pending.inline.is_empty()
-                    || inner.error.is_some()
+                    || !inner.error.is_empty()
                     || !inner.writers.values().all(|writer| writer.is_idle()))
         };
         if !late || self.committing_late.swap(true, Ordering::AcqRel) {
@@ -609,16 +614,20 @@ impl FileState {
     pub(crate) fn is_idle(&self, age: Duration) -> bool {
         let inner = self.lock();
         let pending = &inner.pending;
-        let idle = pending.inline.is_empty()
+        pending.inline.is_empty()
             && pending.mtime.is_none()
             && !pending.marked
-            && inner.error.is_none()
+            && inner.error.is_empty()
             && age <= inner.touched.elapsed()
-            && inner.writers.values().all(|writer| writer.is_idle());
-        if idle {
-            inner.writers.values().for_each(|writer| writer.retire());
-        }
-        idle
+            && inner.writers.values().all(|writer| writer.is_idle())
+    }
+}
+
+impl Drop for FileState {
+    fn drop(&mut self) {
+        self.retire_writers();
+        let held = self.lock().pending.inline.bytes();
+        self.io.budget.give_back(held);
     }
 }
 

@@ -14,12 +14,12 @@ use std::sync::Arc;
 impl FileState {
     pub(super) fn keep(&self, outcome: Result<()>) {
         if let Err(error) = outcome {
-            self.lock().error.get_or_insert(error);
+            self.lock().error.keep(error);
         }
     }
 
-    pub(super) fn take_error(&self) -> Result<()> {
-        self.lock().error.take().map_or(Ok(()), Err)
+    pub(super) fn tell_writer(&self) -> Result<()> {
+        self.lock().error.tell_writer()
     }
 
     pub(crate) fn writers(&self) -> Vec<Arc<ChunkWriter>> {
@@ -32,9 +32,9 @@ impl FileState {
     /// The first error of an earlier write, once.
     pub fn acknowledge(&self) -> Result<()> {
         let _one = lock(&self.commit);
-        self.commit_inline()?;
-        self.each_writer(ChunkWriter::acknowledged)?;
-        self.take_error()
+        let inline = self.commit_inline();
+        self.keep(inline.and_then(|()| self.each_writer(ChunkWriter::acknowledged)));
+        self.tell_writer()
     }
 
     pub(super) fn each_writer(&self, wait: impl Fn(&Arc<ChunkWriter>) -> Result<()>) -> Result<()> {
@@ -73,7 +73,7 @@ impl FileState {
             let nothing = inner.pending.inline.is_empty()
                 && inner.pending.mtime.is_none()
                 && !inner.pending.kill_priv
-                && inner.error.is_none()
+                && inner.error.is_empty()
                 && inner.writers.values().all(|writer| writer.is_idle())
                 && !(done_writing && inner.pending.marked);
             if nothing {
@@ -92,12 +92,14 @@ impl FileState {
             self.writers().iter().for_each(ChunkWriter::start_sync);
             self.each_writer(ChunkWriter::stable)
         });
-        self.forgive_gone(stable)?;
+        self.keep(self.forgive_gone(stable));
+        // The size is logged when somebody flushes again, with what was lost told.
+        self.lock().error.tell_sync()?;
         if marked || mtime.is_some() || kill_priv {
             let logged = self.commit_size(end, mtime, kill_priv, done_writing && marked, writes);
-            self.forgive_gone(logged)?;
+            self.keep(self.forgive_gone(logged));
         }
-        self.take_error()
+        self.lock().error.tell_sync()
     }
 
     /// A file nobody can reach any more has nothing to lose.

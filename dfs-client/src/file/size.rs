@@ -11,9 +11,9 @@ use crate::error::{ClientError, Result};
 use crate::session::lock;
 
 impl FileState {
-    /// Everything pending is stable and nothing is kept to be sent again: the file can be cut.
+    /// Everything pending is stable and nothing is kept to be sent again: the file can be cut. Called with `gate`
+    /// held alone and `commit` held, until the new size is known: a commit must not bring the old one back.
     pub(super) fn quiesce(&self) -> Result<()> {
-        let _one = lock(&self.commit);
         let inline = self.commit_inline();
         self.keep(inline);
         let stable = self.each_writer(ChunkWriter::stable);
@@ -34,11 +34,19 @@ impl FileState {
     /// See [`ClientError`].
     pub fn truncate(&self, size: u64) -> Result<Attr> {
         let _alone = self.alone();
+        let _one = lock(&self.commit);
+        self.truncate_alone(size)
+    }
+
+    fn truncate_alone(&self, size: u64) -> Result<Attr> {
         self.quiesce()?;
+        let began = Instant::now();
         let attr = loop {
             match self.io.link.truncate(self.ino, size) {
                 // Its content moved into chunks meanwhile, or another truncation is under way.
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                Err(ClientError::Refused(NamespaceError::LayoutChanged))
+                    if began.elapsed() < self.io.link.config().server_wait =>
+                {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 other => break other?,
@@ -61,7 +69,8 @@ impl FileState {
     pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
         let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
-        let alone = self.alone();
+        let _alone = self.alone();
+        let _one = lock(&self.commit);
         self.quiesce()?;
         let mut attr = self.refresh()?;
         if attr.inline {
@@ -81,8 +90,7 @@ impl FileState {
         }
         let size = self.overlay(attr.clone()).size;
         self.zero_chunks(attr.layout.chunk_size.max(1), offset, end, size)?;
-        drop(alone);
-        if !keep_size && size < end { self.truncate(end).map(|_| ()) } else { Ok(()) }
+        if !keep_size && size < end { self.truncate_alone(end).map(|_| ()) } else { Ok(()) }
     }
 
     pub(super) fn zero_chunks(
