@@ -73,7 +73,7 @@ fn reason(failure: &DataFailure) -> &'static str {
         DataFailure::BadBlock { .. } => "bad_block",
         DataFailure::NoSpace { .. } => "no_space",
         DataFailure::OutcomeUnknown => "outcome_unknown",
-        DataFailure::ChunkFull => "chunk_full",
+        DataFailure::ChunkFull { .. } => "chunk_full",
         DataFailure::Gap { .. } => "gap",
         DataFailure::Fenced { .. } => "fenced",
         DataFailure::Busy => "busy",

@@ -102,7 +102,8 @@ fn answer_of(answer: Answer) -> DataReply {
         Answer::Appended { seq, offset, appended, sealed } => {
             DataReply::Appended { seq, offset, appended, sealed }
         }
-        Answer::Full => DataReply::Failed(DataFailure::ChunkFull),
+        // Of records only, which never cross.
+        Answer::Full => DataReply::Failed(DataFailure::ChunkFull { carry: 0 }),
         Answer::Synced { seq, len } => DataReply::Synced { seq, len },
         Answer::Failed(MemberFailure { server, reason }) => {
             DataReply::Failed(DataFailure::MemberFailed { server, reason })
@@ -322,8 +323,9 @@ fn repeat(
     // Not in flight, so committed: in this version, or before it and adopted by all.
     let (seq, len) = (state.last(), state.committed_len());
     let effects = match (wish, append) {
-        (Wish::Append { .. }, Some((offset, appended))) => {
-            let sealed = state.is_sealed() || offset + appended == led.spec.chunk_size;
+        (Wish::Append { .. }, Some((offset, asked))) => {
+            let (appended, filled) = within(offset, asked, led.spec.chunk_size);
+            let sealed = state.is_sealed() || filled;
             state.when_stable(seq, Answer::Appended { seq, offset, appended, sealed }, asker, now())
         }
         (Wish::Append { .. }, None) => state.when_stable(seq, Answer::Full, asker, now()),
@@ -336,6 +338,12 @@ fn repeat(
     perform(node, led, effects);
 }
 
+/// How much of an append fits, and whether the chunk is full then.
+fn within(offset: u64, asked: u64, chunk_size: u64) -> (u64, bool) {
+    let room = chunk_size.saturating_sub(offset);
+    (asked.min(room), room <= asked)
+}
+
 fn run_plan(
     node: &Arc<Node>,
     led: &Arc<Led>,
@@ -346,7 +354,7 @@ fn run_plan(
     let (client, counter) = (request.client, request.counter);
     match plan {
         Plan::Invalid(reason) => Err(DataFailure::BadRequest { reason: reason.to_owned() }),
-        Plan::Full => Err(DataFailure::ChunkFull),
+        Plan::Full => Err(DataFailure::ChunkFull { carry: node.store.carry(led.chunk) }),
         Plan::PadAndSeal { pad_to } => {
             // The padding is nobody's operation; the seal carries the asker's number, so that asking again is seen.
             let pad = Op {
@@ -379,11 +387,10 @@ fn run_plan(
                 ),
             };
             let promised = match append {
-                Some((offset, appended)) => Promised::Appended {
-                    offset,
-                    appended,
-                    sealed: offset + appended == led.spec.chunk_size,
-                },
+                Some((offset, asked)) => {
+                    let (appended, sealed) = within(offset, asked, led.spec.chunk_size);
+                    Promised::Appended { offset, appended, sealed }
+                }
                 None => Promised::Mutated,
             };
             submit(

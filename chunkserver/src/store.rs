@@ -91,7 +91,7 @@ pub struct OpTag {
     pub counter: u64,
     /// Below it the client has every answer. Above `counter` with a `Nop`, it leaves the chunk's table.
     pub low_water: u64,
-    /// Where an append went: offset and length.
+    /// Where an append went: offset and the length asked for, which may pass the chunk's end.
     pub append: Option<(u64, u64)>,
 }
 
@@ -187,6 +187,13 @@ impl Store {
     /// `TooManyClients` if it would need an entry that the chunk has no room for.
     pub fn seen(&self, chunk: ChunkId, client: ClientId, counter: u64) -> Result<Seen, StoreError> {
         self.engine().seen(chunk, client, counter)
+    }
+
+    /// Bytes beyond the chunk's end of an append that crossed it and that its client does not hold as finished: the
+    /// first bytes of the next chunk belong to it.
+    #[must_use]
+    pub fn carry(&self, chunk: ChunkId) -> u64 {
+        self.engine().carry(chunk)
     }
 
     /// Applies operation `seq` of `version`. On return the kernel has it; a chunk that was clean is durably DIRTY.

@@ -331,9 +331,15 @@ fn records_that_do_not_fit_seal_the_chunk_and_plain_appends_split() {
     for n in 0..4u64 {
         assert_eq!(client.append(&layout, n + 1, true, &[b'r'; 2000]), Ok((n * 2000, 2000)));
     }
-    assert_eq!(client.append(&layout, 5, true, &[b'r'; 2000]), Err(DataFailure::ChunkFull));
-    assert_eq!(client.append(&layout, 5, true, &[b'r'; 2000]), Err(DataFailure::ChunkFull));
-    assert_eq!(client.append(&layout, 6, true, b"s"), Err(DataFailure::ChunkFull));
+    assert_eq!(
+        client.append(&layout, 5, true, &[b'r'; 2000]),
+        Err(DataFailure::ChunkFull { carry: 0 })
+    );
+    assert_eq!(
+        client.append(&layout, 5, true, &[b'r'; 2000]),
+        Err(DataFailure::ChunkFull { carry: 0 })
+    );
+    assert_eq!(client.append(&layout, 6, true, b"s"), Err(DataFailure::ChunkFull { carry: 0 }));
     assert!(matches!(
         client.append(&layout, 7, true, &[0; 2049]),
         Err(DataFailure::BadRequest { .. })
@@ -350,7 +356,10 @@ fn records_that_do_not_fit_seal_the_chunk_and_plain_appends_split() {
     assert_eq!(client.append(&plain, 1, false, &[b'p'; 8000]), Ok((0, 8000)));
     assert_eq!(client.append(&plain, 2, false, &[b'q'; 500]), Ok((8000, 192)));
     assert_eq!(client.append(&plain, 2, false, &[b'q'; 500]), Ok((8000, 192)));
-    assert_eq!(client.append(&plain, 3, false, b"z"), Err(DataFailure::ChunkFull));
+    // Whoever comes next leaves room for what crossed the end, as long as its client may ask for it again.
+    let other = cluster.client(0, 2);
+    assert_eq!(other.append(&plain, 1, false, b"z"), Err(DataFailure::ChunkFull { carry: 308 }));
+    assert_eq!(client.append(&plain, 3, false, b"z"), Err(DataFailure::ChunkFull { carry: 308 }));
 }
 
 #[test]

@@ -9,7 +9,7 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -48,10 +48,13 @@ const SYNC_ANSWER_MAX: Duration = Duration::from_secs(40);
 /// What an append did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Appended {
-    /// `len` bytes went to `offset` within the chunk; the rest belongs to the next chunk.
+    /// `len` bytes went to `offset` within the chunk.
     At { offset: u64, len: u64 },
-    /// Nothing fits here any more.
-    Full,
+    /// The same, and the rest belongs at the beginning of the next chunk, which is kept for it until
+    /// [`ChunkWriter::crossed`] is called with this counter.
+    Crossing { offset: u64, len: u64, counter: u64 },
+    /// Nothing fits here any more; the first `carry` bytes of the next chunk are somebody's.
+    Full { carry: u64 },
     /// The chunk was cut away under the append: where the file ends now must be asked again.
     Moved,
 }
@@ -108,6 +111,8 @@ struct State {
     backoff: Backoff,
     /// Answers of appends that somebody waits for.
     appends: BTreeMap<u64, Result<Appended>>,
+    /// Appends that crossed the end and whose rest is not stable yet: servers must remember them.
+    crossing: BTreeSet<u64>,
     /// Bytes that were given up, reported once.
     error: Option<ClientError>,
     /// Counts what was given up, so that every waiter sees it.
@@ -155,6 +160,7 @@ impl ChunkWriter {
                 troubled_since: None,
                 backoff: Backoff::default(),
                 appends: BTreeMap::new(),
+                crossing: BTreeSet::new(),
                 error: None,
                 given_up: 0,
                 retired: false,
@@ -256,6 +262,11 @@ impl ChunkWriter {
         }
     }
 
+    /// The rest of an append that crossed the chunk's end is stable, or given up.
+    pub(crate) fn crossed(&self, counter: u64) {
+        self.lock().crossing.remove(&counter);
+    }
+
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
         self.changed
             .wait_timeout(state, Duration::from_secs(1))
@@ -340,7 +351,10 @@ impl ChunkWriter {
     /// Nothing to send, nothing to make stable, no error to tell.
     pub(crate) fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.dirty.is_empty() && state.queue.is_empty() && state.error.is_none()
+        state.dirty.is_empty()
+            && state.queue.is_empty()
+            && state.crossing.is_empty()
+            && state.error.is_none()
     }
 
     /// This chunk is written no more by this object; the next one for it begins with higher counters.
@@ -431,6 +445,8 @@ impl ChunkWriter {
                     return;
                 };
                 let low_water = state.queue.low_water();
+                let low_water =
+                    state.crossing.first().map_or(low_water, |first| low_water.min(*first));
                 let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
                 let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone()))
                 else {
@@ -471,7 +487,9 @@ impl ChunkWriter {
             DataReply::Appended { offset, appended, .. } => {
                 Some(Ok(Appended::At { offset, len: appended }))
             }
-            DataReply::Failed(DataFailure::ChunkFull) => Some(Ok(Appended::Full)),
+            DataReply::Failed(DataFailure::ChunkFull { carry }) => {
+                Some(Ok(Appended::Full { carry }))
+            }
             DataReply::Failed(DataFailure::OutcomeUnknown) => {
                 Some(Err(ClientError::OutcomeUnknown))
             }
@@ -494,6 +512,15 @@ impl ChunkWriter {
             match appended {
                 // Stable by its answer, so it is not kept.
                 Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
+                    let asked =
+                        state.queue.body(counter).and_then(Body::data).map_or(0, |data| data.len());
+                    let answer = match answer {
+                        Ok(Appended::At { offset, len }) if len < asked as u64 => {
+                            state.crossing.insert(counter);
+                            Ok(Appended::Crossing { offset, len, counter })
+                        }
+                        answer => answer,
+                    };
                     state.queue.remove(counter);
                     state.appends.insert(counter, answer);
                 }
@@ -735,7 +762,7 @@ fn failed_member(layout: Option<&ChunkLayout>, trouble: &Trouble) -> Option<Fail
             | DataFailure::Busy
             | DataFailure::NoSpace { .. }
             | DataFailure::BadRequest { .. }
-            | DataFailure::ChunkFull
+            | DataFailure::ChunkFull { .. }
             | DataFailure::OutcomeUnknown,
         ) => None,
         // A primary that started again never leads this version again.

@@ -521,43 +521,48 @@ impl FileState {
             return Err(NamespaceError::FileTooLarge.into());
         }
         let mut size = attr.size.max(self.lock().pending.end);
-        let mut index = size / chunk_size;
         let mut begin = None;
-        let mut rest = Arc::new(data.to_vec());
-        loop {
-            if FILE_BYTES_MAX / chunk_size < index {
-                return Err(NamespaceError::FileTooLarge.into());
-            }
-            let writer = {
-                let mut inner = self.lock();
-                inner.pending.marked = true;
-                self.writer_in(&mut inner, index)
+        // One operation crosses at most one chunk's end: longer ones are not atomic.
+        for piece in data.chunks(small(chunk_size)) {
+            let piece = Arc::new(piece.to_vec());
+            let at = loop {
+                let index = size / chunk_size;
+                if FILE_BYTES_MAX / chunk_size <= index {
+                    return Err(NamespaceError::FileTooLarge.into());
+                }
+                let writer = {
+                    let mut inner = self.lock();
+                    inner.pending.marked = true;
+                    self.writer_in(&mut inner, index)
+                };
+                match writer.append(Arc::clone(&piece), record, size - index * chunk_size)? {
+                    Appended::At { offset, .. } => break index * chunk_size + offset,
+                    Appended::Crossing { offset, len, counter } => {
+                        let stored = self.store_crossing(index + 1, &piece[small(len)..]);
+                        writer.crossed(counter);
+                        stored?;
+                        break index * chunk_size + offset;
+                    }
+                    Appended::Full { carry } => size = (index + 1) * chunk_size + carry,
+                    Appended::Moved => {
+                        attr = self.refresh()?;
+                        size = attr.size;
+                    }
+                }
             };
-            let at_least = size.saturating_sub(index * chunk_size).min(chunk_size);
-            match writer.append(Arc::clone(&rest), record, at_least)? {
-                Appended::At { offset, len } => {
-                    let at = index * chunk_size + offset;
-                    let begin = *begin.get_or_insert(at);
-                    {
-                        let mut inner = self.lock();
-                        self.wrote(&mut inner, at + len);
-                    }
-                    if rest.len() as u64 <= len {
-                        return Ok(begin);
-                    }
-                    rest = Arc::new(rest[small(len)..].to_vec());
-                    index += 1;
-                }
-                Appended::Full => index += 1,
-                Appended::Moved => {
-                    attr = self.refresh()?;
-                    size = attr.size;
-                    index = size / chunk_size;
-                    continue;
-                }
-            }
-            size = size.max(index * chunk_size);
+            begin.get_or_insert(at);
+            size = at + piece.len() as u64;
+            self.wrote(&mut self.lock(), size);
         }
+        Ok(begin.unwrap_or(size))
+    }
+
+    /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
+    fn store_crossing(&self, index: u64, rest: &[u8]) -> Result<()> {
+        self.take_room(rest.len() as u64)?;
+        let writer = self.writer_in(&mut self.lock(), index);
+        writer.write(0, rest);
+        writer.stable()
     }
 
     // For the session.

@@ -93,7 +93,7 @@ pub struct ClientEntry {
     pub highest: u64,
     /// Below it the client has every answer; results are dropped.
     pub low_water: u64,
-    /// Where appends went: counter to offset and length.
+    /// Where appends went: counter to offset and the length asked for, which may pass the chunk's end.
     pub appends: BTreeMap<u64, (u64, u64)>,
 }
 

@@ -72,7 +72,7 @@ pub enum WireMutation {
         offset: u64,
     },
     /// The primary chooses the offset. `record`: never split, pads and seals if it does not fit (record log);
-    /// otherwise what fits is appended, the chunk sealed against appends, and the rest left to the next chunk.
+    /// otherwise what fits is appended and the rest left to the next chunk, whose first bytes are kept for it.
     /// `at_least`: the file's size says that the chunk is at least this long.
     Append {
         record: bool,
@@ -112,7 +112,8 @@ pub enum DataReply {
         seq: u64,
         len: u64,
     },
-    /// Stable on all members. `appended` < asked: the chunk is full, the rest goes to the next one.
+    /// Stable on all members. `appended` < asked: the chunk is full, the rest goes to the first bytes of the next one,
+    /// which nobody else takes as long as this operation is above its client's low-water mark.
     Appended {
         seq: u64,
         offset: u64,
@@ -169,8 +170,9 @@ pub enum DataFailure {
     /// Applied once, answered, acknowledged by the client: its result is gone.
     #[error("outcome unknown")]
     OutcomeUnknown,
+    /// Appends go to the next chunk, behind its first `carry` bytes: they belong to an operation that crossed.
     #[error("chunk is full or sealed")]
-    ChunkFull,
+    ChunkFull { carry: u64 },
     /// A member: sequence numbers are missing before this one.
     #[error("sequence gap: have {have}")]
     Gap { have: u64 },
@@ -232,7 +234,7 @@ wire_enum!(DataFailure {
     6 = BadBlock { block },
     7 = NoSpace { server },
     8 = OutcomeUnknown,
-    9 = ChunkFull,
+    9 = ChunkFull { carry },
     10 = Gap { have },
     11 = Fenced { reason },
     12 = Busy,

@@ -718,6 +718,15 @@ impl Filesystem for Adapter {
 pub(crate) struct Notifications(pub(crate) fuser::Notifier);
 
 impl KernelCache for Notifications {
+    fn drop_attributes(&self, ino: InodeNo) {
+        // A negative offset leaves the pages.
+        if let Err(error) = self.0.inval_inode(INodeNo(ino.0), -1, 0)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(ino = ino.0, %error, "kernel did not drop cached attributes");
+        }
+    }
+
     fn drop_inode(&self, ino: InodeNo) {
         // Length 0: all pages, and the attributes. ENOENT: nothing was cached.
         if let Err(error) = self.0.inval_inode(INodeNo(ino.0), 0, 0)

@@ -35,6 +35,8 @@ const HINTS_MAX: usize = 16_384;
 pub trait KernelCache: Send + Sync + fmt::Debug {
     /// Drops attributes and pages of `ino`; returns when they are gone.
     fn drop_inode(&self, ino: InodeNo);
+    /// Drops the attributes of `ino` only.
+    fn drop_attributes(&self, ino: InodeNo);
 }
 
 /// What may be chosen for one mount.
@@ -183,6 +185,12 @@ impl FileSystem {
 
     fn attr_reply(&self, attr: Attr) -> Reply {
         Reply::Attr { attr, ttl: self.options.lifetimes.attr }
+    }
+
+    fn drop_kernel_attributes(&self, ino: InodeNo) {
+        if let Some(kernel) = self.kernel.get() {
+            kernel.drop_attributes(ino);
+        }
     }
 
     fn drop_kernel_cache(&self, ino: InodeNo) {

@@ -210,14 +210,21 @@ impl Master {
         if inode.kind != FileKind::File {
             return Err(MetaFailure::Refused(NamespaceError::IsDirectory));
         }
+        if !lock(&self.clients).begin_writing(request.client, request.ino) {
+            return Err(MetaFailure::Busy { retry_after_ms: 1 });
+        }
+        // Read again: until now the mark may have been on its way out.
+        let inode = self.inode(request.ino)?;
         match &inode.body {
             Body::Chunks { writing, .. } => {
                 if !writing {
+                    lock(&self.clients).mark(request.ino);
                     accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
                 }
             }
             Body::Inline(_) if request.spill => {}
             Body::Inline(_) if inode.size == 0 => {
+                lock(&self.clients).mark(request.ino);
                 accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
             }
             Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => {

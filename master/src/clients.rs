@@ -35,6 +35,12 @@ pub struct Clients {
     serial: u64,
     /// Up to which serial each server refuses clients, durably.
     kept: BTreeMap<ServerId, u64>,
+    /// Who was given a layout to write and has not said that it is done: only the last one clears the `writing` mark.
+    writers: BTreeMap<InodeNo, BTreeSet<ClientId>>,
+    /// Inodes whose mark was set in this reign: all their writers are known.
+    marked: BTreeSet<InodeNo>,
+    /// Inodes whose mark is being cleared.
+    clearing: BTreeSet<InodeNo>,
 }
 
 /// Clients that ended, as a chunkserver is told.
@@ -191,12 +197,47 @@ impl Clients {
         self.reclaiming.remove(&ino);
     }
 
+    /// `client` gets a layout to write; false while the mark is being cleared: ask again.
+    pub fn begin_writing(&mut self, client: ClientId, ino: InodeNo) -> bool {
+        if self.clearing.contains(&ino) {
+            return false;
+        }
+        self.writers.entry(ino).or_default().insert(client);
+        true
+    }
+
+    /// The `writing` mark is being set.
+    pub fn mark(&mut self, ino: InodeNo) {
+        self.marked.insert(ino);
+    }
+
+    /// `client` has committed all it wrote. True: nobody else writes, and nobody begins until [`Self::end_clearing`].
+    /// `all_known`: whoever got a layout from the master before this one has asked here again, or no longer uses it.
+    pub fn done_writing(&mut self, client: ClientId, ino: InodeNo, all_known: bool) -> bool {
+        if let Some(writers) = self.writers.get_mut(&ino) {
+            writers.remove(&client);
+            if !writers.is_empty() {
+                return false;
+            }
+            self.writers.remove(&ino);
+        }
+        (self.marked.remove(&ino) || all_known) && self.clearing.insert(ino)
+    }
+
+    pub fn end_clearing(&mut self, ino: InodeNo) {
+        self.clearing.remove(&ino);
+    }
+
     /// `client` ended: forgets it; answers the inodes nobody has open any more.
     pub fn end(&mut self, client: ClientId) -> Vec<InodeNo> {
         self.heard.remove(&client);
         if !self.fenced.contains_key(&client) {
             self.list(client);
         }
+        self.writers.retain(|_, writers| {
+            writers.remove(&client);
+            !writers.is_empty()
+        });
         let opens = self.opens.remove(&client).unwrap_or_default();
         opens
             .into_iter()
@@ -231,6 +272,24 @@ mod tests {
         assert!(!clients.release(A, INO) && !clients.release(B, INO));
         assert!(!clients.release(B, INO), "a release too many changes nothing");
         assert!(clients.is_open(INO) && clients.release(A, INO) && !clients.is_open(INO));
+    }
+
+    #[test]
+    fn only_the_last_writer_is_done_and_nobody_begins_while_the_mark_goes() {
+        let mut clients = Clients::default();
+        assert!(clients.begin_writing(A, INO) && clients.begin_writing(B, INO));
+        assert!(!clients.done_writing(A, INO, true) && clients.done_writing(B, INO, true));
+        assert!(!clients.begin_writing(A, INO), "the mark is going");
+        clients.end_clearing(INO);
+        assert!(clients.begin_writing(A, INO) && clients.begin_writing(B, INO));
+        clients.end(A);
+        assert!(
+            !clients.done_writing(B, INO, false),
+            "somebody may have a layout of the master before"
+        );
+        assert!(clients.begin_writing(B, INO));
+        clients.mark(INO);
+        assert!(clients.done_writing(B, INO, false));
     }
 
     #[test]

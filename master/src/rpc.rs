@@ -22,7 +22,7 @@ use dfs_proto::meta_rpc::{
 };
 use dfs_service::clock;
 
-use crate::chunks::LayoutRequest;
+use crate::chunks::{LayoutRequest, WRITE_LAYOUT_MS};
 use crate::clients::LEASE_MS;
 use crate::state::{Master, accepted, lock, now};
 
@@ -265,7 +265,7 @@ fn change_of_client(
     master: &Arc<Master>,
     id: OpId,
     low_water: u64,
-    change: Change,
+    mut change: Change,
 ) -> Result<Outcome, MetaFailure> {
     let forbidden = match &change {
         Change::Create { .. }
@@ -305,7 +305,19 @@ fn change_of_client(
         });
     }
     let unlocks = matches!(change, Change::SetLock { kind: None, .. });
-    let outcome = master.propose(Some(id), low_water, change)?;
+    let mut cleared = None;
+    if let Change::CommitSize { ino, done_writing, .. } = &mut change
+        && *done_writing
+    {
+        let all_known = WRITE_LAYOUT_MS <= master.uptime_ms();
+        *done_writing = lock(&master.clients).done_writing(id.client, *ino, all_known);
+        cleared = done_writing.then_some(*ino);
+    }
+    let outcome = master.propose(Some(id), low_water, change);
+    if let Some(ino) = cleared {
+        lock(&master.clients).end_clearing(ino);
+    }
+    let outcome = outcome?;
     if let Outcome::Unlinked { ino, nlink: 0 } | Outcome::Renamed { replaced: Some(ino), .. } =
         &outcome
         && meta::attr(&master.reader(), *ino).is_some_and(|attr| attr.nlink == 0)

@@ -48,6 +48,12 @@ fn files_go_in_and_out_without_a_mount() {
 
     cluster.dfs_fed(["put", "-", "/small"], b"a few bytes");
     assert_eq!(cluster.dfs(["get", "/small", "-"]), "a few bytes");
+    // What is no plain file stays what it is: root must not lose /dev/null.
+    let link = cluster.scratch().join("null");
+    std::os::unix::fs::symlink("/dev/null", &link).unwrap();
+    cluster.dfs(["get", "/small", link.to_str().unwrap()]);
+    assert!(std::fs::symlink_metadata(&link).unwrap().is_symlink());
+    assert!(!std::fs::metadata("/dev/null").unwrap().is_file());
     assert!(cluster.dfs(["locate", "/small"]).contains("inline"));
     // Replacing makes it shorter.
     cluster.dfs_fed(["put", "-", "/d/file"], b"short");

@@ -449,7 +449,7 @@ pub(crate) fn data_replies() -> Vec<DataReply> {
             DataFailure::BadBlock { block: 1 },
             DataFailure::NoSpace { server: ServerId(1) },
             DataFailure::OutcomeUnknown,
-            DataFailure::ChunkFull,
+            DataFailure::ChunkFull { carry: 5 },
             DataFailure::Gap { have: 1 },
             DataFailure::Fenced { reason: "f".to_owned() },
             DataFailure::Busy,

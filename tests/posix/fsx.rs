@@ -15,6 +15,7 @@ const OPS: u64 = 25_000;
 const SMALL: &str = r"
 flen = 262144
 [opsize]
+min = 1
 max = 65536
 [weights]
 close_open = 2
@@ -35,6 +36,7 @@ copy_file_range = 3
 const LARGE: &str = r"
 flen = 8388608
 [opsize]
+min = 1
 max = 1048576
 [weights]
 close_open = 3
@@ -54,6 +56,7 @@ copy_file_range = 3
 const TINY: &str = r"
 flen = 12288
 [opsize]
+min = 1
 max = 4096
 [weights]
 close_open = 5

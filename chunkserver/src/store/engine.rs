@@ -160,6 +160,11 @@ impl Engine {
         state.replica.as_ref().map_or(Ok(Seen::New), |held| held.seen(chunk, client, counter))
     }
 
+    pub(super) fn carry(&self, chunk: ChunkId) -> u64 {
+        let Ok(cell) = self.cell(chunk) else { return 0 };
+        cell.read().replica.as_ref().map_or(0, Replica::carry)
+    }
+
     pub(super) fn apply(
         &self,
         chunk: ChunkId,

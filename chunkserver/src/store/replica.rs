@@ -211,6 +211,15 @@ impl Replica {
         })
     }
 
+    /// See `ChunkStore::carry`.
+    pub(super) fn carry(&self) -> u64 {
+        let limit = self.spec.chunk_size;
+        let ends = self.clients.clients.values().flat_map(|entry| entry.appends.values());
+        ends.map(|(offset, len)| offset.saturating_add(*len).saturating_sub(limit))
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Takes a journal record into the state.
     pub(super) fn apply(&mut self, lsn: u64, event: &Event) {
         self.lsn = lsn;

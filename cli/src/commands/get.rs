@@ -30,16 +30,21 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
         return output::written(out.flush());
     }
     let target = target(&path, &args.dst);
-    // Beside the target, so that a half copy is never taken for the file.
-    let draft = draft_name(&target);
-    let written = write_draft(&files, &attr, &path, &draft, progress).and_then(|bytes| {
-        std::fs::rename(&draft, &target)
-            .with_context(|| format!("write {}", target.display()))
-            .map(|()| bytes)
-    });
-    if written.is_err() {
-        let _absent = std::fs::remove_file(&draft);
-    }
+    let written = if is_replaceable(&target) {
+        // Beside the target, so that a half copy is never taken for the file.
+        let draft = draft_name(&target);
+        let written = write_to(&files, &attr, &path, &draft, progress).and_then(|bytes| {
+            std::fs::rename(&draft, &target)
+                .with_context(|| format!("write {}", target.display()))
+                .map(|()| bytes)
+        });
+        if written.is_err() {
+            let _absent = std::fs::remove_file(&draft);
+        }
+        written
+    } else {
+        write_to(&files, &attr, &path, &target, progress)
+    };
     let copied = Copied { from: path.shown(), to: target.display().to_string(), bytes: written? };
     if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
 }
@@ -52,25 +57,37 @@ fn target(path: &RemotePath, dst: &Path) -> PathBuf {
     }
 }
 
+/// A device, a FIFO or a symlink is written to where it is: a rename over `/dev/null` would take it from everybody.
+fn is_replaceable(target: &Path) -> bool {
+    match std::fs::symlink_metadata(target) {
+        Ok(found) => found.is_file(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
+}
+
 fn draft_name(target: &Path) -> PathBuf {
     let mut name = target.file_name().unwrap_or_default().to_owned();
     name.push(format!(".dfs-part-{}", std::process::id()));
     target.with_file_name(name)
 }
 
-fn write_draft(
+fn write_to(
     files: &Files,
     attr: &dfs_core::namespace::Attr,
     path: &RemotePath,
-    draft: &Path,
+    target: &Path,
     mut progress: Progress,
 ) -> anyhow::Result<u64> {
-    let named = || format!("write {}", draft.display());
-    let mut out = File::create(draft).with_context(named)?;
+    let named = || format!("write {}", target.display());
+    let mut out = File::create(target).with_context(named)?;
     files.read_all(attr, path, &mut |bytes| {
         progress.add(bytes.len() as u64);
         out.write_all(bytes).with_context(named)
     })?;
-    out.sync_all().with_context(named)?;
+    match out.sync_all() {
+        // Devices and FIFOs have nothing to sync.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}
+        synced => synced.with_context(named)?,
+    }
     Ok(progress.finish())
 }

@@ -68,6 +68,8 @@ impl FileState {
     }
 
     pub(super) fn commit_all(&self, done_writing: bool) -> Result<()> {
+        // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
+        let _alone = done_writing.then(|| self.alone());
         {
             let inner = self.lock();
             let nothing = inner.pending.inline.is_empty()

@@ -69,6 +69,7 @@ pub enum Step {
 pub enum Plan {
     Apply {
         step: Step,
+        /// Of an append: where it went and how long it was asked to be. What does not fit goes to the next chunk.
         append: Option<(u64, u64)>,
     },
     /// A record that does not fit: zeros to the end, no more appends; the asker is told that the chunk is full.
@@ -344,7 +345,7 @@ impl<W> Leader<W> {
                 } else {
                     Plan::Apply {
                         step: Step::Write { offset, len: room },
-                        append: Some((offset, room)),
+                        append: Some((offset, len)),
                     }
                 }
             }

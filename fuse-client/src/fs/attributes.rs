@@ -39,20 +39,14 @@ impl FileSystem {
         {
             return Ok(self.attr_reply(attr));
         }
+        // A call that sets nothing is `chown(path, -1, -1)`, which takes setuid and setgid away all the same.
+        let chown = uid.is_some() || gid.is_some() || !times && mode.is_none() && size.is_none();
         let file = times.then(|| self.session.file(ino));
         if let Some(file) = &file {
             // Bytes written before this call must not move the times after it.
             file.flush()?;
         }
-        let change = Change::SetAttr {
-            ino,
-            mode,
-            uid,
-            gid,
-            atime,
-            mtime,
-            kill_priv: uid.is_some() || gid.is_some(),
-        };
+        let change = Change::SetAttr { ino, mode, uid, gid, atime, mtime, kill_priv: chown };
         let attr = match self.change(change)? {
             Outcome::Attr(attr) => attr,
             other => return Err(unexpected(&other)),

@@ -46,6 +46,10 @@ impl FileSystem {
         } else {
             CacheUse::Fresh
         };
+        // An open does not tell the kernel the size, and what it believes may be as old as attributes live.
+        if !created && (cache != CacheUse::Keep || attr.writing) {
+            self.drop_kernel_attributes(ino);
+        }
         Ok((attr, cache))
     }
 

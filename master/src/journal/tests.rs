@@ -261,22 +261,25 @@ fn a_missing_segment_is_damage() {
 fn foreign_newer_and_damaged_headers_are_told_apart() {
     let disk = FaultyDisk::new(1);
     append(&open(&disk), 0..3);
-    let refused = |at: usize, value: u8| {
+    let refused = |at: usize, change: fn(u8) -> u8| {
         let mut before = 0;
-        disk.edit(FIRST, |bytes| before = std::mem::replace(&mut bytes[at], value));
+        disk.edit(FIRST, |bytes| {
+            before = bytes[at];
+            bytes[at] = change(before);
+        });
         let err = Journal::open_on(Arc::new(disk.clone()), config(8 << 10)).unwrap_err();
         disk.edit(FIRST, |bytes| bytes[at] = before);
         err
     };
-    let err = refused(0, b'X');
+    let err = refused(0, |_| b'X');
     assert!(matches!(&err, JournalError::Foreign { file } if file.ends_with(FIRST)), "{err}");
-    let err = refused(8, 9);
+    let err = refused(8, |_| 9);
     assert_eq!(
         err.to_string(),
         format!("/faulty/{FIRST} has log format 9, this program reads formats up to 1")
     );
     for at in 12..120 {
-        let err = refused(at, 0xa5);
+        let err = refused(at, |byte| !byte);
         assert!(matches!(err, JournalError::Damaged { offset: 0, .. }), "byte {at}: {err}");
     }
 }
