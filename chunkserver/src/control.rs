@@ -158,6 +158,23 @@ impl ChunkControl for Control {
     }
 }
 
+/// Takes a replica that nobody needs out of service, unless it is needed again.
+pub(crate) fn delete_below(node: &Arc<Node>, chunk: ChunkId, below: ChunkVersion) {
+    match node.store.quarantine_below(chunk, below) {
+        Ok(()) => {
+            primary::on_deleted(node, chunk);
+            node.members.forget(chunk);
+            tracing::info!(chunk = chunk.0, "replica that nobody needs put aside");
+        }
+        Err(StoreError::NotFound { .. }) => {}
+        Err(StoreError::Fenced { promised, .. }) => {
+            tracing::debug!(chunk = chunk.0, promised = promised.0, "replica is needed again");
+        }
+        Err(error) => tracing::error!(chunk = chunk.0, %error, "quarantine"),
+    }
+    node.on_changed(chunk);
+}
+
 /// Takes a replica out of service; says whether it is gone.
 pub(crate) fn delete(node: &Arc<Node>, chunk: ChunkId) -> bool {
     primary::on_deleted(node, chunk);

@@ -12,13 +12,13 @@ use std::time::Duration;
 use dfs_core::chunk::inventory_digest_of;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch};
 use dfs_proto::control::master_control_client::MasterControlClient;
-use dfs_proto::control::{HeartbeatReply, HeartbeatRequest, MemberFailure};
+use dfs_proto::control::{HeartbeatReply, HeartbeatRequest, MemberFailure, StaleReplica};
 use dfs_service::clock::monotonic_nanos;
 use dfs_service::conn::control_channel;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::control::delete;
+use crate::control::{delete, delete_below};
 use crate::node::{FAILURES_MAX, Node, lock, report_to_wire};
 
 /// Replicas in one heartbeat (PROTOCOL §4.5).
@@ -337,11 +337,14 @@ impl Talk {
         }
         node.fence
             .on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
-        if !reply.chunks_to_delete.is_empty() {
+        if !reply.chunks_to_delete.is_empty() || !reply.stale_replicas.is_empty() {
             let node = Arc::clone(node);
             tokio::task::spawn_blocking(move || {
                 for chunk in reply.chunks_to_delete {
                     delete(&node, ChunkId(chunk));
+                }
+                for StaleReplica { chunk, below } in reply.stale_replicas {
+                    delete_below(&node, ChunkId(chunk), ChunkVersion(below));
                 }
             });
         }

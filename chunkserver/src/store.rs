@@ -355,7 +355,15 @@ impl Store {
     /// # Errors
     /// `NotFound`, `Io`.
     pub fn quarantine(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        self.engine().quarantine(chunk)
+        self.engine().quarantine(chunk, None)
+    }
+
+    /// As [`Self::quarantine`], unless `below` or a higher version was promised.
+    ///
+    /// # Errors
+    /// `Fenced`: it was, nothing changed. `NotFound`, `Io`.
+    pub fn quarantine_below(&self, chunk: ChunkId, below: ChunkVersion) -> Result<(), StoreError> {
+        self.engine().quarantine(chunk, Some(below))
     }
 
     /// Removes quarantined replicas, oldest first, until so much is free; returns how many went.

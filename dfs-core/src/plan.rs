@@ -1,3 +1,4 @@
 //! Intentions: what should be done next, from what is known.
 
 pub mod reconfigure;
+pub mod surplus;

@@ -70,6 +70,9 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
             end_leases(master);
             master.finish_truncations();
         }
+        if round % 4 == 1 {
+            master.note_surplus();
+        }
         if round % 4 == 2 {
             complete_chunks(master, &mut short_since);
         }

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use dfs_core::cluster::LivenessProfile;
 use dfs_service::conn::ClusterKey;
 
+/// [`Config::orphan_wait_ms`] unless a test is in a hurry (PROTOCOL §5.2).
+pub const ORPHAN_WAIT_MS: u64 = 3_600_000;
+
 /// Settings of one master process, checked by [`Config::check`].
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -26,6 +29,8 @@ pub struct Config {
     pub segment_bytes: u64,
     /// A client not heard for so long ends (DECISIONS 12).
     pub client_lease_ms: u64,
+    /// Replicas of chunks that the map does not know are deleted after so long.
+    pub orphan_wait_ms: u64,
 }
 
 impl Config {

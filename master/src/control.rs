@@ -193,6 +193,7 @@ async fn take(
         ended_serial: ended.serial,
         left_clients: left,
         chunks_to_delete: master.garbage_of(server, disk),
+        stale_replicas: master.surplus_of(server, disk),
         want_full_inventory: heard.want_full_inventory,
         ..identity(master)
     };

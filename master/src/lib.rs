@@ -16,6 +16,7 @@ pub mod rpc;
 pub mod run;
 pub mod state;
 pub mod store;
+pub mod surplus;
 pub mod truncate;
 
 pub use config::Config;

@@ -50,6 +50,8 @@ pub struct Master {
     pub write_layouts: Mutex<HashMap<ChunkId, BTreeMap<ClientId, Timestamp>>>,
     /// Truncations running now: a repeated request waits for the first.
     pub truncating: Mutex<HashSet<InodeNo>>,
+    /// Replicas that nobody needs.
+    pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,
     pub channels: Mutex<HashMap<String, tonic::transport::Channel>>,
     pub reclaim: tokio::sync::mpsc::UnboundedSender<InodeNo>,
@@ -141,6 +143,7 @@ impl Master {
             changed: Changed::default(),
             write_layouts: Mutex::default(),
             truncating: Mutex::default(),
+            surplus: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),
             notices: Self::new_notices(),

@@ -31,6 +31,7 @@ fn start(dir: &Path) -> Server {
         accept_loss: false,
         segment_bytes: 4 << 20,
         client_lease_ms: master::clients::LEASE_MS,
+        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
     })
     .unwrap()
 }

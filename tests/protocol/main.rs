@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod ends;
+mod surplus;
 mod wait;
 
 use std::path::Path;
@@ -48,6 +49,7 @@ fn master_config(dir: &Path, listen: &str) -> master::Config {
         accept_loss: false,
         segment_bytes: 4 << 20,
         client_lease_ms: master::clients::LEASE_MS,
+        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use dfs_core::ids::ChunkId;
+use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_proto::chunk_journal::Event;
 
 use super::Space;
@@ -11,6 +11,7 @@ use super::engine::{Engine, State};
 use super::error::StoreError;
 use super::files::{QUARANTINE_DIR, chunk_dir, chunk_path};
 use super::journal::lock;
+use super::replica::Replica;
 
 /// Header and two slots of a small chunk.
 const CHUNK_OVERHEAD_BYTES: u64 = 12 << 10;
@@ -156,10 +157,17 @@ impl Engine {
         Ok(())
     }
 
-    pub(super) fn quarantine(&self, chunk: ChunkId) -> Result<(), StoreError> {
+    pub(super) fn quarantine(
+        &self,
+        chunk: ChunkId,
+        below: Option<ChunkVersion>,
+    ) -> Result<(), StoreError> {
         let cell = self.cell(chunk)?;
         let mut state = cell.write();
-        let len = state.held(chunk)?.len;
+        let Replica { len, promised, .. } = *state.held(chunk)?;
+        if below.is_some_and(|below| below <= promised) {
+            return Err(StoreError::Fenced { chunk, promised });
+        }
         let lsn = self.append(chunk, &mut state, Event::Delete, &[])?;
         // Before the rename: a replay must not make the file again.
         self.journal.wait_durable(lsn)?;

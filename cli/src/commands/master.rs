@@ -32,6 +32,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         accept_loss: *accept_loss,
         segment_bytes: SEGMENT_BYTES,
         client_lease_ms: master::clients::LEASE_MS,
+        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
     };
     master::run(config).with_context(|| format!("master in {}", data.display()))
 }
