@@ -14,7 +14,7 @@ use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
 use crate::data::Waiter;
 use crate::node::{Node, lock, spec_of};
 use crate::primary::to_store;
-use crate::store::OpTag;
+use crate::store::{OpTag, StoreError};
 
 /// Chunks whose view is kept; settled ones beyond it are forgotten (and found again from the replica).
 const VIEWS_MAX: usize = 65_536;
@@ -275,8 +275,16 @@ pub(crate) fn on_all_stable(node: &Node, chunk: ChunkId, version: ChunkVersion, 
     {
         view.clean = true;
     }
-    if let Err(error) = node.store.mark_clean(chunk, version, seq) {
-        tracing::warn!(chunk = chunk.0, %error, "mark clean");
+    mark_clean(node, chunk, version, seq);
+}
+
+pub(crate) fn mark_clean(node: &Node, chunk: ChunkId, version: ChunkVersion, seq: u64) {
+    match node.store.mark_clean(chunk, version, seq) {
+        Ok(()) => {}
+        Err(error @ StoreError::NotFound { .. }) => {
+            tracing::debug!(chunk = chunk.0, %error, "mark clean: deleted meanwhile");
+        }
+        Err(error) => tracing::warn!(chunk = chunk.0, %error, "mark clean"),
     }
     node.on_changed(chunk);
 }

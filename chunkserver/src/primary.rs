@@ -544,10 +544,7 @@ fn perform(node: &Arc<Node>, led: &Arc<Led>, effects: Vec<Effect<Waiter>>) {
                 );
             }
             Effect::AllStable { seq } => {
-                if let Err(error) = node.store.mark_clean(led.chunk, led.version, seq) {
-                    tracing::warn!(chunk = led.chunk.0, %error, "mark clean");
-                }
-                node.on_changed(led.chunk);
+                crate::member::mark_clean(node, led.chunk, led.version, seq);
                 tell(
                     node,
                     led,
