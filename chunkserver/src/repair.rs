@@ -3,7 +3,7 @@
 //! Only bytes with the checksum this replica has on record are written: whatever the other member holds by now, either
 //! it is what was here, or it is not taken.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use dfs_core::ids::{ChunkId, ServerId};
@@ -15,7 +15,11 @@ use crate::node::{Node, lock};
 /// Blocks being repaired; a disk that rots faster is not saved by this.
 const RUNNING_MAX: usize = 64;
 
-static RUNNING: Mutex<Option<HashSet<(ServerId, ChunkId, u32)>>> = Mutex::new(None);
+/// Which block of which server's replica.
+type Place = (ServerId, ChunkId, u32);
+
+/// With whom else was named since the repair began.
+static RUNNING: Mutex<Option<HashMap<Place, Vec<MemberAddress>>>> = Mutex::new(None);
 
 /// Repairs the block on a thread of its own. `members`: who may have it, besides those known here.
 pub(crate) fn repair_later(
@@ -28,24 +32,32 @@ pub(crate) fn repair_later(
     {
         let mut running = lock(&RUNNING);
         let running = running.get_or_insert_default();
-        if RUNNING_MAX <= running.len() || !running.insert(key) {
+        if let Some(named) = running.get_mut(&key) {
+            *named = members;
             return;
         }
+        if RUNNING_MAX <= running.len() {
+            return;
+        }
+        running.insert(key, Vec::new());
     }
     let node = Arc::clone(node);
     let spawned = std::thread::Builder::new().name("repair".to_owned()).spawn(move || {
-        match repair(&node, chunk, block, &members) {
-            Ok(Some(from)) => {
-                node.metrics.repaired_blocks.inc();
-                tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
+        let mut members = members;
+        loop {
+            let outcome = repair(&node, chunk, block, &members);
+            let failed = outcome.is_err();
+            say(&node, chunk, block, outcome);
+            let mut running = lock(&RUNNING);
+            let named = running.as_mut().and_then(|running| running.remove(&key));
+            match named.filter(|named| failed && !named.is_empty()) {
+                None => return,
+                // It failed for want of a member that somebody has named since.
+                Some(named) => {
+                    running.get_or_insert_default().insert(key, Vec::new());
+                    members = named;
+                }
             }
-            Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
-            Err(reason) => {
-                tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired")
-            }
-        }
-        if let Some(running) = lock(&RUNNING).as_mut() {
-            running.remove(&key);
         }
     });
     if let Err(error) = spawned {
@@ -53,6 +65,17 @@ pub(crate) fn repair_later(
         if let Some(running) = lock(&RUNNING).as_mut() {
             running.remove(&key);
         }
+    }
+}
+
+fn say(node: &Node, chunk: ChunkId, block: u32, outcome: Result<Option<ServerId>, String>) {
+    match outcome {
+        Ok(Some(from)) => {
+            node.metrics.repaired_blocks.inc();
+            tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
+        }
+        Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
+        Err(reason) => tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired"),
     }
 }
 

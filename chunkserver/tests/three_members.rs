@@ -536,6 +536,40 @@ fn a_flipped_byte_is_never_returned_and_made_right_from_another_member() {
     }
 }
 
+#[test]
+fn a_restarted_member_is_told_by_a_reader_who_has_the_right_bytes() {
+    let mut cluster = Cluster::new(3);
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    let content = pattern(3, 500_000);
+    let client = cluster.client(0, 1);
+    client.write(&layout, 1, 0, &content).unwrap();
+    client.sync(&layout).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while cluster.server(2).store().report(layout.chunk).unwrap().dirty {
+        assert!(Instant::now() < until, "still dirty");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    cluster.stop(2);
+    flip_a_byte_of(&cluster, 2, &content, 200_000);
+    cluster.start(2);
+    // It knows nobody any more, and mends nothing by itself.
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    let reader = cluster.client(2, 2);
+    let bad = Err(DataFailure::BadBlock { block: 3 });
+    for _ in 0..5 {
+        assert_eq!(reader.read(&layout, 199_000, 5000), bad);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let repair = DataCall::Repair { layout: layout.clone(), block: 3 };
+    reader.call(&repair, &[]).unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while reader.read(&layout, 199_000, 5000) == bad {
+        assert!(Instant::now() < until, "not mended");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(cluster.content(2, 1, 1) == content);
+}
+
 /// Finds the chunk's bytes in the data directory, wherever the store keeps them, and damages one.
 fn flip_a_byte_of(cluster: &Cluster, index: usize, content: &[u8], at: usize) {
     fn files(dir: &std::path::Path, found: &mut Vec<std::path::PathBuf>) {

@@ -16,11 +16,11 @@ use std::time::{Duration, Instant};
 use dfs_core::client::backoff::Backoff;
 use dfs_core::client::replica::read_order;
 use dfs_core::command::Change;
-use dfs_core::ids::InodeNo;
+use dfs_core::ids::{InodeNo, ServerId};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
-use dfs_proto::frame_conn::Frame;
+use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 
 use crate::budget::Budget;
@@ -67,6 +67,34 @@ enum ReadAnswer {
     Bytes(Frame),
     Failed(DataFailure),
     Lost(io::Error),
+}
+
+/// Tells the master, and the server itself who else has the block: it mends it, also if it knows nobody after a restart.
+fn on_bad_block(
+    master: &Arc<MasterLink>,
+    layout: &ChunkLayout,
+    server: ServerId,
+    block: u32,
+    connection: Option<Arc<FrameClient>>,
+) {
+    let (chunk, version) = (layout.chunk, layout.version);
+    tracing::warn!(chunk = chunk.0, %server, block, "bad checksum: another replica answers");
+    let report = MetaCall::ReportBadBlock { chunk, version, server, block };
+    let repair = DataCall::Repair { layout: layout.clone(), block }.to_bytes();
+    let master = Arc::clone(master);
+    let told = spawn("report", move || {
+        if let Some(connection) = connection
+            && let Err(error) = connection.send_one_way(&repair, &[])
+        {
+            tracing::debug!(%error, "ask for a repair");
+        }
+        if let Err(error) = master.call(&report) {
+            tracing::debug!(%error, "report a bad block");
+        }
+    });
+    if let Err(error) = told {
+        tracing::debug!(%error, "report a bad block");
+    }
 }
 
 impl ChunkIo {
@@ -198,7 +226,7 @@ impl ChunkIo {
 
     // Reads.
 
-    fn order(&self, layout: &ChunkLayout) -> Vec<(usize, Arc<ServerLink>)> {
+    fn order(&self, layout: &ChunkLayout) -> Vec<Arc<ServerLink>> {
         let links: Vec<Arc<ServerLink>> = layout
             .members
             .iter()
@@ -206,10 +234,7 @@ impl ChunkIo {
             .collect();
         let views = links.iter().enumerate().map(|(place, link)| link.view(place)).collect();
         let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        read_order(views, turn)
-            .into_iter()
-            .map(|place| (place, Arc::clone(&links[place])))
-            .collect()
+        read_order(views, turn).into_iter().map(|place| Arc::clone(&links[place])).collect()
     }
 
     fn read_at(
@@ -261,7 +286,7 @@ impl ChunkIo {
         loop {
             let Some(layout) = self.layout_to_read(ino, index)? else { return Ok(None) };
             let mut reason = String::new();
-            for (place, link) in self.order(&layout) {
+            for link in self.order(&layout) {
                 match self.read_at(&link, &layout, offset, len) {
                     ReadAnswer::Bytes(frame) => return Ok(Some(frame)),
                     // A member of the present configuration would have the file after the first acknowledged
@@ -273,7 +298,8 @@ impl ChunkIo {
                         reason = format!("{}: {failure}", link.server());
                         tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
                         if let DataFailure::BadBlock { block } = failure {
-                            self.report_bad_block(&layout, place, block);
+                            let connection = self.servers.connection(&link, Lane::Read).ok();
+                            on_bad_block(&self.link, &layout, link.server(), block, connection);
                         }
                         if matches!(
                             failure,
@@ -311,17 +337,19 @@ impl ChunkIo {
     /// False: not begun.
     pub(crate) fn start_read(
         &self,
-        layout: &ChunkLayout,
+        layout: &Arc<ChunkLayout>,
         offset: u64,
         len: u32,
         on_done: Box<dyn FnOnce(Option<Vec<u8>>) + Send>,
     ) -> bool {
-        let Some((_, link)) = self.order(layout).into_iter().next() else { return false };
+        let Some(link) = self.order(layout).into_iter().next() else { return false };
         let Ok(connection) = self.servers.connection(&link, Lane::Read) else { return false };
         let call =
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
         let of_reply = Arc::clone(&link);
+        let (master, layout) = (Arc::clone(&self.link), Arc::clone(layout));
+        let asked = Arc::downgrade(&connection);
         let started = connection.start(
             &call,
             &[],
@@ -330,6 +358,11 @@ impl ChunkIo {
                 of_reply.read_ended(began, reply.is_ok());
                 on_done(match answer_of(reply) {
                     ReadAnswer::Bytes(frame) => Some(frame.payload),
+                    ReadAnswer::Failed(DataFailure::BadBlock { block }) => {
+                        let server = of_reply.server();
+                        on_bad_block(&master, &layout, server, block, asked.upgrade());
+                        None
+                    }
                     ReadAnswer::Failed(_) | ReadAnswer::Lost(_) => None,
                 });
             }),
@@ -338,28 +371,6 @@ impl ChunkIo {
             link.read_ended(began, false);
         }
         started.is_ok()
-    }
-
-    fn report_bad_block(&self, layout: &ChunkLayout, place: usize, block: u32) {
-        let call = MetaCall::ReportBadBlock {
-            chunk: layout.chunk,
-            version: layout.version,
-            server: layout.members[place].member.server,
-            block,
-        };
-        tracing::warn!(
-            chunk = layout.chunk.0, server = %layout.members[place].member.server, block,
-            "bad checksum: another replica answers"
-        );
-        let link = Arc::clone(&self.link);
-        let told = spawn("report", move || {
-            if let Err(error) = link.call(&call) {
-                tracing::debug!(%error, "report a bad block");
-            }
-        });
-        if let Err(error) = told {
-            tracing::debug!(%error, "report a bad block");
-        }
     }
 
     /// How far a file that somebody is writing reaches, asked at its last chunk; 0 if nobody there answers.

@@ -113,6 +113,10 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
     let mut flipped = Vec::new();
     for server in ["cs-1", "cs-2"] {
         for (path, at) in places(&cluster, server, &content, AT) {
+            if path.parent().is_some_and(|dir| dir.ends_with("journal")) {
+                // What was there is in place since, and will be written over.
+                continue;
+            }
             let file = File::options().read(true).write(true).open(&path).unwrap();
             let mut byte = [0];
             file.read_exact_at(&mut byte, at + 7).unwrap();
@@ -125,13 +129,17 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
         check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
     }
     check_content(&cluster.mount().join("f"), &content);
+    // In place: where the byte was flipped, by who read it.
+    let is_right = |(path, at): &(PathBuf, u64)| {
+        let mut bytes = [0; 64];
+        File::open(path).unwrap().read_exact_at(&mut bytes, *at).unwrap();
+        bytes == content[AT..AT + 64]
+    };
     wait_until("the blocks are repaired", || {
         for _ in 0..3 {
             check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
         }
-        ["cs-1", "cs-2"].iter().all(|server| {
-            !files_with(&cluster.dir().join("data").join(server), &content[AT..AT + 64]).is_empty()
-        })
+        flipped.iter().all(is_right)
     });
 }
 
