@@ -19,8 +19,6 @@ use crate::state::{Master, lock, now};
 const TICK: Duration = Duration::from_millis(250);
 /// Chunks looked at for missing members in one round, and configuration changes made for them at once.
 const REPAIRS_AT_ONCE: usize = 4;
-/// Entries of the log after which a snapshot is made and what is behind the older one purged.
-const SNAPSHOT_ENTRIES: u64 = 200_000;
 
 /// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
 pub async fn reclaim(
@@ -58,7 +56,8 @@ pub async fn reclaim(
 pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
     let mut seen: HashMap<ServerId, Liveness> = HashMap::new();
     let mut garbage_since: HashMap<ChunkId, Timestamp> = HashMap::new();
-    let mut snapshot_at = master.group.applied_index().unwrap_or(0);
+    // Not the start: a master that restarts often has a log that grows all the same.
+    let mut snapshot_at = master.group.snapshot_index().unwrap_or(0);
     let mut short_since: HashMap<ChunkId, Timestamp> = HashMap::new();
     let mut round: u64 = 0;
     while !shutdown.wait_for(TICK) {
@@ -77,7 +76,7 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
             complete_chunks(master, &mut short_since);
         }
         let index = master.group.applied_index().unwrap_or(0);
-        if snapshot_at + SNAPSHOT_ENTRIES <= index {
+        if snapshot_at + master.config.snapshot_entries <= index {
             snapshot_at = index;
             snapshot(master);
         }

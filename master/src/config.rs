@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use dfs_core::cluster::LivenessProfile;
 use dfs_service::conn::ClusterKey;
 
+/// [`Config::snapshot_entries`] unless a test is in a hurry.
+pub const SNAPSHOT_ENTRIES: u64 = 200_000;
 /// [`Config::orphan_wait_ms`] unless a test is in a hurry (PROTOCOL §5.2).
 pub const ORPHAN_WAIT_MS: u64 = 3_600_000;
 
@@ -31,6 +33,8 @@ pub struct Config {
     pub client_lease_ms: u64,
     /// Replicas of chunks that the map does not know are deleted after so long.
     pub orphan_wait_ms: u64,
+    /// Entries of the log after which a snapshot is made and what is behind the older one purged.
+    pub snapshot_entries: u64,
 }
 
 impl Config {

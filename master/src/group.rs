@@ -38,7 +38,7 @@ use crate::journal::{Cut, Journal, JournalConfig, JournalError, OnFailure, Posit
 use log_store::LogStore;
 use machine::Machine;
 use proposer::Proposer;
-use snapshot_files::{SnapshotError, SnapshotFiles, SnapshotInfo};
+use snapshot_files::{SnapshotError, SnapshotFiles, SnapshotInfo, SnapshotReader};
 use types::TypeConfig;
 
 /// What a store has applied. All of it is kept in the transaction that applies, so that after a
@@ -304,6 +304,11 @@ impl Group {
         self.inner.raft.metrics().borrow().last_applied.map(|log_id| log_id.index)
     }
 
+    /// Index up to which the newest snapshot reaches.
+    pub fn snapshot_index(&self) -> Option<u64> {
+        self.inner.raft.metrics().borrow().snapshot.map(|log_id| log_id.index)
+    }
+
     /// Writes a snapshot of the store and reads it back. Blocks; proposals go on meanwhile.
     ///
     /// # Errors
@@ -417,24 +422,14 @@ fn reconcile(
     if let Some(purged) = journal.purged()
         && applied_index < Some(purged.index)
     {
-        // The store was lost or replaced: it is a cache, and the newest snapshot begins it again.
-        let newest = machine.files().newest()?;
-        match newest {
-            Some(info) if purged.index <= info.position.index => {
-                tracing::warn!(
-                    file = %info.path.display(), index = info.position.index,
-                    "the store ends before the log begins, starting from a snapshot"
-                );
-                machine.install(&info)?;
-                applied = machine.applied().map_err(GroupError::GroupState)?;
-            }
-            Some(_) | None => {
-                return Err(GroupError::StoreBehindLog {
-                    applied: applied_index,
-                    purged: purged.index,
-                });
-            }
+        // The store was lost or replaced: it is a cache, and a snapshot begins it again.
+        if !install_newest(machine, purged.index)? {
+            return Err(GroupError::StoreBehindLog {
+                applied: applied_index,
+                purged: purged.index,
+            });
         }
+        applied = machine.applied().map_err(GroupError::GroupState)?;
     }
     let Some((at, _)) = applied else { return Ok(()) };
     let last = journal.last();
@@ -459,6 +454,36 @@ fn reconcile(
         save_vote(journal, SavedVote { term: used_term, node: node_id, committed: false })?;
     }
     Ok(())
+}
+
+/// Installs the newest snapshot that is whole and that the log, purged up to `purged`, continues; false if there is none.
+fn install_newest(machine: &Machine, purged: u64) -> Result<bool, SnapshotError> {
+    let mut first_error = None;
+    for path in machine.files().paths()? {
+        let installed = SnapshotReader::open(&path).and_then(|reader| {
+            let info = &reader.info;
+            if info.position.index < purged {
+                return Ok(false);
+            }
+            machine.install(info).map(|()| true)
+        });
+        match installed {
+            Ok(true) => {
+                tracing::warn!(
+                    file = %path.display(),
+                    "the store ends before the log begins, starting from a snapshot"
+                );
+                return Ok(true);
+            }
+            Ok(false) => {}
+            Err(error @ SnapshotError::Damaged { .. }) => {
+                tracing::error!(%error, "a snapshot cannot be used, trying the one before it");
+                first_error.get_or_insert(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    first_error.map_or(Ok(false), Err)
 }
 
 fn save_vote(journal: &Journal, vote: SavedVote) -> Result<(), JournalError> {

@@ -32,6 +32,7 @@ fn start(dir: &Path) -> Server {
         segment_bytes: 4 << 20,
         client_lease_ms: master::clients::LEASE_MS,
         orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
+        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
     })
     .unwrap()
 }

@@ -50,6 +50,7 @@ fn master_config(dir: &Path, listen: &str) -> master::Config {
         segment_bytes: 4 << 20,
         client_lease_ms: master::clients::LEASE_MS,
         orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
+        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
     }
 }
 

@@ -33,6 +33,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         segment_bytes: SEGMENT_BYTES,
         client_lease_ms: master::clients::LEASE_MS,
         orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
+        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
     };
     master::run(config).with_context(|| format!("master in {}", data.display()))
 }
