@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use dfs_core::chunk::leader::{
-    Answer, Effect, Leader, MemberFailure, Plan, Promised, Step, Verdict, Wish,
+    Answer, Effect, Joined, Leader, MemberFailure, Plan, Promised, Refused, Step, Verdict, Wish,
 };
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, ServerId};
 use dfs_proto::codec::Wire as _;
@@ -304,6 +304,11 @@ fn member_failed(failure: &MemberFailure) -> DataFailure {
     DataFailure::MemberFailed { server: failure.server, reason: failure.reason.clone() }
 }
 
+/// The answer after `failure`: where to go instead, if that is known.
+fn failed_reply(led: &Led, failure: &MemberFailure) -> DataReply {
+    DataReply::Failed(led.check_current().err().unwrap_or_else(|| member_failed(failure)))
+}
+
 /// The operation was applied before: its asker lost the answer.
 fn repeat(
     node: &Arc<Node>,
@@ -317,8 +322,12 @@ fn repeat(
     node.metrics.repeated.inc();
     let mut state = lock(&led.state);
     let asker = match state.join(client, counter, asker) {
-        Ok(()) => return,
-        Err(asker) => asker,
+        Joined::Waits => return,
+        Joined::NotInFlight(asker) => asker,
+        Joined::Failed(failure, asker) => {
+            drop(state);
+            return asker.reply(node, &failed_reply(led, &failure));
+        }
     };
     // Not in flight, so committed: in this version, or before it and adopted by all.
     let (seq, len) = (state.last(), state.committed_len());
@@ -431,10 +440,19 @@ fn submit(
         }
         Step::Zero { .. } | Step::Truncate { .. } | Step::Seal => &[],
     };
-    let (seq, committed) = {
+    let begun = {
         let mut state = lock(&led.state);
-        let seq = state.begin(now(), step, client, counter, promised, waiter);
-        (seq, state.committed())
+        let begun = state.begin(now(), step, client, counter, promised, waiter);
+        begun.map(|seq| (seq, state.committed()))
+    };
+    let (seq, committed) = match begun {
+        Ok(begun) => begun,
+        Err(Refused { failure, waiter }) => {
+            if let Some(waiter) = waiter {
+                waiter.reply(node, &failed_reply(led, &failure));
+            }
+            return;
+        }
     };
     led.activate(node);
     let mutation = wire_of(step);

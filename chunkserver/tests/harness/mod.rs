@@ -175,8 +175,10 @@ impl Cluster {
         voters: &[usize],
         learner: Option<usize>,
     ) -> ChunkLayout {
+        // A member of version 1 may never have got its first operation.
+        let unmade = version == 2;
         let reports: Vec<_> =
-            voters.iter().map(|&i| (i, self.promise(i, chunk, version, false).unwrap())).collect();
+            voters.iter().map(|&i| (i, self.promise(i, chunk, version, unmade).unwrap())).collect();
         if let Some(index) = learner {
             self.promise(index, chunk, version, true).unwrap();
         }
@@ -184,7 +186,10 @@ impl Cluster {
         let members: Vec<usize> = voters.iter().copied().chain(learner).collect();
         // The source last: it has to keep its position while it is copied.
         for &index in members.iter().filter(|index| *index != source).chain([source]) {
-            let report = self.adopt(index, version, *source, from).unwrap();
+            let report = match from.version {
+                0 => self.adopt_from(index, version, "", "", from).unwrap(),
+                _ => self.adopt(index, version, *source, from).unwrap(),
+            };
             assert_eq!((report.version, report.seq, report.digest), (version, 0, from.digest));
         }
         self.layout(chunk, version, &members)

@@ -153,6 +153,21 @@ pub enum Promised {
     Nothing,
 }
 
+/// Why an operation was not numbered, and who waits for it.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Refused<W> {
+    pub failure: MemberFailure,
+    pub waiter: Option<W>,
+}
+
+/// What became of one who asked for the same operation again.
+#[derive(PartialEq, Eq, Debug)]
+pub enum Joined<W> {
+    Waits,
+    NotInFlight(W),
+    Failed(MemberFailure, W),
+}
+
 #[derive(Debug)]
 struct Pending<W> {
     seq: u64,
@@ -290,19 +305,19 @@ impl<W> Leader<W> {
     }
 
     /// If this very operation is in flight: its asker came again, `waiter` is answered too.
-    ///
-    /// # Errors
-    /// Gives the waiter back if it is not in flight.
-    pub fn join(&mut self, client: ClientId, counter: u64, waiter: W) -> Result<(), W> {
+    pub fn join(&mut self, client: ClientId, counter: u64, waiter: W) -> Joined<W> {
+        if let Some(failure) = &self.failed {
+            return Joined::Failed(failure.clone(), waiter);
+        }
         let found = self.pending.iter_mut().rev().find(|op| {
             op.client == client && op.counter == counter && op.promised != Promised::Nothing
         });
         match found {
             Some(op) => {
                 op.waiters.push(waiter);
-                Ok(())
+                Joined::Waits
             }
-            None => Err(waiter),
+            None => Joined::NotInFlight(waiter),
         }
     }
 
@@ -353,6 +368,10 @@ impl<W> Leader<W> {
     }
 
     /// Gives `step` the next number. The shell now sends it to the members in order and applies it here.
+    ///
+    /// # Errors
+    /// After a failure nothing is numbered: nobody would ever answer the waiter, which is given back. It may have come
+    /// since [`Self::check`].
     pub fn begin(
         &mut self,
         now: Timestamp,
@@ -361,7 +380,10 @@ impl<W> Leader<W> {
         counter: u64,
         promised: Promised,
         waiter: Option<W>,
-    ) -> u64 {
+    ) -> Result<u64, Refused<W>> {
+        if let Some(failure) = &self.failed {
+            return Err(Refused { failure: failure.clone(), waiter });
+        }
         self.last += 1;
         let (range, bytes) = match step {
             Step::Write { offset, len } => {
@@ -394,7 +416,7 @@ impl<W> Leader<W> {
         });
         self.last_write = now;
         self.first_unsynced.get_or_insert(now);
-        self.last
+        Ok(self.last)
     }
 
     /// The highest number of an unacknowledged operation that touches `start..end`.

@@ -10,7 +10,7 @@ fn leader() -> Leader<u32> {
 
 fn write(leader: &mut Leader<u32>, counter: u64, waiter: u32) -> u64 {
     let step = Step::Write { offset: 10 * counter, len: 10 };
-    leader.begin(Timestamp(0), step, ClientId(9), counter, Promised::Mutated, Some(waiter))
+    leader.begin(Timestamp(0), step, ClientId(9), counter, Promised::Mutated, Some(waiter)).unwrap()
 }
 
 fn append(leader: &mut Leader<u32>, counter: u64, len: u64, waiter: u32) -> u64 {
@@ -19,7 +19,7 @@ fn append(leader: &mut Leader<u32>, counter: u64, len: u64, waiter: u32) -> u64 
         panic!("{:?}", leader.plan(wish))
     };
     let promised = Promised::Appended { offset, appended, sealed: false };
-    leader.begin(Timestamp(0), step, ClientId(9), counter, promised, Some(waiter))
+    leader.begin(Timestamp(0), step, ClientId(9), counter, promised, Some(waiter)).unwrap()
 }
 
 fn replies(effects: Vec<Effect<u32>>) -> Vec<(u32, Answer)> {
@@ -105,6 +105,21 @@ fn syncs_that_come_while_one_runs_share_the_next() {
 }
 
 #[test]
+fn who_comes_when_it_has_failed_is_not_kept_waiting() {
+    let mut leader = leader();
+    write(&mut leader, 1, 1);
+    assert_eq!(leader.check(10, false), Verdict::Go);
+    // Between the check and the number, on another thread.
+    let failure = MemberFailure { server: ServerId(2), reason: "gone".to_owned() };
+    assert_eq!(replies(leader.on_failed(failure.clone())).len(), 1);
+    let step = Step::Write { offset: 20, len: 10 };
+    let late = leader.begin(Timestamp(0), step, ClientId(9), 2, Promised::Mutated, Some(2));
+    assert_eq!(late, Err(Refused { failure: failure.clone(), waiter: Some(2) }));
+    assert_eq!(leader.join(ClientId(9), 1, 3), Joined::Failed(failure, 3));
+    assert_eq!(leader.last(), 1);
+}
+
+#[test]
 fn after_a_failure_nothing_is_acknowledged() {
     let mut leader = leader();
     let t = Timestamp(0);
@@ -131,9 +146,9 @@ fn a_repeated_operation_in_flight_is_answered_together_with_the_first() {
     let mut leader = leader();
     let t = Timestamp(0);
     write(&mut leader, 1, 1);
-    assert_eq!(leader.join(ClientId(9), 1, 2), Ok(()));
-    assert_eq!(leader.join(ClientId(9), 2, 3), Err(3));
-    assert_eq!(leader.join(ClientId(8), 1, 3), Err(3));
+    assert_eq!(leader.join(ClientId(9), 1, 2), Joined::Waits);
+    assert_eq!(leader.join(ClientId(9), 2, 3), Joined::NotInFlight(3));
+    assert_eq!(leader.join(ClientId(8), 1, 3), Joined::NotInFlight(3));
     for server in [ServerId(2), ServerId(3)] {
         leader.on_applied(t, server, 1);
     }
@@ -152,7 +167,7 @@ fn the_window_bounds_operations_and_bytes() {
     let mut leader = Leader::<u32>::new(ME, &[ME, ServerId(2)], 256 << 20, 0, false);
     assert_eq!(leader.check(WINDOW_BYTES * 2, false), Verdict::Go, "one is always taken");
     let step = Step::Write { offset: 0, len: WINDOW_BYTES };
-    leader.begin(Timestamp(0), step, ClientId(9), 1, Promised::Mutated, None);
+    leader.begin(Timestamp(0), step, ClientId(9), 1, Promised::Mutated, None).unwrap();
     assert_eq!(leader.check(1, false), Verdict::Later);
     for server in [ME, ServerId(2)] {
         leader.on_applied(Timestamp(0), server, 1);
@@ -177,14 +192,16 @@ fn appends_go_to_the_end_split_or_seal() {
     };
     check_plan(100, plain(50, 0), at(100, 50));
     check_plan(100, plain(50, 4096), at(4096, 50));
-    check_plan(8000, plain(500, 0), at(8000, 192));
+    // How long it was asked to be: the rest goes to the next chunk.
+    let step = Step::Write { offset: 8000, len: 192 };
+    check_plan(8000, plain(500, 0), Plan::Apply { step, append: Some((8000, 500)) });
     check_plan(8192, plain(1, 0), Plan::Full);
     check_plan(100, plain(50, 8193), Plan::Invalid("append beyond the end of the chunk"));
     check_plan(6144, record(2048), at(6144, 2048));
     check_plan(6145, record(2048), Plan::PadAndSeal { pad_to: 8192 });
     check_plan(0, record(2049), Plan::Invalid("record longer than recordMax"));
     let mut sealed = Leader::<u32>::new(ME, &[ME], 8192, 10, false);
-    sealed.begin(Timestamp(0), Step::Seal, ClientId(9), 1, Promised::Full, None);
+    sealed.begin(Timestamp(0), Step::Seal, ClientId(9), 1, Promised::Full, None).unwrap();
     assert_eq!(sealed.plan(record(1)), Plan::Full);
     assert_eq!(sealed.plan(plain(1, 0)), Plan::Full);
 }
@@ -226,7 +243,7 @@ fn a_busy_chunk_is_synced_after_five_seconds() {
     for n in 0..60 {
         let now = Timestamp(n * SECOND / 10);
         let step = Step::Write { offset: 0, len: 1 };
-        let seq = leader.begin(now, step, ClientId(9), n, Promised::Mutated, Some(0));
+        let seq = leader.begin(now, step, ClientId(9), n, Promised::Mutated, Some(0)).unwrap();
         for server in [ME, ServerId(2), ServerId(3)] {
             leader.on_applied(now, server, seq);
         }
