@@ -206,6 +206,7 @@ fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
         .apply(chunk, version, op.seq, &spec_of(&op.layout), tag, mutation)
         .map_err(|error| node.failure(version, &error))?;
     node.on_changed(chunk);
+    node.on_written(op.payload.len() as u64);
     node.metrics.replicated.inc();
     node.metrics.written_bytes.inc_by(op.payload.len() as u64);
     Ok(())

@@ -108,6 +108,13 @@ impl Node {
         self.space.free_bytes.load(Ordering::Acquire)
     }
 
+    /// So much was written since the free bytes were read: what is told next must not promise it again.
+    pub(crate) fn on_written(&self, bytes: u64) {
+        let less = |free: u64| Some(free.saturating_sub(bytes));
+        // Never fails: the closure always has an answer.
+        let _ = self.space.free_bytes.fetch_update(Ordering::AcqRel, Ordering::Acquire, less);
+    }
+
     /// What the master knows of `chunk` is out of date.
     pub(crate) fn on_changed(&self, chunk: ChunkId) {
         lock(&self.news.changed).insert(chunk);
