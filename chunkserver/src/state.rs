@@ -64,6 +64,8 @@ impl ServerState {
                     // A line cut short by a crash was never acted upon.
                     OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
                 }
+                // What a killed process wrote is not said again, and must outlive the page cache.
+                File::open(&path)?.sync_all()?;
             }
         }
         let state = Self {

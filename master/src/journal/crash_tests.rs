@@ -164,12 +164,21 @@ fn run(seed: u64, losses: usize, lies: bool) -> Result<(), String> {
             }
         }
         drop(segments);
-        disk.lose_power();
+        // What a killed process left in the page cache is built upon by the next one, and must outlive its loss.
+        if !lies && random.below(3) == 0 {
+            disk.kill();
+        } else {
+            disk.lose_power();
+        }
         // Some crashes leave the page cache, and others come while the log is being opened.
         if random.below(4) == 0 {
             disk.fail_after(random.below(6));
             let _ = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, false);
-            disk.lose_power();
+            if random.below(2) == 0 {
+                disk.kill();
+            } else {
+                disk.lose_power();
+            }
         }
     }
     Ok(())

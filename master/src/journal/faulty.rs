@@ -105,6 +105,11 @@ impl FaultyDisk {
         }
     }
 
+    /// What the next process finds when this one was killed now: the kernel keeps everything.
+    pub(super) fn kill(&self) {
+        self.world().calls_left = None;
+    }
+
     pub(super) fn edit(&self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
         let mut world = self.world();
         let id = world.names[name];

@@ -115,6 +115,9 @@ impl Segments {
         segment_bytes: u64,
         accept_loss: bool,
     ) -> Result<(Self, Contents), JournalError> {
+        // A process that was killed may have left a segment whose name is not on disk: what is written to it from now on
+        // would go with the name.
+        disk.sync_names().map_err(|err| JournalError::io("sync", &*disk, "", err))?;
         let names = disk.list().map_err(|err| JournalError::io("list", &*disk, "", err))?;
         let mut sequences: Vec<u64> =
             names.iter().filter_map(|name| parse_segment_name(name)).collect();
