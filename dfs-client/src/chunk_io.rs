@@ -25,7 +25,7 @@ use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 
 use crate::budget::Budget;
 use crate::error::{ClientError, Result};
-use crate::jobs::Jobs;
+use crate::jobs::{Carriers, Jobs};
 use crate::master_link::{MasterLink, unexpected};
 use crate::servers::{Lane, ServerLink, Servers, reply_of};
 use crate::session::{lock, random, spawn};
@@ -56,6 +56,7 @@ pub(crate) struct ChunkIo {
     pub(crate) budget: Budget,
     pub(crate) readahead: Budget,
     pub(crate) jobs: Arc<Jobs>,
+    pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
     turn: AtomicU64,
     /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
@@ -106,6 +107,7 @@ impl ChunkIo {
             budget: Budget::new(config.write_budget_bytes),
             readahead: Budget::new(config.readahead_bytes),
             jobs: Jobs::start()?,
+            carriers: Arc::default(),
             link,
             layouts: Mutex::default(),
             turn: AtomicU64::new(0),

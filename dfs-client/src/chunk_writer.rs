@@ -9,8 +9,9 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod trouble;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -31,6 +32,7 @@ use crate::error::{ClientError, Result};
 use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
+use trouble::{Trouble, failed_member};
 
 /// An extent this long is sent without waiting for more.
 const OP_BYTES: usize = 1 << 20;
@@ -131,12 +133,6 @@ pub(crate) struct ChunkWriter {
     held: AtomicU64,
     /// Jobs of each kind that wait for a worker.
     pub(crate) queued: [AtomicBool; 2],
-}
-
-/// Why an attempt ended.
-enum Trouble {
-    Lost(io::Error),
-    Failed(DataFailure),
 }
 
 impl ChunkWriter {
@@ -346,6 +342,12 @@ impl ChunkWriter {
     pub(crate) fn overlaps_pending(&self, offset: u64, len: u64) -> bool {
         let state = self.lock();
         state.dirty.overlaps(offset, len) || 0 < state.queue.unacknowledged_count()
+    }
+
+    /// Bytes or operations that some member may not have.
+    pub(crate) fn has_unacknowledged(&self) -> bool {
+        let state = self.lock();
+        !state.dirty.is_empty() || 0 < state.queue.unacknowledged_count()
     }
 
     /// Nothing to send, nothing to make stable, no error to tell.
@@ -748,48 +750,4 @@ fn refuse(state: &mut State, counter: u64, error: ClientError) -> u64 {
         state.error.get_or_insert(error);
     }
     bytes
-}
-
-/// Whom the master should leave out of the next configuration.
-fn failed_member(layout: Option<&ChunkLayout>, trouble: &Trouble) -> Option<FailedMember> {
-    let layout = layout?;
-    let of = |server| Some(FailedMember { version: layout.version, server });
-    match trouble {
-        Trouble::Failed(DataFailure::MemberFailed { server, .. }) => of(*server),
-        Trouble::Failed(
-            DataFailure::StaleVersion { .. }
-            | DataFailure::StaleEpoch { .. }
-            | DataFailure::Busy
-            | DataFailure::NoSpace { .. }
-            | DataFailure::BadRequest { .. }
-            | DataFailure::ChunkFull { .. }
-            | DataFailure::OutcomeUnknown,
-        ) => None,
-        // A primary that started again never leads this version again.
-        Trouble::Failed(
-            DataFailure::NoReplica
-            | DataFailure::NotCurrent
-            | DataFailure::NotPrimary
-            | DataFailure::BadBlock { .. }
-            | DataFailure::Gap { .. }
-            | DataFailure::Fenced { .. }
-            | DataFailure::Disk { .. },
-        )
-        | Trouble::Lost(_) => of(layout.primary),
-    }
-}
-
-impl Trouble {
-    fn is_busy(&self) -> bool {
-        matches!(self, Self::Failed(DataFailure::Busy | DataFailure::StaleVersion { .. }))
-    }
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Lost(error) => error.fmt(f),
-            Self::Failed(failure) => failure.fmt(f),
-        }
-    }
 }

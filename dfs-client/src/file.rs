@@ -3,6 +3,7 @@
 //! Order of a commit: bytes acknowledged by every member → synced → size and time of change logged. So the logged
 //! size never passes what is stable. Inline content (≤ 4 KiB) is kept here and logged as one change.
 
+mod append;
 mod commit;
 mod size;
 
@@ -14,21 +15,23 @@ use std::sync::{
 use std::time::{Duration, Instant};
 
 use dfs_core::client::dirty::DirtyExtents;
-use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
 use dfs_core::time::WallTime;
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL, fill};
-use crate::chunk_writer::{Appended, ChunkWriter};
+use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Kept, Result};
 use crate::readahead::Readahead;
 use crate::session::{Session, lock, spawn};
+use append::Gathered;
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
 /// Inline content of another client's file is believed for so long.
 const INLINE_FRESH: Duration = Duration::from_secs(1);
+/// What a file is made of does not change: any knowledge will do.
+const LAYOUT_KNOWN: Duration = Duration::from_secs(3600);
 /// A file nobody has open is committed when it was not touched for so long.
 const LATE: Duration = Duration::from_secs(2);
 /// One piece taken from the write budget at a time.
@@ -76,6 +79,7 @@ pub struct FileState {
     commit: Mutex<()>,
     inner: Mutex<Inner>,
     readahead: Readahead,
+    appends: Gathered,
     committing_late: AtomicBool,
 }
 
@@ -105,6 +109,7 @@ impl FileState {
                 touched: Instant::now(),
             }),
             readahead: Readahead::default(),
+            appends: Gathered::default(),
             committing_late: AtomicBool::new(false),
         })
     }
@@ -185,6 +190,7 @@ impl FileState {
     /// # Errors
     /// See [`ClientError`].
     pub fn attr(&self) -> Result<Attr> {
+        self.settle_appends();
         self.refresh().map(|attr| self.overlay(attr))
     }
 
@@ -222,6 +228,7 @@ impl FileState {
             return Ok(0);
         }
         self.lock().touched = Instant::now();
+        self.settle_appends();
         let mut attr = self.known_attr(LAYOUT_TTL)?;
         let wanted_end = offset.saturating_add(buf.len() as u64);
         let reach = |attr: &Attr| attr.size.max(self.lock().pending.end);
@@ -259,7 +266,7 @@ impl FileState {
         // Written beyond what can be inline: it is on its way into chunks.
         if !inner.writers.is_empty() {
             drop(inner);
-            self.acknowledge()?;
+            self.acknowledge_written()?;
             return Ok(None);
         }
         let Some(known) = &inner.known else { return Ok(None) };
@@ -335,8 +342,9 @@ impl FileState {
             return Ok(());
         }
         let _open = self.shared();
+        self.settle_appends();
         self.tell_writer()?;
-        let attr = self.known_attr(Duration::from_secs(3600))?;
+        let attr = self.known_attr(LAYOUT_KNOWN)?;
         if attr.layout.record_log {
             return Err(
                 NamespaceError::NotPermitted("a record log takes appends only".into()).into()
@@ -460,111 +468,6 @@ impl FileState {
         Ok(())
     }
 
-    /// Appends `data` and returns when it is stable: the offset it went to.
-    ///
-    /// # Errors
-    /// See [`ClientError`]; after `OutcomeUnknown` and the waits it may have been appended.
-    pub fn append(&self, data: &[u8]) -> Result<u64> {
-        let _open = self.shared();
-        self.tell_writer()?;
-        self.acknowledge()?;
-        if data.is_empty() {
-            return self.size();
-        }
-        self.readahead.clear();
-        // Never from memory: if another mount made the file longer by truncate(2), its primary does not know yet.
-        // The logged size is enough; of bytes beyond it the primary knows.
-        let mut attr = self.io.link.getattr(self.ino)?;
-        while attr.inline {
-            let append = Change::InlineWrite {
-                ino: self.ino,
-                offset: 0,
-                data: data.to_vec(),
-                append: true,
-                mtime: None,
-                kill_priv: self.lock().pending.kill_priv,
-            };
-            // What cannot fit is not even asked.
-            let answer = if attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX {
-                self.io.link.change(append)
-            } else {
-                Err(NamespaceError::LayoutChanged.into())
-            };
-            match answer {
-                Ok(Outcome::Appended { offset, attr }) => {
-                    self.learn(attr, None, true);
-                    return Ok(offset);
-                }
-                Ok(other) => {
-                    return Err(ClientError::Protocol {
-                        reason: format!("append was answered {other:?}"),
-                    });
-                }
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    attr = self.refresh()?;
-                    if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64)
-                    {
-                        self.io.spill(self.ino)?;
-                        attr = self.refresh()?;
-                    }
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        self.append_to_chunks(attr, data)
-    }
-
-    fn append_to_chunks(&self, mut attr: Attr, data: &[u8]) -> Result<u64> {
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let record = attr.layout.record_log;
-        if record && dfs_core::client::record_bytes_max(chunk_size) < data.len() as u64 {
-            return Err(NamespaceError::FileTooLarge.into());
-        }
-        let mut size = attr.size.max(self.lock().pending.end);
-        let mut begin = None;
-        // One operation crosses at most one chunk's end: longer ones are not atomic.
-        for piece in data.chunks(small(chunk_size)) {
-            let piece = Arc::new(piece.to_vec());
-            let at = loop {
-                let index = size / chunk_size;
-                if FILE_BYTES_MAX / chunk_size <= index {
-                    return Err(NamespaceError::FileTooLarge.into());
-                }
-                let writer = {
-                    let mut inner = self.lock();
-                    inner.pending.marked = true;
-                    self.writer_in(&mut inner, index)
-                };
-                match writer.append(Arc::clone(&piece), record, size - index * chunk_size)? {
-                    Appended::At { offset, .. } => break index * chunk_size + offset,
-                    Appended::Crossing { offset, len, counter } => {
-                        let stored = self.store_crossing(index + 1, &piece[small(len)..]);
-                        writer.crossed(counter);
-                        stored?;
-                        break index * chunk_size + offset;
-                    }
-                    Appended::Full { carry } => size = (index + 1) * chunk_size + carry,
-                    Appended::Moved => {
-                        attr = self.refresh()?;
-                        size = attr.size;
-                    }
-                }
-            };
-            begin.get_or_insert(at);
-            size = at + piece.len() as u64;
-            self.wrote(&mut self.lock(), size);
-        }
-        Ok(begin.unwrap_or(size))
-    }
-
-    /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
-    fn store_crossing(&self, index: u64, rest: &[u8]) -> Result<()> {
-        self.take_room(rest.len() as u64)?;
-        let writer = self.writer_in(&mut self.lock(), index);
-        writer.write(0, rest);
-        writer.stable()
-    }
-
     // For the session.
 
     /// The last open in this session is gone.
@@ -597,6 +500,7 @@ impl FileState {
                     || pending.marked
                     || !pending.inline.is_empty()
                     || !inner.error.is_empty()
+                    || self.appends.are_pending()
                     || !inner.writers.values().all(|writer| writer.is_idle()))
         };
         if !late || self.committing_late.swap(true, Ordering::AcqRel) {
@@ -623,6 +527,7 @@ impl FileState {
             && pending.mtime.is_none()
             && !pending.marked
             && inner.error.is_empty()
+            && !self.appends.are_pending()
             && age <= inner.touched.elapsed()
             && inner.writers.values().all(|writer| writer.is_idle())
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use crate::chunk_writer::ChunkWriter;
 use crate::error::Result;
@@ -70,6 +71,91 @@ impl Jobs {
                 Job::Pump => writer.pump(),
                 Job::Sync => writer.start_sync(),
             }
+        }
+    }
+}
+
+/// A carrier without work ends after this.
+const CARRIER_IDLE: Duration = Duration::from_secs(5);
+
+type Load = Box<dyn FnOnce() + Send>;
+
+#[derive(Default)]
+struct Loads {
+    waiting: VecDeque<Load>,
+    idle: usize,
+}
+
+/// Threads for work that waits for servers itself: made when all others wait, kept a while for the next.
+#[derive(Default)]
+pub(crate) struct Carriers {
+    loads: Mutex<Loads>,
+    filled: Condvar,
+}
+
+impl Carriers {
+    /// Runs `load` on another thread; on this one if there can be none.
+    pub(crate) fn run(self: &Arc<Self>, load: Load) {
+        let mut loads = lock(&self.loads);
+        loads.waiting.push_back(load);
+        if loads.waiting.len() <= loads.idle {
+            drop(loads);
+            self.filled.notify_one();
+            return;
+        }
+        drop(loads);
+        let carriers = Arc::clone(self);
+        if let Err(error) = spawn("appends", move || carriers.carry()) {
+            tracing::warn!(%error, "a thread that waits for servers");
+            let load = lock(&self.loads).waiting.pop_front();
+            if let Some(load) = load {
+                load();
+            }
+        }
+    }
+
+    fn carry(&self) {
+        loop {
+            let load = {
+                let mut loads = lock(&self.loads);
+                loop {
+                    if let Some(load) = loads.waiting.pop_front() {
+                        break load;
+                    }
+                    loads.idle += 1;
+                    let (again, waited) = self
+                        .filled
+                        .wait_timeout(loads, CARRIER_IDLE)
+                        .unwrap_or_else(PoisonError::into_inner);
+                    loads = again;
+                    loads.idle -= 1;
+                    if waited.timed_out() && loads.waiting.is_empty() {
+                        return;
+                    }
+                }
+            };
+            load();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn work_that_waits_for_other_work_is_carried_beside_it() {
+        let carriers = Arc::new(Carriers::default());
+        let (done, all_done) = mpsc::channel();
+        for _ in 0..20 {
+            let (open, gate) = mpsc::channel::<()>();
+            let done = done.clone();
+            carriers.run(Box::new(move || done.send(gate.recv()).unwrap()));
+            carriers.run(Box::new(move || open.send(()).unwrap()));
+            let waited = all_done.recv_timeout(Duration::from_secs(20));
+            assert_eq!(waited.unwrap(), Ok(()));
         }
     }
 }

@@ -169,6 +169,7 @@ impl Session {
     /// # Errors
     /// See [`ClientError`].
     pub fn getattr(&self, ino: InodeNo) -> Result<Attr> {
+        self.settle_appends(ino);
         self.link.getattr(ino).map(|attr| self.complete(attr))
     }
 
@@ -179,14 +180,27 @@ impl Session {
         self.overlay(attr)
     }
 
-    /// Adds this client's pending size and time of change to attributes the master gave.
+    /// Adds this client's pending size and time of change to attributes the master gave. They are asked for again if
+    /// records appended before were still on their way.
     #[must_use]
     pub fn overlay(&self, attr: Attr) -> Attr {
-        let file = lock(&self.files).get(&attr.ino).cloned();
-        match file {
-            Some(file) => file.overlay(attr),
-            None => attr,
+        let Some(file) = self.known_file(attr.ino) else { return attr };
+        if file.settle_appends()
+            && let Ok(fresh) = file.attr()
+        {
+            return fresh;
         }
+        file.overlay(attr)
+    }
+
+    fn settle_appends(&self, ino: InodeNo) {
+        if let Some(file) = self.known_file(ino) {
+            file.settle_appends();
+        }
+    }
+
+    fn known_file(&self, ino: InodeNo) -> Option<Arc<FileState>> {
+        lock(&self.files).get(&ino).cloned()
     }
 
     /// Entries after `after_cookie` in cookie order; true if these are the last.
@@ -256,6 +270,7 @@ impl Session {
     /// See [`ClientError`]; nothing is counted then.
     pub fn open(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<Attr> {
         self.link.count_open(ino, write);
+        self.settle_appends(ino);
         let opened = match self.link.call(&MetaCall::Open { ino, write }) {
             Ok(MetaReply::Opened { attr, content }) => {
                 let mut attr = attr;
@@ -289,7 +304,7 @@ impl Session {
     /// Takes an open back; the master hears of it a little later.
     pub fn release(&self, ino: InodeNo, write: bool) {
         if self.link.uncount_open(ino, write)
-            && let Some(file) = lock(&self.files).get(&ino).cloned()
+            && let Some(file) = self.known_file(ino)
         {
             file.closed();
         }

@@ -99,6 +99,52 @@ fn an_append_goes_behind_what_the_other_mount_made_longer() {
     });
 }
 
+#[test]
+fn what_was_appended_is_seen_at_once_on_its_mount() {
+    on_two_mounts(|a, b| {
+        let path = a.join("log");
+        let mut log = OpenOptions::new().append(true).create(true).open(&path).unwrap();
+        let reader = File::open(&path).unwrap();
+        let mut expected = Vec::new();
+        for n in 0..200_usize {
+            let record = vec![u8::try_from(n).unwrap(); 1 + n * 37];
+            log.write_all(&record).unwrap();
+            expected.extend_from_slice(&record);
+            match n % 5 {
+                0 => assert_eq!(fs::metadata(&path).unwrap().len(), expected.len() as u64),
+                1 => assert_eq!(log.seek(SeekFrom::End(0)).unwrap(), expected.len() as u64),
+                2 => assert!(fs::read(&path).unwrap() == expected, "after record {n}"),
+                3 => {
+                    let mut end = vec![0; record.len()];
+                    let at = (expected.len() - record.len()) as u64;
+                    reader.read_exact_at(&mut end, at).unwrap();
+                    assert!(end == record, "record {n}");
+                }
+                _ => {}
+            }
+        }
+        let listed = fs::read_dir(a).unwrap().map(|entry| entry.unwrap());
+        let sizes: Vec<u64> = listed.map(|entry| entry.metadata().unwrap().len()).collect();
+        assert_eq!(sizes, [expected.len() as u64]);
+        log.sync_all().unwrap();
+        assert!(fs::read(b.join("log")).unwrap() == expected);
+        // Positional writes go behind what was appended before them, appends behind what was written.
+        let file = OpenOptions::new().write(true).open(&path).unwrap();
+        log.write_all(b"appended").unwrap();
+        file.write_all_at(b"written", expected.len() as u64 + 1).unwrap();
+        log.write_all(b"end").unwrap();
+        expected.extend_from_slice(b"awrittenend");
+        assert!(fs::read(&path).unwrap() == expected);
+        log.write_all(b"cut").unwrap();
+        file.set_len(5).unwrap();
+        log.write_all(b"last").unwrap();
+        drop(log);
+        expected.truncate(5);
+        expected.extend_from_slice(b"last");
+        assert!(fs::read(b.join("log")).unwrap() == expected);
+    });
+}
+
 fn count_under_lock(root: &Path, rounds: usize, lock: impl Fn(&File), unlock: impl Fn(&File)) {
     let path = root.join("counter");
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();

@@ -31,6 +31,12 @@ impl FileState {
     /// # Errors
     /// The first error of an earlier write, once.
     pub fn acknowledge(&self) -> Result<()> {
+        self.settle_appends();
+        self.acknowledge_written()
+    }
+
+    /// As [`Self::acknowledge`], without appends written behind: for whoever sends those.
+    pub(super) fn acknowledge_written(&self) -> Result<()> {
         let _one = lock(&self.commit);
         let inline = self.commit_inline();
         self.keep(inline.and_then(|()| self.each_writer(ChunkWriter::acknowledged)));
@@ -70,6 +76,7 @@ impl FileState {
     pub(super) fn commit_all(&self, done_writing: bool) -> Result<()> {
         // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
         let _alone = done_writing.then(|| self.alone());
+        self.settle_appends();
         {
             let inner = self.lock();
             let nothing = inner.pending.inline.is_empty()

@@ -34,6 +34,7 @@ impl FileState {
     /// See [`ClientError`].
     pub fn truncate(&self, size: u64) -> Result<Attr> {
         let _alone = self.alone();
+        self.settle_appends();
         let _one = lock(&self.commit);
         self.truncate_alone(size)
     }
@@ -70,6 +71,7 @@ impl FileState {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
         let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
         let _alone = self.alone();
+        self.settle_appends();
         let _one = lock(&self.commit);
         self.quiesce()?;
         let mut attr = self.refresh()?;

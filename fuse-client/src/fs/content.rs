@@ -1,6 +1,6 @@
 //! Content: open, read, write, close, and what moves or frees bytes.
 //!
-//! Order at an append: its bytes are stable before the reply; the kernel's offset is ignored (DECISIONS 9).
+//! An append is written behind, unless it asks to be stable; the kernel's offset is ignored (DECISIONS 9).
 
 use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
@@ -80,13 +80,16 @@ impl FileSystem {
         if kill_priv {
             file.set_kill_priv();
         }
-        if flags.has(libc::O_APPEND) && !from_page_cache {
-            file.append(data)?;
-        } else {
-            self.unsynced.add(ino);
+        // O_SYNC contains O_DSYNC.
+        let stable = flags.has(libc::O_DSYNC);
+        self.unsynced.add(ino);
+        if from_page_cache {
             file.write(offset, data)?;
-            // O_SYNC contains O_DSYNC.
-            if flags.has(libc::O_DSYNC) && !from_page_cache {
+        } else if flags.has(libc::O_APPEND) {
+            if stable { file.append(data).map(|_offset| ())? } else { file.append_behind(data)? }
+        } else {
+            file.write(offset, data)?;
+            if stable {
                 file.fsync()?;
             }
         }

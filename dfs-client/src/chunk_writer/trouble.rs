@@ -1,0 +1,60 @@
+//! Why writing to a chunk stopped, and who is to blame.
+
+use std::fmt;
+use std::io;
+
+use dfs_proto::data_rpc::DataFailure;
+use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
+
+/// Why an attempt ended.
+pub(super) enum Trouble {
+    Lost(io::Error),
+    Failed(DataFailure),
+}
+
+/// Whom the master should leave out of the next configuration.
+pub(super) fn failed_member(
+    layout: Option<&ChunkLayout>,
+    trouble: &Trouble,
+) -> Option<FailedMember> {
+    let layout = layout?;
+    let of = |server| Some(FailedMember { version: layout.version, server });
+    match trouble {
+        Trouble::Failed(DataFailure::MemberFailed { server, .. }) => of(*server),
+        Trouble::Failed(
+            DataFailure::StaleVersion { .. }
+            | DataFailure::StaleEpoch { .. }
+            | DataFailure::Busy
+            | DataFailure::NoSpace { .. }
+            | DataFailure::BadRequest { .. }
+            | DataFailure::ChunkFull { .. }
+            | DataFailure::OutcomeUnknown,
+        ) => None,
+        // A primary that started again never leads this version again.
+        Trouble::Failed(
+            DataFailure::NoReplica
+            | DataFailure::NotCurrent
+            | DataFailure::NotPrimary
+            | DataFailure::BadBlock { .. }
+            | DataFailure::Gap { .. }
+            | DataFailure::Fenced { .. }
+            | DataFailure::Disk { .. },
+        )
+        | Trouble::Lost(_) => of(layout.primary),
+    }
+}
+
+impl Trouble {
+    pub(super) fn is_busy(&self) -> bool {
+        matches!(self, Self::Failed(DataFailure::Busy | DataFailure::StaleVersion { .. }))
+    }
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lost(error) => error.fmt(f),
+            Self::Failed(failure) => failure.fmt(f),
+        }
+    }
+}

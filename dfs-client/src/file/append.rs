@@ -1,0 +1,297 @@
+//! Appends: waited for, or written behind.
+//!
+//! Written behind, records gather while the operation before them is on its way, and go out together, in order. An
+//! operation is never longer than what is stored whole or not at all, and no record is cut over two. Whoever asks
+//! for content or size, or writes at a place, first waits for what was gathered before; nobody does so holding
+//! `commit`, which the sender may need.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+use dfs_core::command::{Change, Outcome};
+use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
+
+use super::{FileState, LAYOUT_KNOWN, WRITE_PIECE, small};
+use crate::chunk_writer::Appended;
+use crate::error::{ClientError, Result};
+use crate::session::lock;
+
+#[derive(Default)]
+struct Queue {
+    /// Operations to be; the last one still takes records.
+    waiting: VecDeque<Vec<u8>>,
+    /// Operations begun to gather so far, and those of them that were answered or given up.
+    begun: u64,
+    ended: u64,
+    /// Somebody sends, and will look for more.
+    sending: bool,
+}
+
+/// Records written behind.
+#[derive(Default)]
+pub(super) struct Gathered {
+    queue: Mutex<Queue>,
+    ended: Condvar,
+}
+
+impl Gathered {
+    pub(super) fn are_pending(&self) -> bool {
+        let queue = lock(&self.queue);
+        queue.ended < queue.begun
+    }
+
+    /// Adds one record; true if nobody sends yet.
+    fn add(&self, record: &[u8], operation_max: usize) -> bool {
+        let mut queue = lock(&self.queue);
+        match queue.waiting.back_mut() {
+            Some(last) if last.len() + record.len() <= operation_max => {
+                last.extend_from_slice(record);
+            }
+            Some(_) | None => {
+                queue.waiting.push_back(record.to_vec());
+                queue.begun += 1;
+            }
+        }
+        !std::mem::replace(&mut queue.sending, true)
+    }
+
+    fn next(&self) -> Option<Vec<u8>> {
+        let mut queue = lock(&self.queue);
+        let next = queue.waiting.pop_front();
+        queue.sending = next.is_some();
+        next
+    }
+
+    fn on_sent(&self) {
+        lock(&self.queue).ended += 1;
+        self.ended.notify_all();
+    }
+
+    /// An operation failed: what was gathered behind it is given up too. Answers the bytes of that.
+    fn on_failed(&self) -> u64 {
+        let mut queue = lock(&self.queue);
+        let lost = std::mem::take(&mut queue.waiting);
+        queue.ended = queue.begun;
+        drop(queue);
+        self.ended.notify_all();
+        lost.iter().map(|operation| operation.len() as u64).sum()
+    }
+
+    /// Waits for what was gathered so far; true if there was anything.
+    fn settle(&self) -> bool {
+        let mut queue = lock(&self.queue);
+        let upto = queue.begun;
+        let pending = queue.ended < upto;
+        while queue.ended < upto {
+            let waited = self.ended.wait_timeout(queue, Duration::from_secs(1));
+            queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        pending
+    }
+}
+
+impl FileState {
+    /// Waits for records written behind; true if there were any. Their errors are kept.
+    pub(crate) fn settle_appends(&self) -> bool {
+        self.appends.settle()
+    }
+
+    /// Takes one record for the end of the file: written behind, in order, whole. Waits while too much is pending,
+    /// and, in a record log, until the record is stable.
+    ///
+    /// # Errors
+    /// An earlier write's error, once; so for this record, by whoever writes next and whoever syncs.
+    pub fn append_behind(self: &Arc<Self>, record: &[u8]) -> Result<()> {
+        let layout = self.known_attr(LAYOUT_KNOWN)?.layout;
+        if layout.record_log || record.is_empty() {
+            return self.append(record).map(|_offset| ());
+        }
+        let _open = self.shared();
+        self.tell_writer()?;
+        if !self.appends.are_pending() {
+            self.acknowledge_before_append()?;
+        }
+        self.readahead.clear();
+        self.take_room(record.len() as u64)?;
+        let operation_max = WRITE_PIECE.min(small(layout.chunk_size));
+        if self.appends.add(record, operation_max) {
+            let file = Arc::clone(self);
+            self.io.carriers.run(Box::new(move || file.send_gathered()));
+        }
+        Ok(())
+    }
+
+    fn send_gathered(&self) {
+        while let Some(operation) = self.appends.next() {
+            let mut room = operation.len() as u64;
+            let sent = self.acknowledge_before_append();
+            let sent = sent.and_then(|()| self.append_now(&operation, &mut room));
+            match sent {
+                Ok(_offset) => self.appends.on_sent(),
+                Err(error) => {
+                    tracing::warn!(ino = self.ino().0, %error, "appended records are lost");
+                    self.keep(Err(error));
+                    room += self.appends.on_failed();
+                }
+            }
+            self.io.budget.give_back(room);
+        }
+    }
+
+    /// An append goes behind what was written before.
+    fn acknowledge_before_append(&self) -> Result<()> {
+        let pending = {
+            let inner = self.lock();
+            !inner.pending.inline.is_empty()
+                || inner.writers.values().any(|writer| writer.has_unacknowledged())
+        };
+        if pending { self.acknowledge_written() } else { Ok(()) }
+    }
+
+    /// Appends `data` and returns when it is stable: the offset it went to.
+    ///
+    /// # Errors
+    /// See [`ClientError`]; after `OutcomeUnknown` and the waits it may have been appended.
+    pub fn append(&self, data: &[u8]) -> Result<u64> {
+        let _open = self.shared();
+        self.tell_writer()?;
+        self.acknowledge()?;
+        if data.is_empty() {
+            return self.size();
+        }
+        self.readahead.clear();
+        self.append_now(data, &mut 0)
+    }
+
+    /// `room`: how much of the write budget the caller holds for `data`; what goes over to others is taken off.
+    fn append_now(&self, data: &[u8], room: &mut u64) -> Result<u64> {
+        // Never from memory: if another mount made the file longer by truncate(2), its primary does not know yet.
+        // The logged size is enough; of bytes beyond it the primary knows.
+        let mut attr = self.io.link.getattr(self.ino)?;
+        while attr.inline {
+            let append = Change::InlineWrite {
+                ino: self.ino,
+                offset: 0,
+                data: data.to_vec(),
+                append: true,
+                mtime: None,
+                kill_priv: self.lock().pending.kill_priv,
+            };
+            // What cannot fit is not even asked.
+            let answer = if attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX {
+                self.io.link.change(append)
+            } else {
+                Err(NamespaceError::LayoutChanged.into())
+            };
+            match answer {
+                Ok(Outcome::Appended { offset, attr }) => {
+                    self.learn(attr, None, true);
+                    return Ok(offset);
+                }
+                Ok(other) => {
+                    return Err(ClientError::Protocol {
+                        reason: format!("append was answered {other:?}"),
+                    });
+                }
+                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                    attr = self.refresh()?;
+                    if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64)
+                    {
+                        self.io.spill(self.ino)?;
+                        attr = self.refresh()?;
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.append_to_chunks(attr, data, room)
+    }
+
+    fn append_to_chunks(&self, mut attr: Attr, data: &[u8], room: &mut u64) -> Result<u64> {
+        let chunk_size = attr.layout.chunk_size.max(1);
+        let record = attr.layout.record_log;
+        if record && dfs_core::client::record_bytes_max(chunk_size) < data.len() as u64 {
+            return Err(NamespaceError::FileTooLarge.into());
+        }
+        let mut size = attr.size.max(self.lock().pending.end);
+        let mut begin = None;
+        // One operation crosses at most one chunk's end: longer ones are not atomic.
+        for piece in data.chunks(small(chunk_size)) {
+            let piece = Arc::new(piece.to_vec());
+            let at = loop {
+                let index = size / chunk_size;
+                if FILE_BYTES_MAX / chunk_size <= index {
+                    return Err(NamespaceError::FileTooLarge.into());
+                }
+                let writer = {
+                    let mut inner = self.lock();
+                    inner.pending.marked = true;
+                    self.writer_in(&mut inner, index)
+                };
+                match writer.append(Arc::clone(&piece), record, size - index * chunk_size)? {
+                    Appended::At { offset, .. } => break index * chunk_size + offset,
+                    Appended::Crossing { offset, len, counter } => {
+                        let stored = self.store_crossing(index + 1, &piece[small(len)..], room);
+                        writer.crossed(counter);
+                        stored?;
+                        break index * chunk_size + offset;
+                    }
+                    Appended::Full { carry } => size = (index + 1) * chunk_size + carry,
+                    Appended::Moved => {
+                        attr = self.refresh()?;
+                        size = attr.size;
+                    }
+                }
+            };
+            begin.get_or_insert(at);
+            size = at + piece.len() as u64;
+            self.wrote(&mut self.lock(), size);
+        }
+        Ok(begin.unwrap_or(size))
+    }
+
+    /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
+    fn store_crossing(&self, index: u64, rest: &[u8], room: &mut u64) -> Result<()> {
+        match room.checked_sub(rest.len() as u64) {
+            Some(left) => *room = left,
+            None => self.take_room(rest.len() as u64)?,
+        }
+        let writer = self.writer_in(&mut self.lock(), index);
+        writer.write(0, rest);
+        writer.stable()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn operations(gathered: &Gathered) -> Vec<usize> {
+        std::iter::from_fn(|| gathered.next()).map(|operation| operation.len()).collect()
+    }
+
+    #[test]
+    fn records_are_joined_whole_up_to_one_operation() {
+        let gathered = Gathered::default();
+        assert!(gathered.add(&[1; 40], 100));
+        assert!(!gathered.add(&[2; 60], 100));
+        assert!(!gathered.add(&[3; 1], 100));
+        assert!(!gathered.add(&[4; 100], 100));
+        assert!(!gathered.add(&[5; 250], 100));
+        assert_eq!(operations(&gathered), [100, 1, 100, 250]);
+        assert!(gathered.add(&[6], 100), "whoever sent found nothing more and went");
+    }
+
+    #[test]
+    fn a_failed_operation_takes_those_behind_it_along_and_lets_waiters_go() {
+        let gathered = Gathered::default();
+        gathered.add(&[1; 80], 100);
+        gathered.add(&[2; 80], 100);
+        gathered.add(&[3; 10], 100);
+        assert_eq!(gathered.next().map(|operation| operation.len()), Some(80));
+        assert!(gathered.are_pending());
+        assert_eq!(gathered.on_failed(), 90);
+        assert!(!gathered.settle() && gathered.next().is_none());
+    }
+}
