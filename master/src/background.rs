@@ -20,14 +20,19 @@ const TICK: Duration = Duration::from_millis(250);
 /// Chunks looked at for missing members in one round, and configuration changes made for them at once.
 const REPAIRS_AT_ONCE: usize = 4;
 
+const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
+const RECLAIM_BATCH: usize = 256;
+
 /// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
 pub async fn reclaim(
     master: Arc<Master>,
     mut inodes: tokio::sync::mpsc::UnboundedReceiver<InodeNo>,
 ) {
     while let Some(first) = inodes.recv().await {
+        // Whoever removes many files waits for the log after each: reclaims go together, not between any two of them.
+        tokio::time::sleep(RECLAIM_PAUSE).await;
         let mut batch = vec![first];
-        while batch.len() < 256 {
+        while batch.len() < RECLAIM_BATCH {
             let Ok(next) = inodes.try_recv() else { break };
             batch.push(next);
         }

@@ -201,8 +201,8 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Raft core, state machine, proposer: each waits for the others, and the state machine may block.
-const RUNTIME_THREADS: usize = 3;
+/// Raft core, state machine and proposer wait for each other: on one thread they hand over without a switch.
+const RUNTIME_THREADS: usize = 1;
 /// How long a purge or a snapshot's registration may take before it is given up for this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 

@@ -144,7 +144,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         let done = Box::new(|result: Result<(), JournalError>| {
             callback.log_io_completed(result.map_err(std::io::Error::other));
         });
-        self.journal.append(entries, done).map_err(|err| write_error(&err))
+        // openraft appends nothing more before this is durable: its thread may as well write itself.
+        self.journal.append_here(entries, done).map_err(|err| write_error(&err))
     }
 
     async fn truncate(&mut self, log_id: LogId<u64>) -> Result<(), StorageError<u64>> {
