@@ -16,6 +16,7 @@ mod keeper;
 mod master_link;
 mod own_changes;
 mod readahead;
+mod recent_dirs;
 mod servers;
 
 pub use error::ClientError;

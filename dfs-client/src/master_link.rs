@@ -17,7 +17,7 @@ use dfs_core::client::backoff::Backoff;
 use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ClientId, InodeNo};
-use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_core::namespace::{Attr, FileKind, NamespaceError};
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::frame_conn::LoneClient;
@@ -26,6 +26,7 @@ use dfs_service::conn::{self, Door};
 
 use crate::error::{ClientError, Result};
 use crate::own_changes::OwnChanges;
+use crate::recent_dirs::RecentDirs;
 use crate::session::{SessionConfig, lock, random};
 
 /// Connections to the master: one per caller that waits for it.
@@ -62,6 +63,7 @@ pub(crate) struct MasterLink {
     opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
     /// What of the change numbers is this client's doing.
     pub(crate) own_changes: OwnChanges,
+    pub(crate) recent_dirs: RecentDirs,
     silent_told: AtomicBool,
     closed: AtomicBool,
     asked_at: Mutex<Instant>,
@@ -79,11 +81,6 @@ impl Drop for Op<'_> {
     }
 }
 
-pub(crate) enum Attempt {
-    Answered(MetaReply),
-    Lost(std::io::Error),
-}
-
 impl MasterLink {
     pub(crate) fn new(config: SessionConfig) -> Result<Self> {
         let mut id = [0; 16];
@@ -99,6 +96,7 @@ impl MasterLink {
             registration: Mutex::new(None),
             opens: Mutex::default(),
             own_changes: OwnChanges::default(),
+            recent_dirs: RecentDirs::default(),
             silent_told: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             asked_at: Mutex::new(Instant::now()),
@@ -218,22 +216,23 @@ impl MasterLink {
         self.pool_changed.notify_one();
     }
 
-    pub(crate) fn attempt(&self, call: &MetaCall, deadline: Duration) -> Attempt {
-        let mut connection = match self.take_connection() {
-            Ok(connection) => connection,
-            Err(error) => return Attempt::Lost(error),
-        };
+    pub(crate) fn attempt(
+        &self,
+        call: &MetaCall,
+        deadline: Duration,
+    ) -> std::io::Result<MetaReply> {
+        let mut connection = self.take_connection()?;
         match self.call_on(&mut connection, call, deadline) {
             Ok(reply) => {
                 self.give_back(connection);
                 *lock(&self.asked_at) = Instant::now();
-                Attempt::Answered(reply)
+                Ok(reply)
             }
             Err(error) => {
                 // The others were to the same master and are as dead, if it is.
                 let idle = std::mem::take(&mut lock(&self.pool).idle);
                 (0..=idle.len()).for_each(|_| self.drop_connection());
-                Attempt::Lost(error)
+                Err(error)
             }
         }
     }
@@ -256,7 +255,7 @@ impl MasterLink {
                 return Err(ClientError::Closed);
             }
             let (pause_ms, give_up) = match self.attempt(call, deadline) {
-                Attempt::Answered(MetaReply::Failed(failure)) => match failure {
+                Ok(MetaReply::Failed(failure)) => match failure {
                     MetaFailure::Refused(NamespaceError::Busy) => {
                         (backoff.next_ms(random()), NamespaceError::Busy.into())
                     }
@@ -277,13 +276,13 @@ impl MasterLink {
                         ClientError::ChunkUnavailable { reason, waited: wait },
                     ),
                 },
-                Attempt::Answered(reply) => {
+                Ok(reply) => {
                     if self.silent_told.swap(false, Ordering::AcqRel) {
                         tracing::warn!(master = %self.config.master, "the master answers again");
                     }
                     return Ok(reply);
                 }
-                Attempt::Lost(error) => {
+                Err(error) => {
                     tracing::debug!(master = %self.config.master, %error, "no answer");
                     if SILENCE_TOLD < began.elapsed()
                         && !self.silent_told.swap(true, Ordering::AcqRel)
@@ -310,16 +309,49 @@ impl MasterLink {
     }
 
     pub(crate) fn change(&self, change: Change) -> Result<Outcome> {
+        match change {
+            Change::Create { .. }
+            | Change::Link { .. }
+            | Change::Unlink { .. }
+            | Change::Rmdir { .. }
+            | Change::Rename { .. } => return self.change_names(change, false),
+            _ => {}
+        }
+        // These say nothing of the attributes they change.
+        let says_nothing = matches!(change, Change::SetXattr { .. } | Change::RemoveXattr { .. });
         let op = self.op();
         let call = MetaCall::Change { op: op.number, part: 0, change };
-        let outcome = match self.call(&call)? {
-            MetaReply::Outcome(outcome) => accepted(outcome)?,
-            other => return Err(unexpected("change", &other)),
+        let outcome = match self.call(&call) {
+            Ok(MetaReply::Outcome(outcome)) => accepted(outcome),
+            Ok(other) => Err(unexpected("change", &other)),
+            Err(error) => Err(error),
         };
+        if says_nothing || outcome.is_err() {
+            self.recent_dirs.forget();
+        }
+        let outcome = outcome?;
+        if let Outcome::Attr(attr) = &outcome
+            && attr.kind == FileKind::Directory
+        {
+            self.recent_dirs.forget();
+        }
         if let MetaCall::Change { change, .. } = &call {
             self.own_changes.answered(change, &outcome);
         }
         Ok(outcome)
+    }
+
+    /// `open`: a file that is created is open, the caller counts it.
+    pub(crate) fn change_names(&self, change: Change, open: bool) -> Result<Outcome> {
+        let op = self.op();
+        let asked_at = Instant::now();
+        match self.call(&MetaCall::ChangeNames { op: op.number, change, open })? {
+            MetaReply::Changed { outcome, directories } => {
+                self.recent_dirs.learn(directories, asked_at);
+                accepted(outcome)
+            }
+            other => Err(unexpected("change of names", &other)),
+        }
     }
 
     pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {

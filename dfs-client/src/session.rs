@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
 use dfs_core::ids::{ClientId, InodeNo};
-use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_core::namespace::{Attr, FileKind, NamespaceError};
 use dfs_core::time::WallTime;
 use dfs_proto::meta_rpc::{EntryPlus, MetaCall, MetaReply, StatfsReply, Welcome};
 use dfs_service::conn::ClusterKey;
@@ -23,7 +23,7 @@ use crate::chunk_io::ChunkIo;
 use crate::error::{ClientError, Result};
 use crate::file::FileState;
 use crate::keeper;
-use crate::master_link::{Attempt, MasterLink, accepted, unexpected};
+use crate::master_link::{MasterLink, accepted, unexpected};
 
 const PING_EVERY: Duration = Duration::from_secs(20);
 /// The last words of a session are not waited for longer.
@@ -264,6 +264,31 @@ impl Session {
         self.link.change(change)
     }
 
+    /// Creates a file as `change` says. Open until [`Self::release`] if it was created; one that was there is not.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn create_open(self: &Arc<Self>, change: Change, write: bool) -> Result<(Attr, bool)> {
+        match self.link.change_names(change, true)? {
+            Outcome::Entry { attr, created } => {
+                if created && attr.kind == FileKind::File {
+                    self.link.count_open(attr.ino, write);
+                    let _known = self.file_created(&attr);
+                }
+                Ok((attr, created))
+            }
+            other => {
+                Err(ClientError::Protocol { reason: format!("create was answered {other:?}") })
+            }
+        }
+    }
+
+    /// Attributes of a directory that came with an answer to this client's own change in it, and how old they may be.
+    #[must_use]
+    pub fn recent_directory(&self, ino: InodeNo) -> Option<(Attr, Duration)> {
+        self.link.recent_dirs.get(ino)
+    }
+
     /// Counts an open until [`Self::release`]; answers fresh attributes and takes in inline content.
     ///
     /// # Errors
@@ -434,7 +459,7 @@ impl Session {
         if self.link.is_closed() {
             return;
         }
-        if let Attempt::Lost(error) = self.link.attempt(&MetaCall::Goodbye, GOODBYE_MAX) {
+        if let Err(error) = self.link.attempt(&MetaCall::Goodbye, GOODBYE_MAX) {
             tracing::debug!(%error, "goodbye: the lease will end this client");
         }
         self.link.close();
@@ -465,8 +490,7 @@ fn run_errands(link: &MasterLink, todo: &mpsc::Receiver<Errand>, pending: &Atomi
                     return;
                 }
                 if PING_EVERY <= link.quiet()
-                    && let Attempt::Lost(error) =
-                        link.attempt(&MetaCall::Ping, link.config().io_deadline)
+                    && let Err(error) = link.attempt(&MetaCall::Ping, link.config().io_deadline)
                 {
                     tracing::debug!(%error, "ping");
                 }

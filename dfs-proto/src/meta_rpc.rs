@@ -33,6 +33,12 @@ pub enum MetaCall {
         change: Change,
     },
     /// Shows that the client lives (mount lease, DECISIONS 12); every other request does too.
+    /// A change of names, answered with `Changed`. `open`: a file that it creates is counted as opened.
+    ChangeNames {
+        op: u64,
+        change: Change,
+        open: bool,
+    },
     Ping,
     /// Ends the client: locks, opens and results go.
     Goodbye,
@@ -137,6 +143,11 @@ pub struct FailedMember {
 pub enum MetaReply {
     Welcome(Welcome),
     Outcome(Outcome),
+    /// `directories`: the attributes afterwards of those whose names were changed.
+    Changed {
+        outcome: Outcome,
+        directories: Vec<Attr>,
+    },
     Attr(Attr),
     Entries {
         entries: Vec<EntryPlus>,
@@ -242,12 +253,13 @@ pub struct MemberAddress {
 
 wire_struct!(MetaRequest { client, low_water, call });
 wire_struct!(FailedMember { version, server });
-wire_list!((InodeNo, u32), EntryPlus, NameBytes, ChunkLayout, MemberAddress);
+wire_list!(Attr, (InodeNo, u32), EntryPlus, NameBytes, ChunkLayout, MemberAddress);
 wire_enum!(MetaCall {
     1 = Hello { name, known },
     2 = Change { op, part, change },
     3 = Ping,
     4 = Goodbye,
+    5 = ChangeNames { op, change, open },
     10 = Lookup { parent, name },
     11 = GetAttr { ino },
     12 = ReadDir { ino, after_cookie, max_entries, plus },
@@ -281,6 +293,7 @@ wire_enum!(MetaReply {
     12 = Conflict(lock),
     13 = Done,
     14 = Failed(failure),
+    15 = Changed { outcome, directories },
 });
 wire_enum!(MetaFailure {
     1 = Refused(error),

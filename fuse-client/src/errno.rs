@@ -16,6 +16,7 @@ impl Errno {
     pub const WOULD_BLOCK: Self = Self(libc::EAGAIN);
     /// A flag or mode that no file supports.
     pub const INVALID: Self = Self(libc::EINVAL);
+    pub const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
     pub const IO: Self = Self(libc::EIO);
     /// The buffer given for an extended attribute is too small.
     pub const RANGE: Self = Self(libc::ERANGE);

@@ -11,7 +11,7 @@ mod locks;
 mod names;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
@@ -21,7 +21,7 @@ use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
 
 use crate::buffers::Buffers;
-use crate::cache::{Hints, Lifetimes, PageVersions};
+use crate::cache::{Bounded, Hints, Lifetimes, PageVersions};
 use crate::errno::Errno;
 use crate::metrics::Metrics;
 use crate::seam::{Call, Entry, Operation, Reply};
@@ -30,6 +30,9 @@ use crate::seam::{Call, Entry, Operation, Reply};
 const PAGE_VERSIONS_MAX: usize = 65_536;
 /// Locks and unsynced files remembered before every close asks the master.
 const HINTS_MAX: usize = 16_384;
+
+/// Files just created that are remembered.
+const BARE_MAX: usize = 4096;
 
 /// What the file system asks of the kernel without being asked.
 pub trait KernelCache: Send + Sync + fmt::Debug {
@@ -53,6 +56,8 @@ pub struct FileSystem {
     session: Arc<Session>,
     options: Options,
     kernel: std::sync::OnceLock<Box<dyn KernelCache>>,
+    /// Files created here, and when: they have no extended attributes.
+    bare: Mutex<Bounded<InodeNo, Instant>>,
     metrics: Arc<Metrics>,
     buffers: Buffers,
     pages: PageVersions,
@@ -73,6 +78,7 @@ impl FileSystem {
             session,
             options,
             kernel: std::sync::OnceLock::new(),
+            bare: Mutex::new(Bounded::new(BARE_MAX)),
             metrics,
             buffers: Buffers::default(),
             pages: PageVersions::new(PAGE_VERSIONS_MAX),

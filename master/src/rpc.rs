@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
-use dfs_core::namespace::{Body, NamespaceError};
+use dfs_core::namespace::{Body, FileKind, NamespaceError};
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::frame::FrameKind;
@@ -95,6 +95,10 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
         MetaCall::Change { op, part, change } => {
             change_of_client(master, OpId { client, op, part }, low_water, change)
                 .map(MetaReply::Outcome)
+        }
+        MetaCall::ChangeNames { op, change, open } => {
+            let id = OpId { client, op, part: 0 };
+            names_of_client(master, id, low_water, change, open)
         }
         MetaCall::Lookup { parent, name } => {
             Ok(MetaReply::Attr(meta::lookup(&master.reader(), parent, &name)?))
@@ -192,6 +196,7 @@ fn name_of(call: &MetaCall) -> &'static str {
     match call {
         MetaCall::Hello { .. } => "hello",
         MetaCall::Change { .. } => "change",
+        MetaCall::ChangeNames { .. } => "change_names",
         MetaCall::Ping => "ping",
         MetaCall::Goodbye => "goodbye",
         MetaCall::Lookup { .. } => "lookup",
@@ -259,6 +264,41 @@ pub fn end_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFail
         }
     }
     Ok(())
+}
+
+fn names_of_client(
+    master: &Arc<Master>,
+    id: OpId,
+    low_water: u64,
+    change: Change,
+    open: bool,
+) -> Result<MetaReply, MetaFailure> {
+    let parents = match &change {
+        Change::Create { parent, .. }
+        | Change::Link { parent, .. }
+        | Change::Unlink { parent, .. }
+        | Change::Rmdir { parent, .. } => vec![*parent],
+        Change::Rename { from_parent, to_parent, .. } if from_parent == to_parent => {
+            vec![*from_parent]
+        }
+        Change::Rename { from_parent, to_parent, .. } => vec![*from_parent, *to_parent],
+        _ => {
+            return Err(MetaFailure::BadRequest {
+                reason: "this change is not one of names".to_owned(),
+            });
+        }
+    };
+    let outcome = change_of_client(master, id, low_water, change)?;
+    if let Outcome::Entry { attr, created: true } = &outcome
+        && open
+        && attr.kind == FileKind::File
+        && !lock(&master.clients).open(id.client, attr.ino)
+    {
+        return Err(NamespaceError::Stale.into());
+    }
+    let reader = master.reader();
+    let directories = parents.into_iter().filter_map(|ino| meta::attr(&reader, ino)).collect();
+    Ok(MetaReply::Changed { outcome, directories })
 }
 
 fn change_of_client(

@@ -5,6 +5,9 @@
     reason = "each change has one kind of outcome; all others, also new ones, are the master's mistake"
 )]
 
+use std::sync::PoisonError;
+use std::time::Instant;
+
 use dfs_core::command::{Change, Outcome, SetTime, XattrMode};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, acl};
@@ -18,8 +21,28 @@ fn keeps_privileges(caller: Caller) -> bool {
     caller.uid == 0
 }
 
+/// Where file capabilities are kept.
+const CAPABILITY: &[u8] = b"security.capability";
+
 impl FileSystem {
+    /// Created here a moment ago, and given no extended attribute here since.
+    fn is_bare(&self, ino: InodeNo) -> bool {
+        let bare = self.bare.lock().unwrap_or_else(PoisonError::into_inner);
+        bare.get(&ino)
+            .is_some_and(|created: &Instant| created.elapsed() < self.options.lifetimes.attr)
+    }
+
+    pub(super) fn note_bare(&self, ino: InodeNo) {
+        self.bare.lock().unwrap_or_else(PoisonError::into_inner).insert(ino, Instant::now());
+    }
+
     pub(super) fn get_attr(&self, ino: InodeNo) -> Answer {
+        // After each change of a name the kernel asks for the directory; the answer to that change had it.
+        if let Some((attr, age)) = self.session.recent_directory(ino)
+            && let Some(ttl) = self.options.lifetimes.attr.checked_sub(age)
+        {
+            return Ok(Reply::Attr { attr, ttl });
+        }
         Ok(self.attr_reply(self.session.getattr(ino)?))
     }
 
@@ -95,11 +118,16 @@ impl FileSystem {
             _ => return Err(Errno::INVALID),
         };
         check_namespace(&name)?;
+        self.bare.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
         self.change(Change::SetXattr { ino, name, value: value.to_vec(), mode })?;
         Ok(Reply::Done)
     }
 
     pub(super) fn get_xattr(&self, ino: InodeNo, name: &[u8], size_max: u32) -> Answer {
+        // The kernel asks this at the first write to each file.
+        if name == CAPABILITY && self.is_bare(ino) {
+            return Err(Errno::NO_ATTRIBUTE);
+        }
         check_namespace(name)?;
         xattr_reply(self.session.getxattr(ino, name)?, size_max)
     }

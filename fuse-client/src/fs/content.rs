@@ -16,7 +16,7 @@ const COPY_STEP_BYTES: usize = 1 << 20;
 
 impl FileSystem {
     pub(super) fn open(&self, caller: Caller, ino: InodeNo, flags: OpenFlags) -> Answer {
-        let (_, cache) = self.open_file(caller, ino, flags, false)?;
+        let (_, cache) = self.open_file(caller, ino, flags)?;
         Ok(Reply::Opened(cache))
     }
 
@@ -25,11 +25,10 @@ impl FileSystem {
         caller: Caller,
         ino: InodeNo,
         flags: OpenFlags,
-        created: bool,
     ) -> Result<(Attr, CacheUse), Errno> {
         let writes = flags.writes();
         let mut attr = self.session.open(ino, writes)?;
-        if flags.has(libc::O_TRUNC) && !created {
+        if flags.has(libc::O_TRUNC) {
             match self.truncate(caller, ino, 0) {
                 Ok(cut) => attr = cut,
                 Err(errno) => {
@@ -39,18 +38,22 @@ impl FileSystem {
                 }
             }
         }
-        let cache = if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && writes {
-            CacheUse::Direct
-        } else if self.may_keep_pages(ino, attr.change) {
-            CacheUse::Keep
-        } else {
-            CacheUse::Fresh
-        };
+        let cache = self.cache_use(&attr, flags);
         // An open does not tell the kernel the size, and what it believes may be as old as attributes live.
-        if !created && (cache != CacheUse::Keep || attr.writing) {
+        if cache != CacheUse::Keep || attr.writing {
             self.drop_kernel_attributes(ino);
         }
         Ok((attr, cache))
+    }
+
+    pub(super) fn cache_use(&self, attr: &Attr, flags: OpenFlags) -> CacheUse {
+        if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes() {
+            CacheUse::Direct
+        } else if self.may_keep_pages(attr.ino, attr.change) {
+            CacheUse::Keep
+        } else {
+            CacheUse::Fresh
+        }
     }
 
     /// Whether the kernel's pages hold what is at `change`; from now on they are taken to.

@@ -7,7 +7,7 @@
 
 use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
-use dfs_core::namespace::{Attr, FileKind, NamespaceError};
+use dfs_core::namespace::{FileKind, NamespaceError};
 
 use super::{Answer, FileSystem, unexpected};
 use crate::errno::Errno;
@@ -69,32 +69,8 @@ impl FileSystem {
         kind: NewKind,
         modes: (u32, u32),
     ) -> Answer {
-        let (attr, _) = self.make_entry(caller, parent, name, kind, modes, false)?;
-        Ok(Reply::Entry(self.entry(attr)))
-    }
-
-    fn make_entry(
-        &self,
-        caller: Caller,
-        parent: InodeNo,
-        name: Name,
-        kind: NewKind,
-        (mode, umask): (u32, u32),
-        open_existing: bool,
-    ) -> Result<(Attr, bool), Errno> {
-        let outcome = self.change(Change::Create {
-            parent,
-            name,
-            kind,
-            mode: mode & 0o7777,
-            umask: umask & 0o777,
-            uid: caller.uid,
-            gid: caller.gid,
-            layout: None,
-            open_existing,
-        })?;
-        match outcome {
-            Outcome::Entry { attr, created } => Ok((attr, created)),
+        match self.change(creation(caller, parent, name, kind, modes, false))? {
+            Outcome::Entry { attr, .. } => Ok(Reply::Entry(self.entry(attr))),
             other => Err(unexpected(&other)),
         }
     }
@@ -110,16 +86,19 @@ impl FileSystem {
         flags: OpenFlags,
     ) -> Answer {
         let open_existing = !flags.has(libc::O_EXCL);
-        let (attr, created) =
-            self.make_entry(caller, parent, name, NewKind::File, (mode, umask), open_existing)?;
+        let change = creation(caller, parent, name, NewKind::File, (mode, umask), open_existing);
+        let created = self.session.create_open(change, flags.writes());
+        self.listings.outdate();
+        let (attr, created) = created?;
         if attr.kind != FileKind::File {
             return Err(Errno::from(ClientError::Refused(NamespaceError::Exists)));
         }
         if created {
-            // Takes the attributes in before the open asks for them.
-            let _ = self.session.file_created(&attr);
+            self.note_bare(attr.ino);
+            let cache = self.cache_use(&attr, flags);
+            return Ok(Reply::Created { entry: self.entry(attr), cache });
         }
-        let (attr, cache) = self.open_file(caller, attr.ino, flags, created)?;
+        let (attr, cache) = self.open_file(caller, attr.ino, flags)?;
         Ok(Reply::Created { entry: self.entry(attr), cache })
     }
 
@@ -166,5 +145,26 @@ impl FileSystem {
             self.unsynced.remove(&ino);
         }
         Ok(())
+    }
+}
+
+fn creation(
+    caller: Caller,
+    parent: InodeNo,
+    name: Name,
+    kind: NewKind,
+    (mode, umask): (u32, u32),
+    open_existing: bool,
+) -> Change {
+    Change::Create {
+        parent,
+        name,
+        kind,
+        mode: mode & 0o7777,
+        umask: umask & 0o777,
+        uid: caller.uid,
+        gid: caller.gid,
+        layout: None,
+        open_existing,
     }
 }

@@ -186,15 +186,14 @@ fn check_plan(len: u64, wish: Wish, expected: Plan) {
 fn appends_go_to_the_end_split_or_seal() {
     let plain = |len, at_least| Wish::Append { len, record: false, at_least };
     let record = |len| Wish::Append { len, record: true, at_least: 0 };
-    let at = |offset, len| Plan::Apply {
+    let cut = |offset, len, asked| Plan::Apply {
         step: Step::Write { offset, len },
-        append: Some((offset, len)),
+        append: Some((offset, asked)),
     };
+    let at = |offset, len| cut(offset, len, len);
     check_plan(100, plain(50, 0), at(100, 50));
     check_plan(100, plain(50, 4096), at(4096, 50));
-    // How long it was asked to be: the rest goes to the next chunk.
-    let step = Step::Write { offset: 8000, len: 192 };
-    check_plan(8000, plain(500, 0), Plan::Apply { step, append: Some((8000, 500)) });
+    check_plan(8000, plain(500, 0), cut(8000, 192, 500));
     check_plan(8192, plain(1, 0), Plan::Full);
     check_plan(100, plain(50, 8193), Plan::Invalid("append beyond the end of the chunk"));
     check_plan(6144, record(2048), at(6144, 2048));
