@@ -205,13 +205,22 @@ impl Master {
     fn check_age(&self, server: ServerId, beat: &HeartbeatRequest) -> Result<(), String> {
         let ahead =
             self.epoch.0 < beat.epoch || (self.epoch.0 == beat.epoch && self.nonce != beat.nonce);
-        if !ahead {
+        // An earlier reign whose log was longer than what this one began with: the end of that log is gone.
+        let longer =
+            beat.epoch < self.epoch.0 && self.began_at < beat.log_index && !self.config.accept_loss;
+        let text = if ahead {
+            format!(
+                "this directory is older than the cluster: {server} has served epoch {}, here it is {}",
+                beat.epoch, self.epoch.0
+            )
+        } else if longer {
+            format!(
+                "this directory is older than the cluster: {server} knows of log entry {} in epoch {}, here the log ended at {}",
+                beat.log_index, beat.epoch, self.began_at
+            )
+        } else {
             return Ok(());
-        }
-        let text = format!(
-            "this directory is older than the cluster: {server} has served epoch {}, here it is {}",
-            beat.epoch, self.epoch.0
-        );
+        };
         tracing::error!("{text}; start with --accept-loss to go on with what is here");
         // Nothing of ours may reach the cluster any more.
         crate::run::stop_older_than_cluster(beat.epoch);

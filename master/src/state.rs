@@ -40,6 +40,8 @@ pub struct Master {
     pub replication: u32,
     pub min_replicas: u32,
     pub started: Timestamp,
+    /// Last index of the log when this reign began.
+    pub began_at: u64,
     pub cluster: Mutex<Cluster>,
     pub clients: Mutex<Clients>,
     /// Chunks with a configuration change running: one at a time each.
@@ -137,6 +139,7 @@ impl Master {
             replication: superblock.replication,
             min_replicas: superblock.min_replicas,
             started: now(),
+            began_at: group.applied_index().unwrap_or(0),
             cluster: Mutex::new(Cluster::new(config.profile)),
             clients: Mutex::default(),
             reconfiguring: Mutex::default(),

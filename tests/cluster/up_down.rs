@@ -195,3 +195,39 @@ impl Drop for Guard {
         tests::force_unmount(&self.1.join("mnt"));
     }
 }
+
+#[test]
+fn an_old_copy_of_the_masters_directory_is_refused() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let data = cluster.dir().join("data");
+    let (master, copy) = (data.join("master"), cluster.scratch().join("copy"));
+    let copied = run(Command::new("cp").arg("-a").arg(&master).arg(&copy), PATIENCE);
+    assert!(copied.status.success(), "{copied:?}");
+    for n in 0..1_200 {
+        std::fs::create_dir(cluster.mount().join(format!("d{n}"))).unwrap();
+    }
+    wait_until("the chunkservers know how long the log is", || {
+        (1..=3).all(|n| {
+            let state = std::fs::read_to_string(data.join(format!("cs-{n}/server_state")));
+            let known = state.ok().and_then(|line| line.split_whitespace().nth(5)?.parse().ok());
+            known.is_some_and(|index: u64| 1_000 <= index)
+        })
+    });
+    cluster.down();
+    std::fs::rename(&master, cluster.scratch().join("newest")).unwrap();
+    std::fs::rename(&copy, &master).unwrap();
+
+    let up = cluster.try_dfs(["up", "--detach", "--restart", "never"]);
+    wait_until("the master says why it stops", || {
+        std::fs::read_to_string(cluster.dir().join("log/master.log"))
+            .is_ok_and(|log| log.contains("older than the cluster"))
+    });
+    drop(up);
+    let _stopped = cluster.try_dfs(["down"]);
+    // The real one is served as before.
+    std::fs::remove_dir_all(&master).unwrap();
+    std::fs::rename(cluster.scratch().join("newest"), &master).unwrap();
+    cluster.up();
+    assert!(cluster.mount().join("d1199").is_dir());
+}
