@@ -135,6 +135,13 @@ pub(crate) struct ChunkWriter {
     pub(crate) queued: [AtomicBool; 2],
 }
 
+/// A sync to be sent.
+struct BegunSync {
+    layout: Arc<ChunkLayout>,
+    attempt: u64,
+    upto: u64,
+}
+
 impl ChunkWriter {
     pub(crate) fn new(io: &Arc<ChunkIo>, ino: InodeNo, index: u64) -> Arc<Self> {
         let now = Instant::now();
@@ -273,6 +280,17 @@ impl ChunkWriter {
     /// Waits until every member has all that was written before.
     pub(crate) fn acknowledged(self: &Arc<Self>) -> Result<()> {
         self.push_and_wait();
+        self.wait_acknowledged()
+    }
+
+    /// As [`Self::acknowledged`]; what makes it stable is then under way too, most often.
+    pub(crate) fn acknowledged_and_syncing(self: &Arc<Self>) -> Result<()> {
+        self.push_and_wait();
+        self.start_sync_behind();
+        self.wait_acknowledged()
+    }
+
+    fn wait_acknowledged(&self) -> Result<()> {
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
@@ -285,16 +303,32 @@ impl ChunkWriter {
 
     /// Begins to make stable what is acknowledged.
     pub(crate) fn start_sync(self: &Arc<Self>) {
-        let (layout, attempt, upto) = {
-            let mut state = self.lock();
-            let Some(upto) = state.queue.acknowledged_to() else { return };
-            if state.syncing.is_some() || state.recovering {
-                return;
+        let mut state = self.lock();
+        if let Some(upto) = state.queue.acknowledged_to() {
+            let sync = begin_sync(&mut state, upto);
+            drop(state);
+            self.send_sync(sync);
+        }
+    }
+
+    /// Begins to make stable what was sent: the primary takes this sync behind it, as both come by one connection.
+    fn start_sync_behind(self: &Arc<Self>) {
+        let mut state = self.lock();
+        if let (Some(upto), false) = (state.queue.sent_to(), state.sending) {
+            let sync = begin_sync(&mut state, upto);
+            // What is written meanwhile waits, so that an operation marked as sent is.
+            state.sending = sync.is_some();
+            drop(state);
+            if sync.is_some() {
+                self.send_sync(sync);
+                self.lock().sending = false;
+                self.pump();
             }
-            let Some(layout) = state.layout.clone() else { return };
-            state.syncing = Some(Instant::now());
-            (layout, state.attempt, upto)
-        };
+        }
+    }
+
+    fn send_sync(self: &Arc<Self>, sync: Option<BegunSync>) {
+        let Some(BegunSync { layout, attempt, upto }) = sync else { return };
         let writer = Arc::clone(self);
         let call = DataCall::Sync { layout: ChunkLayout::clone(&layout) }.to_bytes();
         let on_reply = Box::new(move |reply| writer.on_synced(attempt, upto, reply));
@@ -306,7 +340,7 @@ impl ChunkWriter {
     /// Makes everything written before stable on every member.
     pub(crate) fn stable(self: &Arc<Self>) -> Result<()> {
         // Also if some bytes were refused: nothing of the others may stay behind.
-        let acknowledged = self.acknowledged();
+        let acknowledged = self.acknowledged_and_syncing();
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
@@ -726,6 +760,15 @@ impl ChunkWriter {
             self.io.jobs.put(Arc::clone(self), job);
         }
     }
+}
+
+fn begin_sync(state: &mut State, upto: u64) -> Option<BegunSync> {
+    if state.syncing.is_some() || state.recovering {
+        return None;
+    }
+    let layout = state.layout.clone()?;
+    state.syncing = Some(Instant::now());
+    Some(BegunSync { layout, attempt: state.attempt, upto })
 }
 
 fn push_extent(queue: &mut ResendQueue<Body>, offset: u64, extent: Vec<u8>) {

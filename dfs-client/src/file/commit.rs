@@ -5,11 +5,23 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 
-use super::{FileState, INLINE_RANGES_MAX, small};
+use super::{FileState, INLINE_RANGES_MAX, Pending, small};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
 use crate::session::lock;
 use std::sync::Arc;
+
+/// What one commit is about.
+#[derive(Clone, Copy)]
+struct Wrote {
+    end: u64,
+    mtime: Option<WallTime>,
+    kill_priv: bool,
+    writes: u64,
+    marked: bool,
+    /// What is written below this needs no new size, most likely.
+    known_size: u64,
+}
 
 impl FileState {
     pub(super) fn keep(&self, outcome: Result<()>) {
@@ -77,38 +89,51 @@ impl FileState {
         // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
         let _alone = done_writing.then(|| self.alone());
         self.settle_appends();
-        {
-            let inner = self.lock();
-            let nothing = inner.pending.inline.is_empty()
-                && inner.pending.mtime.is_none()
-                && !inner.pending.kill_priv
-                && inner.error.is_empty()
-                && inner.writers.values().all(|writer| writer.is_idle())
-                && !(done_writing && inner.pending.marked);
-            if nothing {
-                return Ok(());
-            }
+        if self.is_committed(done_writing) {
+            return Ok(());
         }
         let _one = lock(&self.commit);
+        // Whoever held it may have done it for all who wait.
+        if self.is_committed(done_writing) {
+            return Ok(());
+        }
         let inline = self.commit_inline();
-        let (end, mtime, kill_priv, writes, marked) = {
+        let wrote = {
             let inner = self.lock();
-            let pending = &inner.pending;
-            (pending.end, pending.mtime, pending.kill_priv, pending.writes, pending.marked)
+            let Pending { end, mtime, kill_priv, writes, marked, .. } = inner.pending;
+            let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
+            Wrote { end, mtime, kill_priv, writes, marked, known_size }
         };
+        let last_word = done_writing && wrote.marked;
+        let mut logged = !(wrote.marked || wrote.mtime.is_some() || wrote.kill_priv);
         let stable = inline.and_then(|()| {
-            self.each_writer(ChunkWriter::acknowledged)?;
+            self.each_writer(ChunkWriter::acknowledged_and_syncing)?;
             self.writers().iter().for_each(ChunkWriter::start_sync);
+            if !logged && !last_word && wrote.end <= wrote.known_size {
+                // Others may see these bytes now, and the size that is logged does not pass what is stable. Whoever
+                // waits for this commit is answered when both are done.
+                logged = self.commit_size(&wrote, 0, false)?;
+            }
             self.each_writer(ChunkWriter::stable)
         });
         self.keep(self.forgive_gone(stable));
         // The size is logged when somebody flushes again, with what was lost told.
         self.lock().error.tell_sync()?;
-        if marked || mtime.is_some() || kill_priv {
-            let logged = self.commit_size(end, mtime, kill_priv, done_writing && marked, writes);
-            self.keep(self.forgive_gone(logged));
+        if !logged {
+            let outcome = self.commit_size(&wrote, wrote.end, last_word).map(|_logged| ());
+            self.keep(self.forgive_gone(outcome));
         }
         self.lock().error.tell_sync()
+    }
+
+    fn is_committed(&self, done_writing: bool) -> bool {
+        let inner = self.lock();
+        inner.pending.inline.is_empty()
+            && inner.pending.mtime.is_none()
+            && !inner.pending.kill_priv
+            && inner.error.is_empty()
+            && inner.writers.values().all(|writer| writer.is_idle())
+            && !(done_writing && inner.pending.marked)
     }
 
     /// A file nobody can reach any more has nothing to lose.
@@ -119,14 +144,10 @@ impl FileState {
         }
     }
 
-    pub(super) fn commit_size(
-        &self,
-        size: u64,
-        mtime: Option<WallTime>,
-        kill_priv: bool,
-        done_writing: bool,
-        writes: u64,
-    ) -> Result<()> {
+    /// Logs `size` and the rest of what was written; a smaller size than the logged one changes nothing. False: the
+    /// file is not yet as large as it was written.
+    fn commit_size(&self, wrote: &Wrote, size: u64, done_writing: bool) -> Result<bool> {
+        let Wrote { end, mtime, kill_priv, writes, .. } = *wrote;
         let change = Change::CommitSize { ino: self.ino, size, mtime, done_writing, kill_priv };
         let attr = match self.io.link.change(change) {
             Ok(Outcome::Attr(attr)) => Some(attr),
@@ -135,10 +156,15 @@ impl FileState {
             Err(ClientError::Refused(NamespaceError::LayoutChanged)) => None,
             Err(error) => return Err(error),
         };
+        let logged = attr.as_ref().map_or(0, |attr| attr.size);
         if let Some(attr) = attr {
             self.learn(attr, None, false);
         }
         let mut inner = self.lock();
+        // A cut that is under way keeps the size below what was written.
+        if size < end && logged < end {
+            return Ok(false);
+        }
         let unchanged = inner.pending.writes == writes;
         if unchanged {
             inner.pending.end = 0;
@@ -154,7 +180,7 @@ impl FileState {
             drop(inner);
             writers.iter().for_each(|writer| writer.forget_layout());
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Logs pending inline bytes. Called with `commit` held.

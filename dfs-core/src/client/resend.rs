@@ -119,6 +119,12 @@ impl<B> ResendQueue<B> {
         prefix.last().map(|entry| entry.counter)
     }
 
+    /// Up to here (inclusive) everything was sent, if nothing waits to be; a sync sent behind it makes that much stable.
+    #[must_use]
+    pub fn sent_to(&self) -> Option<u64> {
+        if self.has_unsent() { None } else { self.entries.back().map(|entry| entry.counter) }
+    }
+
     /// Forgets what is stable: the acknowledged prefix up to `counter`. Answers the bytes freed.
     pub fn stable(&mut self, counter: u64) -> u64 {
         let mut bytes = 0;
@@ -207,6 +213,19 @@ mod tests {
             queue.push(body, 100);
         });
         queue
+    }
+
+    #[test]
+    fn a_sync_sent_behind_operations_frees_those_that_were_acknowledged_by_then() {
+        let mut queue = queue();
+        assert_eq!((queue.sent_to(), queue.acknowledged_to()), (None, None));
+        assert_eq!(sent(&mut queue), "abcd");
+        assert_eq!((queue.sent_to(), queue.acknowledged_to()), (Some(13), None));
+        assert!(queue.acknowledge(10) && queue.acknowledge(11));
+        queue.push('e', 100);
+        assert_eq!((queue.sent_to(), queue.acknowledged_to()), (None, Some(11)));
+        assert_eq!(queue.stable(13), 200);
+        assert_eq!(queue.low_water(), 12);
     }
 
     #[test]
