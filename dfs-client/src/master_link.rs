@@ -141,10 +141,15 @@ impl MasterLink {
 
     /// A fresh connection, registered, with all opens told if the master is another one than before.
     fn connect(&self) -> std::io::Result<LoneClient> {
-        let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)?;
+        let known = lock(&self.registration).is_some();
+        let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)
+            .map_err(|error| match error.kind() {
+                // It had our key before: a master that dies in the handshake looks the same.
+                std::io::ErrorKind::PermissionDenied if known => std::io::Error::other(error),
+                _ => error,
+            })?;
         stream.set_write_timeout(Some(self.config.io_deadline))?;
         let mut connection = LoneClient::new(stream);
-        let known = lock(&self.registration).is_some();
         let hello = MetaCall::Hello { name: self.config.name.clone(), known };
         let refused = |what: String| std::io::Error::other(what);
         let welcome =
