@@ -4,6 +4,7 @@
 //! hits both. Medians of the rounds are printed with their range. It never judges: speed is shown, not asserted.
 
 mod memory;
+mod names;
 mod work;
 
 use std::path::{Path, PathBuf};
@@ -19,6 +20,8 @@ use work::{Place, ROWS, Row, Unit};
   dfs bench ~/dfs/mnt                          figures of the mount alone
   dfs bench ~/dfs/mnt --baseline /var/tmp      with ratios to a local directory, in the same run
   dfs bench ~/dfs/mnt --baseline /var/tmp --only create,stat_cold --rounds 5 -o json
+  dfs bench ~/dfs/mnt --dir ~/dfs --only mkdir --names 1000000
+                                               the master's memory with a million files
   dfs bench ~/dfs/mnt --dir ~/dfs              also prints the memory of the cluster's processes
 
 Rows marked 'cold' drop the kernel's caches and need root; otherwise they are left out, with a line that says so.")]
@@ -40,6 +43,9 @@ pub(crate) struct BenchArgs {
     /// Number of small files and of tree files
     #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
     pub files: u64,
+    /// Also make so many empty files, and show what each costs the master
+    #[arg(long, value_name = "FILES", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub names: Option<u64>,
     /// Print JSON instead of a table
     #[arg(short, long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]
     pub output: String,
@@ -88,10 +94,23 @@ pub(crate) fn run(args: &BenchArgs, run_dir: Option<&Path>) -> anyhow::Result<()
     if let Some(place) = baseline {
         place.remove()?;
     }
+    let names = match args.names {
+        Some(files) => {
+            note(&format!("{files} empty files"));
+            let names = names::Names::measure(&args.path, files, run_dir)?;
+            watch.look();
+            note("");
+            Some(names)
+        }
+        None => None,
+    };
     if args.output == "json" {
-        return print_json(&measured, &watch);
+        return print_json(&measured, names.as_ref(), &watch);
     }
     print_table(args, &measured, can_drop);
+    if let Some(names) = names {
+        names.print();
+    }
     watch.print();
     Ok(())
 }
@@ -177,7 +196,11 @@ fn print_table(args: &BenchArgs, measured: &[Measured], can_drop: bool) {
 }
 
 #[expect(clippy::print_stdout, reason = "the command's answer")]
-fn print_json(measured: &[Measured], watch: &memory::Watch) -> anyhow::Result<()> {
+fn print_json(
+    measured: &[Measured],
+    names: Option<&names::Names>,
+    watch: &memory::Watch,
+) -> anyhow::Result<()> {
     let rows: Vec<serde_json::Value> = measured
         .iter()
         .map(|entry| {
@@ -191,9 +214,12 @@ fn print_json(measured: &[Measured], watch: &memory::Watch) -> anyhow::Result<()
             })
         })
         .collect();
-    let text =
-        serde_json::to_string_pretty(&serde_json::json!({ "rows": rows, "memory": watch.json() }))
-            .context("write JSON")?;
+    let answer = serde_json::json!({
+        "rows": rows,
+        "names": names.map(names::Names::json),
+        "memory": watch.json(),
+    });
+    let text = serde_json::to_string_pretty(&answer).context("write JSON")?;
     println!("{text}");
     Ok(())
 }

@@ -20,6 +20,7 @@ enum Work {
     SeqWrite,
     SeqRewrite,
     SeqRead,
+    SeqReadAgain,
     RandRead,
     RandWriteFsync,
     AppendShared,
@@ -59,6 +60,7 @@ pub(super) const ROWS: &[Row] = &[
     row("seq_rewrite_fsync", Unit::MiBPerSecond, false, Work::SeqRewrite),
     row("seq_read_cold", Unit::MiBPerSecond, true, Work::SeqRead),
     row("seq_reread_servers_warm", Unit::MiBPerSecond, false, Work::SeqRead),
+    row("seq_reread_pages_warm", Unit::MiBPerSecond, false, Work::SeqReadAgain),
     row("rand_read_4k", Unit::PerSecond, false, Work::RandRead),
     row("rand_write_4k_fsync", Unit::PerSecond, false, Work::RandWriteFsync),
     row("append_2k_4w_shared", Unit::PerSecond, false, Work::AppendShared),
@@ -183,20 +185,19 @@ fn run_row(row: &Row, place: &mut Place) -> anyhow::Result<f64> {
                 .map(|bytes| bytes / MIB as f64)
         }
         Work::SeqRead => {
-            let path = place.large()?;
-            let mut file = File::open(&path)?;
+            let file = File::open(place.large()?)?;
             file.sync_all()?;
             if row.cold {
                 drop_caches()?
             } else {
                 drop_pages(&file)?
             }
-            let mut buffer = vec![0; BUFFER_BYTES];
-            rate(place.file_bytes, || {
-                while file.read(&mut buffer)? != 0 {}
-                Ok(())
-            })
-            .map(|bytes| bytes / MIB as f64)
+            read_all(file, place.file_bytes)
+        }
+        Work::SeqReadAgain => {
+            let path = place.large()?;
+            read_all(File::open(&path)?, place.file_bytes)?;
+            read_all(File::open(&path)?, place.file_bytes)
         }
         Work::RandRead => rand_read(place),
         Work::RandWriteFsync => {
@@ -323,6 +324,16 @@ fn run_row(row: &Row, place: &mut Place) -> anyhow::Result<f64> {
             seconds(|| Ok(fs::remove_dir_all(&tree)?))
         }
     }
+}
+
+/// MiB per second.
+fn read_all(mut file: File, bytes: u64) -> anyhow::Result<f64> {
+    let mut buffer = vec![0; BUFFER_BYTES];
+    let bytes_per_second = rate(bytes, || {
+        while file.read(&mut buffer)? != 0 {}
+        Ok(())
+    })?;
+    Ok(bytes_per_second / MIB as f64)
 }
 
 fn seconds(work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<f64> {
