@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::{
-    FsckFinding, FsckRequest, LocateReply, LocateRequest, StatusReply, StatusRequest,
+    EvictRequest, FsckFinding, FsckRequest, LocateReply, LocateRequest, StatusReply, StatusRequest,
 };
 use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
 
@@ -41,6 +41,19 @@ pub(crate) fn status(target: &Target) -> anyhow::Result<StatusReply> {
             .map_err(|refusal| refusal.message().to_owned())
     })
     .context("ask for the status")
+}
+
+pub(crate) fn evict(target: &Target, client: u128) -> anyhow::Result<()> {
+    check_reachable(target)?;
+    call(target, async |target| {
+        let mut admin = AdminClient::new(control_channel(&target.master, &target.key));
+        admin
+            .evict(EvictRequest { client: client.to_be_bytes().to_vec() })
+            .await
+            .map(|_| ())
+            .map_err(|refusal| refusal.message().to_owned())
+    })
+    .with_context(|| format!("evict {client:032x}"))
 }
 
 pub(crate) fn locate(target: &Target, inode: u64) -> anyhow::Result<LocateReply> {

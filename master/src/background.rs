@@ -151,7 +151,8 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
     *since = known;
 }
 
-fn registered(master: &Master) -> impl Iterator<Item = (ClientId, Client)> + use<> {
+/// Clients that did not end.
+pub fn registered(master: &Master) -> impl Iterator<Item = (ClientId, Client)> + use<> {
     let (from, below) = (Key::Client(ClientId(0)), Key::Client(ClientId(u128::MAX)));
     let page = master.reader().range(&from, &below, 100_000);
     page.into_iter().filter_map(|(key, record)| match (key, record) {

@@ -126,6 +126,17 @@ impl Clients {
     }
 
     #[must_use]
+    pub fn heard_at(&self, client: ClientId) -> Option<Timestamp> {
+        self.heard.get(&client).copied()
+    }
+
+    /// How often `client` has something open.
+    #[must_use]
+    pub fn opens_of(&self, client: ClientId) -> u64 {
+        self.opens.get(&client).map_or(0, |opens| opens.values().map(|n| u64::from(*n)).sum())
+    }
+
+    #[must_use]
     pub fn len(&self) -> usize {
         self.heard.len()
     }

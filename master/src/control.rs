@@ -17,12 +17,15 @@ use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
-    ChunkTotals, FsckFinding, FsckRequest, HeartbeatReply, HeartbeatRequest, LocateReply,
-    LocateRequest, LocatedChunk, ServerStatus, StatusReply, StatusRequest,
+    ChunkTotals, ClientStatus, EvictReply, EvictRequest, FsckFinding, FsckRequest, HeartbeatReply,
+    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, ServerStatus, StatusReply,
+    StatusRequest,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::background::registered;
+use crate::rpc::fence_client;
 use crate::state::{Master, lock, now};
 
 /// Both services, on one master.
@@ -384,6 +387,23 @@ impl Admin for Control {
         Ok(Response::new(LocateReply { chunks }))
     }
 
+    async fn evict(&self, request: Request<EvictRequest>) -> Result<Response<EvictReply>, Status> {
+        let client = id128(&request.into_inner().client, "client id")
+            .map(ClientId)
+            .map_err(Status::invalid_argument)?;
+        let master = Arc::clone(&self.0);
+        if !registered(&master).any(|(known, _)| known == client) {
+            return Err(Status::not_found(format!("no client {client} is registered")));
+        }
+        tokio::task::spawn_blocking(move || {
+            master.notice(format!("client {client} is evicted: its locks and opens end"));
+            fence_client(&master, client).map_err(|error| Status::unavailable(error.to_string()))
+        })
+        .await
+        .map_err(|error| Status::internal(error.to_string()))??;
+        Ok(Response::new(EvictReply {}))
+    }
+
     type FsckStream = Replies<FsckFinding>;
 
     async fn fsck(
@@ -411,7 +431,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
         Some(Record::Super(superblock)) => superblock,
         _ => return StatusReply::default(),
     };
-    let registered: BTreeMap<ServerId, ()> = master
+    let known_servers: BTreeMap<ServerId, ()> = master
         .reader()
         .range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX)
         .into_iter()
@@ -422,7 +442,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
         .collect();
     let cluster = lock(&master.cluster);
     let now = now();
-    let servers = registered
+    let servers = known_servers
         .keys()
         .map(|server| match cluster.row(*server) {
             Some(row) => ServerStatus {
@@ -449,7 +469,22 @@ fn status(master: &Arc<Master>) -> StatusReply {
         })
         .collect();
     drop(cluster);
+    let client_list = registered(master)
+        .map(|(client, record)| {
+            let clients = lock(&master.clients);
+            ClientStatus {
+                id: client.0.to_be_bytes().to_vec(),
+                name: record.name,
+                evicted: record.fenced,
+                last_heard_ms_ago: clients.heard_at(client).map_or(-1, |at| {
+                    i64::try_from(now.nanos_since(at) / 1_000_000).unwrap_or(i64::MAX)
+                }),
+                opens: clients.opens_of(client),
+            }
+        })
+        .collect();
     StatusReply {
+        client_list,
         servers,
         chunks: Some(chunks),
         fs: master.fs.0.to_be_bytes().to_vec(),

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tests::{Cluster, PATIENCE, dfs_program, run, stdout_of};
+use tests::{Cluster, PATIENCE, dfs_program, run, stdout_of, wait_until};
 
 use crate::{check_bytes, need_fuse, pattern};
 
@@ -148,4 +148,42 @@ fn flags_win_over_the_environment() {
         .env("DFS_MASTER", cluster.master_address())
         .env("DFS_KEY_FILE", cluster.dir().join("cluster.key"));
     assert_eq!(stdout_of(&run(&mut command, PATIENCE)), "here\n");
+}
+
+#[test]
+fn an_evicted_mount_loses_its_locks_and_says_so() {
+    use rustix::fs::{FlockOperation, flock};
+
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    let second = cluster.mount_with("second", &["--server-wait", "5s"]);
+    let open = |root: &std::path::Path| {
+        std::fs::OpenOptions::new().create(true).append(true).open(root.join("locked")).unwrap()
+    };
+    let (here, there) = (open(cluster.mount().as_path()), open(&second));
+    flock(&there, FlockOperation::NonBlockingLockExclusive).unwrap();
+    assert!(flock(&here, FlockOperation::NonBlockingLockExclusive).is_err());
+
+    let status = cluster.dfs_json(["status"]);
+    let mounts = status["mounts"].as_array().unwrap();
+    let of = |path: &std::path::Path| {
+        let named = |mount: &&serde_json::Value| {
+            mount["name"].as_str().unwrap().contains(path.to_str().unwrap())
+        };
+        mounts.iter().find(named).unwrap_or_else(|| panic!("{} in {status}", path.display()))
+    };
+    let id = of(&second)["id"].as_str().unwrap();
+    let unknown = cluster.try_dfs(["mount", "evict", &"0".repeat(31)]);
+    assert_eq!(unknown.status.code(), Some(2), "{unknown:?}");
+    let unknown = cluster.try_dfs(["mount", "evict", &"0".repeat(32)]);
+    assert_eq!(unknown.status.code(), Some(1), "{unknown:?}");
+    cluster.dfs(["mount", "evict", id]);
+    wait_until("the lock is free", || {
+        flock(&here, FlockOperation::NonBlockingLockExclusive).is_ok()
+    });
+    use std::io::Write as _;
+    let refused = (&there).write_all(b"too late").and_then(|()| there.sync_all());
+    assert!(refused.is_err(), "an evicted mount may not write");
+    (&here).write_all(b"in time").unwrap();
+    assert_eq!(std::fs::read(cluster.mount().join("locked")).unwrap(), b"in time");
 }

@@ -1,6 +1,6 @@
 //! `dfs mount`: one mount process.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -14,6 +14,11 @@ use crate::{admin, cluster, mount_point};
 pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
     let MountArgs { targets, read_only, threads, write_buffer, readahead, attr_ttl, entry_ttl } =
         args;
+    if let [first, client] = targets.as_slice()
+        && first == "evict"
+    {
+        return evict(cluster, client);
+    }
     let (master, path) = split(targets)?;
     let path = mount_point::prepare(&path)?;
     let mut named = cluster.clone();
@@ -36,6 +41,18 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
         config.server_wait = wait;
     }
     fuse_client::run(config).with_context(|| format!("mount {}", path.display()))
+}
+
+fn evict(cluster: &ClusterArgs, client: &OsStr) -> anyhow::Result<()> {
+    let text = client.to_string_lossy();
+    let id = (text.len() == 32).then(|| u128::from_str_radix(&text, 16));
+    let Some(Ok(id)) = id else {
+        return fail_usage(
+            format!("client id '{text}': not of 32 hexadecimal digits"),
+            "`dfs status` lists the clients with their ids",
+        );
+    };
+    admin::evict(&cluster::target(cluster)?, id)
 }
 
 /// `[MASTER] PATH`.

@@ -20,6 +20,7 @@ struct Status {
     file_bytes: u64,
     clients: u64,
     log_index: u64,
+    mounts: Vec<Client>,
     servers: Vec<Server>,
     chunks: Chunks,
     notices: Vec<String>,
@@ -39,6 +40,21 @@ struct Server {
 }
 
 #[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Client {
+    id: String,
+    name: String,
+    evicted: bool,
+    /// -1: none since the master started.
+    last_heard_ms_ago: i64,
+    opens: u64,
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[derive(Debug, Serialize)]
 struct Chunks {
     total: u64,
     safe: u64,
@@ -52,7 +68,7 @@ impl From<StatusReply> for Status {
     fn from(reply: StatusReply) -> Self {
         let totals = reply.chunks.unwrap_or_default();
         Self {
-            file_system: reply.fs.iter().map(|byte| format!("{byte:02x}")).collect(),
+            file_system: hex(&reply.fs),
             phase: reply.phase,
             epoch: reply.epoch,
             replication: reply.replication,
@@ -61,6 +77,17 @@ impl From<StatusReply> for Status {
             file_bytes: reply.file_bytes,
             clients: reply.clients,
             log_index: reply.log_index,
+            mounts: reply
+                .client_list
+                .into_iter()
+                .map(|client| Client {
+                    id: hex(&client.id),
+                    name: client.name,
+                    evicted: client.evicted,
+                    last_heard_ms_ago: client.last_heard_ms_ago,
+                    opens: client.opens,
+                })
+                .collect(),
             servers: reply
                 .servers
                 .into_iter()
@@ -117,6 +144,16 @@ impl Table for Status {
             self.epoch,
             self.clients
         ));
+        for client in &self.mounts {
+            out.push_str(&format!(
+                "client  {} {}, heard {}, {} open{}\n",
+                client.id,
+                client.name,
+                age(client.last_heard_ms_ago),
+                client.opens,
+                if client.evicted { ", evicted" } else { "" }
+            ));
+        }
         for notice in &self.notices {
             out.push_str(&format!("notice  {notice}\n"));
         }
