@@ -17,6 +17,8 @@ use crate::seam::{Dot, Listing, Reply};
 
 /// Entries asked of the master at once: with attributes, and without.
 const FETCH_PLUS: u32 = 1024;
+/// As the kernel asks for attributes at the start of every listing, and goes on so only if somebody wants them.
+const FETCH_PLUS_FIRST: u32 = 128;
 const FETCH_PLAIN: u32 = 4096;
 /// Directories with entries fetched ahead.
 const AHEAD_MAX: usize = 64;
@@ -105,7 +107,11 @@ impl FileSystem {
 
     fn fetch(&self, ino: InodeNo, after: u64, plus: bool) -> Result<Arc<Batch>, Errno> {
         let changes = self.listings.changes.load(Ordering::Acquire);
-        let entries_max = if plus { FETCH_PLUS } else { FETCH_PLAIN };
+        let entries_max = match (plus, after) {
+            (true, 0) => FETCH_PLUS_FIRST,
+            (true, _) => FETCH_PLUS,
+            (false, _) => FETCH_PLAIN,
+        };
         let (mut entries, end) = self.session.readdir(ino, after, entries_max, plus)?;
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.session.overlay(attr));
