@@ -231,7 +231,7 @@ impl Cluster {
     #[must_use]
     pub fn start_with(options: Options) -> Self {
         let temp =
-            tempfile::Builder::new().prefix("dfs-test-").tempdir().expect("temporary directory");
+            tempfile::Builder::new().prefix("t-").tempdir().expect("temporary directory");
         let cluster = Self { temp, options, more_mounts: Vec::new() };
         cluster.up();
         cluster
