@@ -230,8 +230,7 @@ impl Cluster {
     #[track_caller]
     #[must_use]
     pub fn start_with(options: Options) -> Self {
-        let temp =
-            tempfile::Builder::new().prefix("t-").tempdir().expect("temporary directory");
+        let temp = tempfile::Builder::new().prefix("t-").tempdir().expect("temporary directory");
         let cluster = Self { temp, options, more_mounts: Vec::new() };
         cluster.up();
         cluster
