@@ -58,7 +58,6 @@ pub(crate) struct ChunkIo {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
-    turn: AtomicU64,
     /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
     counter_floor: AtomicU64,
 }
@@ -110,7 +109,6 @@ impl ChunkIo {
             carriers: Arc::default(),
             link,
             layouts: Mutex::default(),
-            turn: AtomicU64::new(0),
             counter_floor: AtomicU64::new(COUNTER_ALONE + 1),
         }))
     }
@@ -228,15 +226,15 @@ impl ChunkIo {
 
     // Reads.
 
-    fn order(&self, layout: &ChunkLayout) -> Vec<Arc<ServerLink>> {
+    fn order(&self, layout: &ChunkLayout, offset: u64) -> Vec<Arc<ServerLink>> {
         let links: Vec<Arc<ServerLink>> = layout
             .members
             .iter()
             .map(|member| self.servers.link(member.member.server, &member.address))
             .collect();
         let views = links.iter().enumerate().map(|(place, link)| link.view(place)).collect();
-        let turn = self.turn.fetch_add(1, Ordering::Relaxed);
-        read_order(views, turn).into_iter().map(|place| Arc::clone(&links[place])).collect()
+        let range = layout.chunk.0.wrapping_add(offset / PIECE_BYTES);
+        read_order(views, range).into_iter().map(|place| Arc::clone(&links[place])).collect()
     }
 
     fn read_at(
@@ -288,7 +286,7 @@ impl ChunkIo {
         loop {
             let Some(layout) = self.layout_to_read(ino, index)? else { return Ok(None) };
             let mut reason = String::new();
-            for link in self.order(&layout) {
+            for link in self.order(&layout, offset) {
                 match self.read_at(&link, &layout, offset, len) {
                     ReadAnswer::Bytes(frame) => return Ok(Some(frame)),
                     // A member of the present configuration would have the file after the first acknowledged
@@ -344,7 +342,7 @@ impl ChunkIo {
         len: u32,
         on_done: Box<dyn FnOnce(Option<Vec<u8>>) + Send>,
     ) -> bool {
-        let Some(link) = self.order(layout).into_iter().next() else { return false };
+        let Some(link) = self.order(layout, offset).into_iter().next() else { return false };
         let Ok(connection) = self.servers.connection(&link, Lane::Read) else { return false };
         let call =
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();

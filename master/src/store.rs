@@ -44,7 +44,7 @@ const CHECKPOINT_BYTES: u64 = 8 << 20;
 /// What a changed record costs beyond itself: its share of the tree's pages.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
 /// Memory for pages, read and not yet written. A setting when somebody has a working set beyond it.
-const CACHE_BYTES: usize = 256 << 20;
+const CACHE_BYTES: usize = 96 << 20;
 
 /// The last log entry whose effects the store holds.
 #[derive(Clone, PartialEq, Eq, Debug)]
