@@ -103,7 +103,7 @@ pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {
     }
 }
 
-fn load_key(path: &Path) -> anyhow::Result<ClusterKey> {
+pub(crate) fn load_key(path: &Path) -> anyhow::Result<ClusterKey> {
     ClusterKey::load(path).context("--key-file")
 }
 

@@ -12,10 +12,13 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use dfs_core::ids::ServerId;
+use dfs_client::session::{Session, SessionConfig};
+use dfs_core::command::{Change, SetTime};
+use dfs_core::ids::{InodeNo, ServerId};
 use dfs_service::shutdown::Shutdown;
 
 use crate::args::Restart;
+use crate::cluster::load_key;
 use crate::failure::{Failure, fail, one_line};
 use crate::local::{ChunkserverEntry, ClusterDir, ClusterFile, Role, free_address};
 use crate::mount_point;
@@ -120,6 +123,7 @@ impl Supervisor {
         }
         self.plan.dir.write(&self.plan.file)?;
         self.await_joined(shutdown, say)?;
+        self.own_root().context("make the root directory yours")?;
 
         self.spawn(Role::Mount)?;
         self.await_mount(shutdown)?;
@@ -128,6 +132,30 @@ impl Supervisor {
             self.plan.file.mount.display(),
             dir.log_file(Role::Mount).display()
         ));
+        Ok(())
+    }
+
+    /// The file system of an ordinary user: its root directory is theirs, or they could make nothing in it.
+    fn own_root(&self) -> anyhow::Result<()> {
+        let (uid, gid) = (rustix::process::geteuid(), rustix::process::getegid());
+        if uid.is_root() {
+            return Ok(());
+        }
+        let key = load_key(&self.plan.dir.key_file())?;
+        let session =
+            Session::connect(SessionConfig::new(self.plan.file.master.clone(), key, "dfs up"))?;
+        if session.getattr(InodeNo::ROOT)?.uid != 0 {
+            return Ok(());
+        }
+        session.change(Change::SetAttr {
+            ino: InodeNo::ROOT,
+            mode: None,
+            uid: Some(uid.as_raw()),
+            gid: Some(gid.as_raw()),
+            atime: SetTime::Keep,
+            mtime: SetTime::Keep,
+            kill_priv: false,
+        })?;
         Ok(())
     }
 
@@ -330,9 +358,11 @@ impl Supervisor {
             watched.child = None;
             self.plan.dir.forget_pid(role);
             let log = self.plan.dir.log_file(role);
-            if restart == Restart::Never {
+            if restart == Restart::Never || status.success() {
+                // Told to stop, or unmounted.
+                let why = if status.success() { "that is no failure" } else { "as asked" };
                 say(&format!(
-                    "{role} ended ({}); not restarted, as asked; {}",
+                    "{role} ended ({}); not restarted, {why}; {}",
                     ended(status),
                     log.display()
                 ));

@@ -6,6 +6,7 @@
     reason = "a request has one kind of answer, every other one is an error by itself"
 )]
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -85,6 +86,9 @@ impl Server {
         let config = config.check()?;
         std::fs::create_dir_all(&config.dir)
             .with_context(|| format!("make the master directory {}", config.dir.display()))?;
+        // Names and small files are in it: the permissions inside count for nothing to who reads it here.
+        std::fs::set_permissions(&config.dir, std::fs::Permissions::from_mode(0o700))
+            .with_context(|| format!("close {} to others", config.dir.display()))?;
         let acceptor = Acceptor::bind(config.listen, config.key.clone(), Limits::default())?;
         let address = acceptor.local_addr().context("read the bound address")?;
         let runtime = tokio::runtime::Builder::new_multi_thread()
