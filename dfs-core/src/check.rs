@@ -11,7 +11,7 @@ use std::fmt;
 use crate::chunk::{Chunk, Member, Preparing};
 use crate::command::{Lock, LockKind};
 use crate::ids::{ChunkId, ClientId, InodeNo};
-use crate::meta::{Client, Key, MetaStore, OUTSTANDING_MAX, Record, Superblock};
+use crate::meta::{Client, Key, MetaStore, OUTSTANDING_MAX, PARTS_MAX, Record, Superblock};
 use crate::namespace::acl::{self, Acl};
 use crate::namespace::{
     Body, Dentry, FILE_BYTES_MAX, FileKind, INLINE_BYTES_MAX, Inode, XATTR_TOTAL_BYTES_MAX,
@@ -399,7 +399,7 @@ impl<'a> Walk<'a> {
             );
         }
         for (id, (client, replies)) in clients {
-            let exact = client.reply_count == replies && replies <= OUTSTANDING_MAX;
+            let exact = client.reply_count == replies && replies <= OUTSTANDING_MAX + PARTS_MAX;
             self.require(exact, &Key::Client(id), "wrong count of recorded results");
         }
     }

@@ -30,7 +30,7 @@ pub use locks::FILE_LOCKS_MAX;
 pub use mem_store::MemStore;
 pub use names::is_name;
 pub use read::*;
-pub use session::OUTSTANDING_MAX;
+pub use session::{OUTSTANDING_MAX, PARTS_MAX};
 pub use transaction::{apply, init};
 
 /// What a record is found by. The derived order is the order on disk: by tag, then big-endian fields.

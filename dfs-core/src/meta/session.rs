@@ -6,8 +6,11 @@ use crate::command::{Command, Outcome};
 use crate::ids::{ClientId, OpId};
 use crate::namespace::{NAME_BYTES_MAX, NamespaceError};
 
-/// Most recorded results of one client; more are refused with `Busy`, none is ever evicted (DECISIONS 4).
+/// Most recorded results of one client; more are refused with `Busy`, none is ever evicted (DECISIONS 4). Only the
+/// client's oldest operation, with its parts, is taken beyond: were it refused too, its mark could never rise.
 pub const OUTSTANDING_MAX: u32 = 1024;
+/// Most parts of one operation.
+pub const PARTS_MAX: u32 = 2;
 
 /// What to record the outcome under. `None`: nothing is recorded.
 pub(super) type Admitted = Option<(OpId, Client)>;
@@ -46,7 +49,8 @@ pub(super) fn admit(store: &mut dyn MetaStore, command: &Command) -> Admission {
     }
     // A mark above the operation that carries it would drop that operation's own result.
     drop_replies(store, id.client, &mut client, command.low_water.min(id.op));
-    if OUTSTANDING_MAX <= client.reply_count {
+    let is_oldest = id.op <= command.low_water;
+    if OUTSTANDING_MAX <= client.reply_count && !is_oldest {
         store.put(Key::Client(id.client), Record::Client(client));
         return Admission::refused(NamespaceError::Busy);
     }

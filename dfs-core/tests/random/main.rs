@@ -378,18 +378,45 @@ proptest! {
     }
 }
 
+fn missing_unlink(op: u64, low_water: u64) -> Command {
+    Command {
+        at: WallTime(0),
+        id: Some(OpId { client: CLIENT, op, part: 0 }),
+        low_water,
+        change: Change::Unlink { parent: InodeNo::ROOT, name: b"none".to_vec() },
+    }
+}
+
+/// A million files by 16 callers stood still for five minutes: one caller was late, the others had used up the limit,
+/// and the mark that would have helped waited for the one that was refused.
+#[test]
+fn the_oldest_operation_is_taken_at_the_limit() {
+    let mut store = MemStore::new();
+    for command in prelude() {
+        meta::apply(&mut store, &command);
+    }
+    let refused = |error| Outcome::Refused(error);
+    for op in 1..=u64::from(meta::OUTSTANDING_MAX) {
+        let outcome = meta::apply(&mut store, &missing_unlink(op, 0));
+        assert_eq!(outcome, refused(NamespaceError::NotFound));
+    }
+    let late = missing_unlink(2_000, 0);
+    assert_eq!(meta::apply(&mut store, &late), refused(NamespaceError::Busy));
+    let oldest = missing_unlink(0, 0);
+    assert_eq!(meta::apply(&mut store, &oldest), refused(NamespaceError::NotFound));
+    assert!(check(&store).is_empty());
+    let goes_on = missing_unlink(2_000, 2_000);
+    assert_eq!(meta::apply(&mut store, &goes_on), refused(NamespaceError::NotFound));
+    assert!(check(&store).is_empty());
+}
+
 #[test]
 fn exactly_once_has_its_limits() {
     let mut store = MemStore::new();
     for command in prelude() {
         meta::apply(&mut store, &command);
     }
-    let create = |op, low_water| Command {
-        at: WallTime(0),
-        id: Some(OpId { client: CLIENT, op, part: 0 }),
-        low_water,
-        change: Change::Unlink { parent: InodeNo::ROOT, name: b"none".to_vec() },
-    };
+    let create = missing_unlink;
     let refused = |error| Outcome::Refused(error);
     for op in 0..u64::from(meta::OUTSTANDING_MAX) {
         assert_eq!(meta::apply(&mut store, &create(op, 0)), refused(NamespaceError::NotFound));
