@@ -331,15 +331,15 @@ impl MasterLink {
             Ok(other) => Err(unexpected("change", &other)),
             Err(error) => Err(error),
         };
-        if says_nothing || outcome.is_err() {
+        let touched_directory = match &outcome {
+            Ok(Outcome::Attr(attr)) => attr.kind == FileKind::Directory,
+            Ok(_) => false,
+            Err(_) => true,
+        };
+        if says_nothing || touched_directory {
             self.recent_dirs.forget();
         }
         let outcome = outcome?;
-        if let Outcome::Attr(attr) = &outcome
-            && attr.kind == FileKind::Directory
-        {
-            self.recent_dirs.forget();
-        }
         if let MetaCall::Change { change, .. } = &call {
             self.own_changes.answered(change, &outcome);
         }

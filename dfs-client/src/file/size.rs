@@ -159,6 +159,12 @@ impl FileState {
         self.truncate(end).map(|_| ())
     }
 
+    /// Bytes of inline content that are there; the file may end later, with zeros.
+    fn inline_len(&self) -> Result<u64> {
+        let (_, content) = self.io.link.read_inline(self.ino)?;
+        Ok(content.map_or(0, |content| content.len() as u64))
+    }
+
     /// Where the next data at or after `offset` begins, to the chunk; `None` if there is none (ENXIO).
     ///
     /// # Errors
@@ -170,8 +176,7 @@ impl FileState {
             return Ok(None);
         }
         if attr.inline {
-            let content =
-                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            let content = self.inline_len()?;
             return Ok((offset < content).then_some(offset));
         }
         let chunk_size = attr.layout.chunk_size.max(1);
@@ -191,8 +196,7 @@ impl FileState {
             return Ok(None);
         }
         if attr.inline {
-            let content =
-                self.io.link.read_inline(self.ino)?.1.map_or(0, |content| content.len() as u64);
+            let content = self.inline_len()?;
             return Ok(Some(offset.max(content.min(attr.size))));
         }
         let chunk_size = attr.layout.chunk_size.max(1);
