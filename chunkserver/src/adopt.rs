@@ -221,13 +221,8 @@ pub(crate) fn block(
         }),
     };
     check()?;
-    let (bytes, crc) = node.store.read_for_copy(chunk, block).map_err(|error| {
-        if let crate::store::StoreError::BadBlock { .. } = &error {
-            node.metrics.bad_blocks.inc();
-            tracing::error!(chunk = chunk.0, %error, "read for a copy");
-        }
-        node.failure(version, &error)
-    })?;
+    let (bytes, crc) =
+        node.store.read_for_copy(chunk, block).map_err(|error| node.failure(version, &error))?;
     // Read between two looks at the position: nothing was applied meanwhile.
     check()?;
     Ok((DataReply::Block { crc }, bytes))

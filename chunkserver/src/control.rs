@@ -6,11 +6,13 @@ use dfs_core::ids::{BadServerId, ChunkId, ChunkVersion, Epoch, InodeNo};
 use dfs_proto::control::chunk_control_server::ChunkControl;
 use dfs_proto::control::{
     AdoptRequest, DeleteReply, DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest,
+    VerifyRequest,
 };
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::adopt::{Source, adopt};
-use crate::node::{Node, report_to_wire};
+use crate::node::Node;
 use crate::primary;
 use crate::store::{ChunkSpec, Position, StoreError};
 
@@ -80,7 +82,7 @@ impl ChunkControl for Control {
                 primary::on_promised(node, chunk, version);
                 node.on_changed(chunk);
             }
-            promised.map(|report| report_to_wire(&report)).map_err(|e| status(&e))
+            promised.map(|report| node.report_to_wire(&report)).map_err(|e| status(&e))
         })
         .await
     }
@@ -122,8 +124,9 @@ impl ChunkControl for Control {
             let report = adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
                 .map_err(Status::failed_precondition)?;
             node.members.forget(chunk);
+            node.damage.forget(chunk);
             node.on_changed(chunk);
-            Ok(report_to_wire(&report))
+            Ok(node.report_to_wire(&report))
         })
         .await
     }
@@ -136,7 +139,7 @@ impl ChunkControl for Control {
         self.blocking(move |node| {
             let report = node.store.report(chunk);
             report
-                .map(|r| report_to_wire(&r))
+                .map(|r| node.report_to_wire(&r))
                 .ok_or_else(|| Status::not_found("no replica of this chunk here"))
         })
         .await
@@ -155,6 +158,59 @@ impl ChunkControl for Control {
             })
         })
         .await
+    }
+
+    type VerifyStream = ReceiverStream<Result<ReplicaReport, Status>>;
+
+    async fn verify(
+        &self,
+        request: Request<VerifyRequest>,
+    ) -> Result<Response<Self::VerifyStream>, Status> {
+        let chunks = request.into_inner().chunks;
+        let node = Arc::clone(&self.0);
+        let (send, reports) = tokio::sync::mpsc::channel(16);
+        tokio::task::spawn_blocking(move || {
+            for chunk in chunks {
+                let answer = match verify(&node, ChunkId(chunk)) {
+                    Ok(report) => Ok(report),
+                    Err(StoreError::NotFound { .. }) => continue,
+                    Err(error) => Err(status(&error)),
+                };
+                if send.blocking_send(answer).is_err() {
+                    // The asker is gone.
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(reports)))
+    }
+}
+
+/// Reads a whole replica; what is wrong with it is in the report, and remembered.
+fn verify(node: &Node, chunk: ChunkId) -> Result<ReplicaReport, StoreError> {
+    match node.store.check_file(chunk) {
+        Ok(()) => node.on_file_seen(chunk, None),
+        Err(StoreError::Corrupt { what, .. }) => {
+            node.on_file_seen(chunk, Some(what));
+            let report = node.store.report(chunk).ok_or(StoreError::NotFound { chunk })?;
+            return Ok(node.report_to_wire(&report));
+        }
+        Err(error) => return Err(error),
+    }
+    let mut block = 0;
+    loop {
+        match node.store.read_for_copy(chunk, block) {
+            Ok(_) => node.on_good_block(chunk, block),
+            Err(StoreError::BadBlock { .. }) => {
+                let report = node.store.report(chunk).ok_or(StoreError::NotFound { chunk })?;
+                if report.len <= u64::from(block) * report.spec.block_size() {
+                    return Ok(node.report_to_wire(&report));
+                }
+                node.on_bad_block(chunk, block);
+            }
+            Err(error) => return Err(error),
+        }
+        block += 1;
     }
 }
 

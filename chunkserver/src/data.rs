@@ -16,7 +16,6 @@ use dfs_service::clock::monotonic_nanos;
 
 use crate::node::{Node, lock};
 use crate::reply::ReplyWriter;
-use crate::store::StoreError;
 use crate::{adopt, member, primary, repair};
 
 /// Unanswered requests of one connection, and their payload.
@@ -365,18 +364,10 @@ fn read(
     if PAYLOAD_BYTES_MAX < len {
         return Err(DataFailure::BadRequest { reason: format!("read of {len} bytes") });
     }
-    let replica_len =
-        node.store.read(chunk, version, offset, u64::from(len), buffer).map_err(|error| {
-            if let StoreError::BadBlock { .. } = &error {
-                node.metrics.bad_blocks.inc();
-                tracing::error!(chunk = chunk.0, %error, "read");
-            }
-            let failure = node.failure(version, &error);
-            if let DataFailure::BadBlock { block } = failure {
-                repair::repair_later(node, chunk, block, Vec::new());
-            }
-            failure
-        })?;
+    let replica_len = node
+        .store
+        .read(chunk, version, offset, u64::from(len), buffer)
+        .map_err(|error| node.failure(version, &error))?;
     // After reading: what was read may be served once all that was applied before it is everywhere.
     let end = offset.saturating_add(u64::from(len));
     match node.leaders.of_version(chunk, version) {

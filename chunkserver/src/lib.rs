@@ -9,6 +9,7 @@ pub mod store;
 
 mod adopt;
 mod control;
+mod damage;
 mod data;
 mod error;
 mod fence;

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::{delete, delete_below};
-use crate::node::{FAILURES_MAX, Node, lock, report_to_wire};
+use crate::node::{FAILURES_MAX, Node, lock};
 
 /// Replicas in one heartbeat (PROTOCOL §4.5).
 const REPLICAS_MAX: usize = 10_000;
@@ -245,9 +245,12 @@ impl Talk {
                     let version = report.position.version;
                     self.told.insert(chunk, version);
                     self.digest = self.digest.wrapping_add(inventory_digest_of(chunk, version));
-                    replicas.push(report_to_wire(&report));
+                    replicas.push(node.report_to_wire(&report));
                 }
-                None => gone.push(chunk.0),
+                None => {
+                    node.damage.forget(chunk);
+                    gone.push(chunk.0);
+                }
             }
         }
         let mut clients = Vec::new();
@@ -337,6 +340,7 @@ impl Talk {
         }
         node.fence
             .on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
+        node.damage.on_sources(reply.repair_sources);
         if !reply.chunks_to_delete.is_empty() || !reply.stale_replicas.is_empty() {
             let node = Arc::clone(node);
             tokio::task::spawn_blocking(move || {

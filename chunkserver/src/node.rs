@@ -12,13 +12,14 @@ use dfs_proto::meta_rpc::ChunkLayout;
 use dfs_service::clock::monotonic_nanos;
 
 use crate::config::Config;
+use crate::damage::Damage;
 use crate::fence::Fence;
 use crate::member::Members;
 use crate::metrics::Metrics;
 use crate::peer::Peers;
 use crate::primary::Leaders;
 use crate::state::ServerState;
-use crate::store::{ChunkSpec, ReplicaReport, Store};
+use crate::store::{ChunkSpec, Store, StoreError};
 
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -33,6 +34,7 @@ pub(crate) struct Node {
     pub(crate) leaders: Leaders,
     pub(crate) members: Members,
     pub(crate) metrics: Metrics,
+    pub(crate) damage: Damage,
     pub(crate) news: News,
     space: CachedSpace,
 }
@@ -89,6 +91,7 @@ impl Node {
             leaders: Leaders::default(),
             members: Members::default(),
             metrics: Metrics::new(),
+            damage: Damage::default(),
             news: News::default(),
             space: CachedSpace::default(),
             store,
@@ -173,28 +176,11 @@ impl Node {
         DataFailure::MemberFailed { server: self.server, reason: reason.to_owned() }
     }
 
-    pub(crate) fn failure(
-        &self,
-        asked: ChunkVersion,
-        error: &crate::store::StoreError,
-    ) -> DataFailure {
+    /// What the asker is told of `error`; a bad block is remembered.
+    pub(crate) fn failure(&self, asked: ChunkVersion, error: &StoreError) -> DataFailure {
+        if let StoreError::BadBlock { chunk, index } = error {
+            self.on_bad_block(*chunk, *index);
+        }
         crate::error::failure(self.server, asked, error)
-    }
-}
-
-pub(crate) fn report_to_wire(report: &ReplicaReport) -> control::ReplicaReport {
-    control::ReplicaReport {
-        chunk: report.chunk.0,
-        promised: report.promised.0,
-        version: report.position.version.0,
-        seq: report.position.seq,
-        len: report.len,
-        sealed: report.sealed,
-        dirty: report.dirty,
-        not_current: report.not_current,
-        digest: report.digest,
-        inode: report.spec.inode.0,
-        index: report.spec.index,
-        chunk_size: report.spec.chunk_size,
     }
 }

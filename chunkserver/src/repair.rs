@@ -10,7 +10,8 @@ use dfs_core::ids::{ChunkId, ServerId};
 use dfs_proto::meta_rpc::MemberAddress;
 
 use crate::adopt::{fetch_block, fetch_sums, open};
-use crate::node::{Node, lock};
+use crate::node::{Node, lock, now};
+use crate::store::StoreError;
 
 /// Blocks being repaired; a disk that rots faster is not saved by this.
 const RUNNING_MAX: usize = 64;
@@ -20,6 +21,13 @@ type Place = (ServerId, ChunkId, u32);
 
 /// With whom else was named since the repair began.
 static RUNNING: Mutex<Option<HashMap<Place, Vec<MemberAddress>>>> = Mutex::new(None);
+
+/// Tries what is due.
+pub(crate) fn tick(node: &Arc<Node>) {
+    for (chunk, block) in node.damage.due(now(), RUNNING_MAX / 2) {
+        repair_later(node, chunk, block, Vec::new());
+    }
+}
 
 /// Repairs the block on a thread of its own. `members`: who may have it, besides those known here.
 pub(crate) fn repair_later(
@@ -75,7 +83,9 @@ fn say(node: &Node, chunk: ChunkId, block: u32, outcome: Result<Option<ServerId>
             tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
         }
         Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
-        Err(reason) => tracing::error!(chunk = chunk.0, block, %reason, "bad block not repaired"),
+        Err(reason) => {
+            tracing::warn!(chunk = chunk.0, block, %reason, "bad block not repaired yet")
+        }
     }
 }
 
@@ -85,12 +95,22 @@ fn repair(
     block: u32,
     members: &[MemberAddress],
 ) -> Result<Option<ServerId>, String> {
-    // Whoever asked may be wrong or late.
-    if node.store.read_for_copy(chunk, block).is_ok() {
-        return Ok(None);
+    match node.store.read_for_copy(chunk, block) {
+        // Whoever asked may be wrong or late.
+        Ok(_) => {
+            node.on_good_block(chunk, block);
+            return Ok(None);
+        }
+        Err(StoreError::BadBlock { .. }) => {}
+        Err(error) => return Err(error.to_string()),
     }
     let (_, mine, _) = node.store.block_sums(chunk).map_err(|e| e.to_string())?;
-    let crc = *mine.get(block as usize).ok_or("no such block")?;
+    let Some(&crc) = mine.get(block as usize) else {
+        // Cut off since.
+        node.on_good_block(chunk, block);
+        return Ok(None);
+    };
+    node.on_bad_block(chunk, block);
     let led =
         node.store.report(chunk).and_then(|r| node.leaders.of_version(chunk, r.position.version));
     let mut sources: Vec<(ServerId, String)> = Vec::new();
@@ -100,6 +120,11 @@ fn repair(
     for member in named.chain(known).chain(told) {
         let source = (member.member.server, member.address);
         if source.0 != node.server && !source.1.is_empty() && !sources.contains(&source) {
+            sources.push(source);
+        }
+    }
+    for source in node.damage.sources(chunk) {
+        if source.0 != node.server && !sources.contains(&source) {
             sources.push(source);
         }
     }
@@ -121,6 +146,7 @@ fn repair(
         match fetched {
             Ok(bytes) => {
                 node.store.repair_block(chunk, block, &bytes, crc).map_err(|e| e.to_string())?;
+                node.on_good_block(chunk, block);
                 return Ok(Some(server));
             }
             Err(reason) => last = format!("{server}: {reason}"),

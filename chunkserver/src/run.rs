@@ -20,7 +20,7 @@ use crate::master_link::Link;
 use crate::node::{Node, lock};
 use crate::state::ServerState;
 use crate::store::{Store, StoreConfig};
-use crate::{data, primary};
+use crate::{data, primary, repair};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
@@ -118,6 +118,7 @@ impl Server {
                 .spawn(move || {
                     while !ticker.wait_for(TICK) {
                         primary::tick(&node);
+                        repair::tick(&node);
                     }
                 })
                 .context("start the ticker")?

@@ -273,6 +273,14 @@ impl Store {
         self.engine().read_for_copy(chunk, u64::from(block_index))
     }
 
+    /// Whether the file is still under its name, with the header it was made with.
+    ///
+    /// # Errors
+    /// `Corrupt` if not; `NotFound`: no replica; `Io`.
+    pub fn check_file(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        self.engine().check_file(chunk)
+    }
+
     /// Report, checksums and client table, of one moment.
     ///
     /// # Errors

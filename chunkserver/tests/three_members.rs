@@ -272,10 +272,10 @@ fn a_source_that_went_on_is_refused() {
     client.write(&layout, 2, 3, b"two").unwrap();
     let promised = cluster.promise(0, 1, 2, false).unwrap();
     cluster.promise(2, 1, 2, true).unwrap();
-    let mut wrong = promised;
+    let mut wrong = promised.clone();
     wrong.seq = early.position.seq;
     assert_eq!(cluster.adopt(2, 2, 0, &wrong).unwrap_err().code(), tonic::Code::FailedPrecondition);
-    wrong = promised;
+    wrong = promised.clone();
     wrong.digest ^= 1;
     assert_eq!(cluster.adopt(2, 2, 0, &wrong).unwrap_err().code(), tonic::Code::FailedPrecondition);
     cluster.adopt(2, 2, 0, &promised).unwrap();

@@ -207,9 +207,16 @@ pub(crate) struct StatusArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Checks the metadata against itself and has every chunkserver read all its blocks, which takes as long as reading
+the disks does. Bad blocks are mended from other replicas right away: a second check shows whether all could be.
+
+Exit code: 0 clean, 1 something is wrong or could not be checked
+
+Examples:
   dfs fsck --dir ~/dfs
-  dfs fsck --dir ~/dfs -o json")]
+  dfs fsck --dir ~/dfs -o json"
+)]
 pub(crate) struct FsckArgs {
     #[command(flatten)]
     pub output: OutputArgs,

@@ -45,6 +45,49 @@ impl Progress {
     }
 }
 
+/// One line that says what is being done; as [`Progress`] else.
+#[derive(Debug)]
+pub(crate) struct Steps {
+    bar: Option<ProgressBar>,
+    started: Instant,
+}
+
+impl Steps {
+    pub(crate) fn new() -> Self {
+        Self { bar: None, started: Instant::now() }
+    }
+
+    pub(crate) fn say(&mut self, what: &str) {
+        if self.bar.is_none()
+            && SHOW_AFTER <= self.started.elapsed()
+            && std::io::stderr().is_terminal()
+        {
+            self.bar = Some(ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr()));
+        }
+        if let Some(bar) = &self.bar {
+            if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
+                bar.set_style(style);
+            }
+            bar.set_message(what.to_owned());
+            bar.tick();
+        }
+    }
+
+    /// Does `print` while the line is away.
+    pub(crate) fn hidden<T>(&self, print: impl FnOnce() -> T) -> T {
+        match &self.bar {
+            Some(bar) => bar.suspend(print),
+            None => print(),
+        }
+    }
+
+    pub(crate) fn finish(self) {
+        if let Some(bar) = self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}
+
 fn bar(total: Option<u64>) -> ProgressBar {
     let bar = ProgressBar::with_draw_target(total, ProgressDrawTarget::stderr());
     let template = match total {

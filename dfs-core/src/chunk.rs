@@ -87,3 +87,33 @@ pub fn inventory_digest_of(chunk: ChunkId, version: ChunkVersion) -> u64 {
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     mixed ^ (mixed >> 31)
 }
+
+/// What tests begin with.
+#[cfg(test)]
+pub(crate) mod samples {
+    use super::*;
+
+    pub(crate) fn member(n: u32) -> Member {
+        Member { server: ServerId(n), disk: DiskId(u128::from(n)) }
+    }
+
+    /// Born, in `version`, led by the first of `members`.
+    pub(crate) fn chunk(version: u64, members: &[u32]) -> Chunk {
+        let members: Vec<Member> = members.iter().map(|n| member(*n)).collect();
+        Chunk {
+            ino: InodeNo(2),
+            index: 0,
+            chunk_size: 64 << 20,
+            active: Configuration {
+                version: ChunkVersion(version),
+                primary: members[0].server,
+                members,
+            },
+            preparing: None,
+            next_version: ChunkVersion(version + 1),
+            attached: true,
+            born: true,
+            sealed: false,
+        }
+    }
+}

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::chunk::Member;
+use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
 use crate::time::Timestamp;
 
@@ -76,6 +76,24 @@ pub struct Replica {
     pub not_current: bool,
 }
 
+/// What of a replica cannot be read, as its server knows it.
+#[derive(Clone, PartialEq, Eq, Default, Debug)]
+pub struct Damage {
+    /// Blocks with a bad checksum.
+    pub blocks: Vec<u32>,
+    /// Nothing of it will be there after the server's next start.
+    pub whole: bool,
+}
+
+/// How many copies of a chunk there are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Copies {
+    /// On live servers, current, and good in the block of which the fewest are good.
+    pub good: usize,
+    /// A member that is away may bring one back.
+    pub may_return: bool,
+}
+
 /// Most replicas that one heartbeat tells of.
 pub const INVENTORY_PAGE: usize = 10_000;
 
@@ -91,6 +109,8 @@ pub struct Heartbeat {
     /// The rest of the full inventory follows, [`INVENTORY_PAGE`] replicas a heartbeat.
     pub inventory_more: bool,
     pub replicas: Vec<(ChunkId, Replica)>,
+    /// Those of `replicas` that are damaged.
+    pub damaged: Vec<(ChunkId, Damage)>,
     pub gone: Vec<ChunkId>,
     pub chunk_count: u64,
     pub used_bytes: u64,
@@ -115,6 +135,8 @@ pub struct ServerRow {
     /// A full inventory has begun and not ended.
     inventory_pages: bool,
     pub replicas: BTreeMap<ChunkId, Replica>,
+    /// Of some of them.
+    pub damaged: BTreeMap<ChunkId, Damage>,
     pub chunk_count: u64,
     pub used_bytes: u64,
     pub free_bytes: u64,
@@ -164,6 +186,7 @@ impl Cluster {
             full_inventory,
             inventory_more,
             replicas,
+            damaged,
             gone,
             chunk_count,
             used_bytes,
@@ -185,6 +208,7 @@ impl Cluster {
             inventory_complete: false,
             inventory_pages: false,
             replicas: BTreeMap::new(),
+            damaged: BTreeMap::new(),
             chunk_count: 0,
             used_bytes: 0,
             free_bytes: 0,
@@ -198,6 +222,7 @@ impl Cluster {
         }
         if full_inventory {
             row.replicas = replicas.into_iter().collect();
+            row.damaged = damaged.into_iter().collect();
             row.inventory_complete = !inventory_more;
             row.inventory_pages = inventory_more;
         } else {
@@ -211,9 +236,12 @@ impl Cluster {
                 if known.version <= replica.version {
                     *known = replica;
                 }
+                row.damaged.remove(&chunk);
             }
+            row.damaged.extend(damaged);
             for chunk in &gone {
                 row.replicas.remove(chunk);
+                row.damaged.remove(chunk);
             }
         }
         row.address = address;
@@ -234,6 +262,43 @@ impl Cluster {
         {
             row.replicas.insert(chunk, replica);
         }
+    }
+
+    /// Copies of `chunk`, of which `record` is the map's. `unreported`: a member may hold it without having said so.
+    #[must_use]
+    pub fn copies(
+        &self,
+        now: Timestamp,
+        chunk: ChunkId,
+        record: &Chunk,
+        unreported: bool,
+    ) -> Copies {
+        let (mut holders, mut may_return) = (0, false);
+        let mut bad: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut ruined = 0;
+        for member in &record.active.members {
+            let row = self.row(member.server).filter(|row| row.disk == member.disk);
+            let alive = row.is_some() && self.liveness(now, member.server) == Liveness::Alive;
+            // An unborn chunk has no file yet: being able to take one is all it needs.
+            let holds = row.is_some_and(|row| match row.replicas.get(&chunk) {
+                Some(replica) => replica.version == record.active.version && !replica.not_current,
+                None => !record.born || unreported,
+            });
+            if alive && holds {
+                holders += 1;
+                let Some(damage) = row.and_then(|row| row.damaged.get(&chunk)) else { continue };
+                ruined += usize::from(damage.whole);
+                for block in damage.blocks.iter().filter(|_| !damage.whole) {
+                    *bad.entry(*block).or_default() += 1;
+                }
+            } else if row
+                .is_none_or(|row| row.replicas.contains_key(&chunk) || !row.inventory_complete)
+            {
+                may_return = true;
+            }
+        }
+        let worst = bad.values().max().copied().unwrap_or(0);
+        Copies { good: holders - ruined - worst, may_return }
     }
 
     /// The heartbeat connection of this incarnation closed.
@@ -339,6 +404,7 @@ impl Cluster {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::chunk::samples;
 
     fn at(millis: u64) -> Timestamp {
         Timestamp(millis * 1_000_000)
@@ -353,6 +419,7 @@ mod tests {
             full_inventory: true,
             inventory_more: false,
             replicas: vec![],
+            damaged: vec![],
             gone: vec![],
             chunk_count: 0,
             used_bytes: 1000 - free,
@@ -397,6 +464,34 @@ mod tests {
         assert!(heard.want_full_inventory);
         assert!(cluster.row(ServerId(1)).unwrap().replicas.is_empty());
         assert!(!cluster.is_up(at(2), &Member { server: ServerId(1), disk: DiskId(1) }));
+    }
+
+    #[test]
+    fn copies_count_in_the_block_of_which_the_fewest_are_good() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        let chunk = ChunkId(7);
+        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        let record = samples::chunk(1, &[1, 2, 3]);
+        let mut tell = |server, blocks: &[u32], whole| {
+            let damage = Damage { blocks: blocks.to_vec(), whole };
+            let damaged = (damage != Damage::default()).then_some((chunk, damage));
+            let beat = Heartbeat {
+                full_inventory: false,
+                replicas: vec![(chunk, replica)],
+                damaged: damaged.into_iter().collect(),
+                ..beat(server, 500)
+            };
+            cluster.on_heartbeat(at(0), beat);
+            cluster.copies(at(1), chunk, &record, false).good
+        };
+        assert_eq!([tell(1, &[], false), tell(2, &[], false), tell(3, &[], false)], [1, 2, 3]);
+        assert_eq!(tell(1, &[4], false), 2);
+        assert_eq!(tell(2, &[5, 9], false), 2, "each block is good on two of them");
+        assert_eq!(tell(3, &[5], false), 1);
+        assert_eq!(tell(1, &[5], false), 0);
+        assert_eq!(tell(2, &[], true), 0);
+        assert_eq!(tell(1, &[], false), 1);
+        assert_eq!([tell(2, &[], false), tell(3, &[], false)], [2, 3], "what is mended counts");
     }
 
     #[test]

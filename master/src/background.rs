@@ -231,12 +231,15 @@ fn complete_chunks(master: &Arc<Master>, short_since: &mut HashMap<ChunkId, Time
     let now = now();
     let mut wanted: Vec<(ChunkId, Option<Member>)> = Vec::new();
     let mut short = HashMap::new();
+    let mut missed = Vec::new();
     master.for_each_chunk(|chunk, record| {
-        if REPAIRS_AT_ONCE * 16 <= wanted.len() || !record.attached {
+        if REPAIRS_AT_ONCE * 16 <= wanted.len() + missed.len() || !record.attached {
             return;
         }
         if needs_readoption(master, chunk, record) {
             wanted.push((chunk, None));
+        } else if is_missed(master, chunk, record) {
+            missed.push((chunk, record.clone()));
         } else if record.active.members.len() < master.replication as usize {
             let since = short_since.get(&chunk).copied().unwrap_or(now);
             short.insert(chunk, since);
@@ -249,6 +252,12 @@ fn complete_chunks(master: &Arc<Master>, short_since: &mut HashMap<ChunkId, Time
         }
     });
     *short_since = short;
+    // What was reported may be older than the replica: asked before anything is done because of it.
+    let lacks = |(chunk, record): &(ChunkId, Chunk)| {
+        let mut members = record.active.members.iter();
+        members.any(|member| master.holds(member, *chunk) == Some(false))
+    };
+    wanted.extend(missed.iter().filter(|missed| lacks(missed)).map(|(chunk, _)| (*chunk, None)));
     for batch in wanted.chunks(REPAIRS_AT_ONCE) {
         std::thread::scope(|scope| {
             for (chunk, learner) in batch {
@@ -276,6 +285,21 @@ fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
     });
     let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
     all_up && (behind || record.preparing.is_some())
+}
+
+/// A live member has told all it holds, and this chunk is not among it: somebody removed the file.
+fn is_missed(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
+    if !record.born || record.preparing.is_some() || master.was_written_lately(chunk) {
+        return false;
+    }
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let told_without = |member: &Member| {
+        let row = cluster.row(member.server);
+        row.is_some_and(|row| row.inventory_complete && !row.replicas.contains_key(&chunk))
+    };
+    let mut members = record.active.members.iter();
+    members.any(|member| cluster.is_up(now, member) && told_without(member))
 }
 
 fn choose_learner(

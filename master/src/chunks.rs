@@ -493,11 +493,29 @@ impl Master {
     /// What `member` holds now, asked of itself; `None` if it holds nothing or cannot be asked.
     #[must_use]
     pub fn fresh_report(&self, member: &Member, chunk: ChunkId) -> Option<ReplicaReport> {
+        self.ask_replica(member, chunk)?.ok()
+    }
+
+    /// Whether `member` has a replica of `chunk`, asked of itself; `None` if it cannot be asked.
+    #[must_use]
+    pub fn holds(&self, member: &Member, chunk: ChunkId) -> Option<bool> {
+        match self.ask_replica(member, chunk)? {
+            Ok(_) => Some(true),
+            Err(status) => (status.code() == tonic::Code::NotFound).then_some(false),
+        }
+    }
+
+    fn ask_replica(
+        &self,
+        member: &Member,
+        chunk: ChunkId,
+    ) -> Option<Result<ReplicaReport, tonic::Status>> {
         let mut client = self.control(&self.address_of(member).ok()?);
         let asked = self.runtime.spawn(async move {
             tokio::time::timeout(PROMISE_MAX, client.report(ReportRequest { chunk: chunk.0 })).await
         });
-        Some(self.runtime.block_on(asked).ok()?.ok()?.ok()?.into_inner())
+        let reply = self.runtime.block_on(asked).ok()?.ok()?;
+        Some(reply.map(tonic::Response::into_inner))
     }
 
     /// Whether somebody was given a layout to write `chunk` lately: its members may not have reported it yet.
@@ -509,7 +527,7 @@ impl Master {
         })
     }
 
-    fn control(&self, address: &str) -> ChunkControlClient<tonic::transport::Channel> {
+    pub fn control(&self, address: &str) -> ChunkControlClient<tonic::transport::Channel> {
         let channel = lock(&self.channels)
             .entry(address.to_owned())
             .or_insert_with(|| {

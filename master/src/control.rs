@@ -8,9 +8,8 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use dfs_core::check;
-use dfs_core::chunk::{Chunk, Member};
-use dfs_core::cluster::{Heartbeat, Liveness, Replica};
+use dfs_core::chunk::Chunk;
+use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
@@ -18,15 +17,19 @@ use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
     ChunkTotals, ClientStatus, EvictReply, EvictRequest, FsckFinding, FsckRequest, HeartbeatReply,
-    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, ServerStatus, StatusReply,
-    StatusRequest,
+    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, RepairSource, ReplicaReport,
+    ServerStatus, StatusReply, StatusRequest,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::background::registered;
+use crate::fsck::fsck;
 use crate::rpc::fence_client;
 use crate::state::{Master, lock, now};
+
+/// Damaged chunks whose other members one reply names.
+const REPAIRS_TOLD_MAX: usize = 256;
 
 /// Both services, on one master.
 #[derive(Clone, Debug)]
@@ -96,6 +99,11 @@ fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
         .map_err(|_| format!("{what} of {} bytes, expected 16", bytes.len()))
 }
 
+fn damage_of(report: &ReplicaReport) -> Option<(ChunkId, Damage)> {
+    let damage = Damage { blocks: report.bad_blocks.clone(), whole: report.file_damaged };
+    (damage != Damage::default()).then_some((ChunkId(report.chunk), damage))
+}
+
 fn wire_ids(clients: Vec<ClientId>) -> Vec<Vec<u8>> {
     clients.into_iter().map(|client| client.0.to_be_bytes().to_vec()).collect()
 }
@@ -139,6 +147,10 @@ async fn take(
         let failed = failures.map(|f| (ChunkId(f.chunk), ChunkVersion(f.version))).collect();
         master.on_member_failures(failed);
     }
+    let damaged: Vec<_> = beat.replicas.iter().filter_map(damage_of).collect();
+    for (chunk, damage) in &damaged {
+        tracing::warn!(%server, chunk = chunk.0, ?damage, "damaged replica");
+    }
     let replicas = beat
         .replicas
         .iter()
@@ -166,6 +178,7 @@ async fn take(
                 full_inventory: beat.full_inventory,
                 inventory_more: beat.inventory_more,
                 replicas,
+                damaged,
                 gone: beat.gone.iter().map(|chunk| ChunkId(*chunk)).collect(),
                 chunk_count: beat.chunk_count,
                 used_bytes: beat.used_bytes,
@@ -197,6 +210,7 @@ async fn take(
         left_clients: left,
         chunks_to_delete: master.garbage_of(server, disk),
         stale_replicas: master.surplus_of(server, disk),
+        repair_sources: master.repair_sources(server),
         want_full_inventory: heard.want_full_inventory,
         ..identity(master)
     };
@@ -240,6 +254,28 @@ impl Master {
             })
         };
         told.into_iter().filter(|bytes| !known(bytes)).collect()
+    }
+
+    /// The other members of chunks that `server` holds damaged.
+    fn repair_sources(&self, server: ServerId) -> Vec<RepairSource> {
+        let damaged: Vec<ChunkId> = match lock(&self.cluster).row(server) {
+            Some(row) => row.damaged.keys().copied().take(REPAIRS_TOLD_MAX).collect(),
+            None => Vec::new(),
+        };
+        let mut sources = Vec::new();
+        for chunk in damaged {
+            let Some(record) = self.chunk(chunk) else { continue };
+            let cluster = lock(&self.cluster);
+            let others = record.active.members.iter().filter(|member| member.server != server);
+            sources.extend(others.filter_map(|member| {
+                Some(RepairSource {
+                    chunk: chunk.0,
+                    server: member.server.to_string(),
+                    address: cluster.address(now(), member)?.to_owned(),
+                })
+            }));
+        }
+        sources
     }
 
     fn disk_in_use(&self, server: ServerId, disk: DiskId, incarnation: u64) -> Option<String> {
@@ -299,33 +335,12 @@ impl Master {
         let mut totals = ChunkTotals::default();
         let replication = self.replication as usize;
         self.for_each_chunk(|chunk, record| {
-            let cluster = lock(&self.cluster);
-            let now = now();
-            let (mut current, mut may_return) = (0, false);
             let written_lately = self.was_written_lately(chunk);
-            for member in &record.active.members {
-                let row = cluster.row(member.server).filter(|row| row.disk == member.disk);
-                let alive =
-                    row.is_some() && cluster.liveness(now, member.server) == Liveness::Alive;
-                // An unborn chunk has no file yet: being able to take one is all it needs.
-                let holds = row.is_some_and(|row| match row.replicas.get(&chunk) {
-                    Some(replica) => {
-                        replica.version == record.active.version && !replica.not_current
-                    }
-                    None => !record.born || written_lately,
-                });
-                if alive && holds {
-                    current += 1;
-                } else if row
-                    .is_none_or(|row| row.replicas.contains_key(&chunk) || !row.inventory_complete)
-                {
-                    may_return = true;
-                }
-            }
+            let copies = lock(&self.cluster).copies(now(), chunk, record, written_lately);
             totals.total += 1;
-            match current {
+            match copies.good {
                 n if replication <= n => totals.safe += 1,
-                0 if may_return => totals.unavailable += 1,
+                0 if copies.may_return => totals.unavailable += 1,
                 0 => totals.lost += 1,
                 1 => totals.endangered += 1,
                 _ => totals.degraded += 1,
@@ -497,81 +512,5 @@ fn status(master: &Arc<Master>) -> StatusReply {
         clients: lock(&master.clients).len() as u64,
         log_index: master.group.applied_index().unwrap_or(0),
         notices: master.notices(),
-    }
-}
-
-/// Checks the metadata against itself, and each member's last report against the map.
-fn fsck(master: &Arc<Master>, replicas: bool, tell: &mut dyn FnMut(&str, String, u64)) {
-    let violations = check::check(&master.reader());
-    for violation in &violations {
-        tell("violation", violation.to_string(), 0);
-    }
-    let mut checked = 0;
-    if replicas {
-        let mut chunks = Vec::new();
-        master.for_each_chunk(|chunk, record| chunks.push((chunk, record.clone())));
-        for (chunk, record) in &chunks {
-            checked += 1;
-            if checked % 1_000 == 0 {
-                tell("progress", format!("{checked} of {} chunks", chunks.len()), checked);
-            }
-            let place = format!(
-                "chunk {} (inode {}, index {}) version {}",
-                chunk.0, record.ino.0, record.index, record.active.version.0
-            );
-            for member in &record.active.members {
-                if let Some(problem) = problem_of(master, *chunk, record, member) {
-                    tell("violation", format!("{place}: {} {problem}", member.server), checked);
-                }
-            }
-            let (have, want) = (record.active.members.len(), master.replication);
-            if have < want as usize {
-                tell("violation", format!("{place}: {have} members, {want} are wanted"), checked);
-            }
-            if record.preparing.is_some() {
-                tell(
-                    "violation",
-                    format!("{place}: a configuration change is not finished"),
-                    checked,
-                );
-            }
-        }
-    }
-    let inodes = match master.reader().get(&Key::Super) {
-        Some(Record::Super(superblock)) => superblock.inode_count,
-        _ => 0,
-    };
-    tell("progress", format!("{inodes} inodes and {checked} chunks checked"), inodes + checked);
-}
-
-/// What is wrong with `member`'s replica of `chunk`, asked of the member itself where its last report leaves a doubt.
-fn problem_of(
-    master: &Arc<Master>,
-    chunk: ChunkId,
-    record: &Chunk,
-    member: &Member,
-) -> Option<String> {
-    let known = {
-        let cluster = lock(&master.cluster);
-        match cluster.row(member.server).filter(|row| row.disk == member.disk) {
-            None => return Some("is not here, or came back with another disk".to_owned()),
-            Some(_) if cluster.liveness(now(), member.server) != Liveness::Alive => {
-                return Some("is not alive".to_owned());
-            }
-            Some(row) => row.replicas.get(&chunk).copied(),
-        }
-    };
-    if known.is_some_and(|replica| replica.version == record.active.version && !replica.not_current)
-    {
-        return None;
-    }
-    match master.fresh_report(member, chunk) {
-        None if record.born => Some("does not hold it".to_owned()),
-        None => None,
-        Some(report) if report.not_current => Some("rebooted with unsynced data".to_owned()),
-        Some(report) if report.version != record.active.version.0 => {
-            Some(format!("holds version {}", report.version))
-        }
-        Some(_) => None,
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tests::{Cluster, PATIENCE, run, wait_until};
+use tests::{Cluster, Options, PATIENCE, run, wait_until};
 
 use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
 
@@ -39,8 +39,7 @@ fn a_killed_chunkserver_is_not_noticed() {
 #[test]
 fn a_returned_chunkserver_is_caught_up_and_trusted_again() {
     need_fuse!();
-    let cluster =
-        Cluster::start_with(tests::Options { restart: "on-failure", ..tests::Options::default() });
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
     let path = cluster.mount().join("f");
     write_synced(&path, &pattern(2 << 20, 1));
     let newer = pattern(2 << 20, 2);
@@ -101,6 +100,11 @@ fn places(cluster: &Cluster, server: &str, content: &[u8], at: usize) -> Vec<(Pa
     found
 }
 
+/// What stands there is in place since the clean stop, and will be written over.
+fn is_of_journal(path: &Path) -> bool {
+    path.parent().is_some_and(|dir| dir.ends_with("journal"))
+}
+
 #[test]
 fn a_flipped_byte_is_never_returned_and_is_repaired() {
     need_fuse!();
@@ -113,8 +117,7 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
     let mut flipped = Vec::new();
     for server in ["cs-1", "cs-2"] {
         for (path, at) in places(&cluster, server, &content, AT) {
-            if path.parent().is_some_and(|dir| dir.ends_with("journal")) {
-                // What was there is in place since, and will be written over.
+            if is_of_journal(&path) {
                 continue;
             }
             let file = File::options().read(true).write(true).open(&path).unwrap();
@@ -129,18 +132,79 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
         check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
     }
     check_content(&cluster.mount().join("f"), &content);
-    // In place: where the byte was flipped, by who read it.
+    // In place, also where nobody read: the check finds what is left, and the servers mend it.
+    let checked = cluster.try_dfs(["fsck"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(!said.contains("cs-3 has"), "{said}");
     let is_right = |(path, at): &(PathBuf, u64)| {
         let mut bytes = [0; 64];
         File::open(path).unwrap().read_exact_at(&mut bytes, *at).unwrap();
         bytes == content[AT..AT + 64]
     };
-    wait_until("the blocks are repaired", || {
-        for _ in 0..3 {
-            check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    wait_until("the blocks are repaired", || flipped.iter().all(is_right));
+    wait_until("the check is clean", || cluster.try_dfs(["fsck"]).status.success());
+}
+
+#[test]
+fn a_block_that_is_bad_everywhere_is_said_to_be_lost() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    const AT: usize = 1_500_000;
+    let mut flipped = Vec::new();
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        for (path, at) in places(&cluster, server, &content, AT) {
+            if is_of_journal(&path) {
+                continue;
+            }
+            let file = File::options().write(true).open(&path).unwrap();
+            file.write_all_at(&[content[AT + 7] ^ 0x40], at + 7).unwrap();
+            flipped.push((path, at));
         }
-        flipped.iter().all(is_right)
+    }
+    cluster.up();
+    let checked = cluster.try_dfs(["fsck"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        assert!(said.contains(&format!("{server} has a bad checksum in block")), "{said}");
+    }
+    wait_until("the chunk counts as lost", || cluster.dfs_json(["status"])["chunks"]["lost"] == 1);
+    // One copy comes back: the others are mended from it, without being asked.
+    let (path, at) = &flipped[0];
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(&content[AT + 7..AT + 8], at + 7).unwrap();
+    wait_until("all copies are good again", || {
+        let chunks = cluster.dfs_json(["status"])["chunks"].clone();
+        chunks["safe"] == chunks["total"]
     });
+    assert!(cluster.try_dfs(["fsck"]).status.success());
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+}
+
+#[test]
+fn a_chunk_file_that_somebody_removed_is_missed_and_copied_anew() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    let removed: Vec<PathBuf> = places(&cluster, "cs-2", &content, 2_000_000)
+        .into_iter()
+        .map(|(path, _)| path)
+        .filter(|path| !is_of_journal(path))
+        .collect();
+    for path in &removed {
+        std::fs::remove_file(path).unwrap();
+    }
+    let checked = cluster.try_dfs(["fsck"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert!(said.contains("cs-2 lost the chunk's file"), "{said}");
+    cluster.kill("cs-2");
+    wait_until("the check is clean", || cluster.try_dfs(["fsck"]).status.success());
+    assert!(removed.iter().all(|path| path.exists()), "{removed:?}");
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
 }
 
 #[test]

@@ -508,6 +508,28 @@ impl Engine {
         Ok((read_block(chunk, &state, &*self.file(chunk)?, block)?, sum))
     }
 
+    pub(super) fn check_file(&self, chunk: ChunkId) -> Result<(), StoreError> {
+        let cell = self.cell(chunk)?;
+        let state = cell.read();
+        state.held(chunk)?;
+        let path = chunk_path(chunk);
+        let corrupt = |what: String| StoreError::Corrupt { file: path.clone(), offset: 0, what };
+        // Anew: a descriptor that is still open would also read a file that was removed.
+        let file = match self.disk.open(&path, OpenMode::Existing) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Err(corrupt("the file is gone".to_owned()));
+            }
+            file => file?,
+        };
+        let mut bytes = vec![0; 4096];
+        file.read_at(0, &mut bytes)?;
+        let header = ChunkHeader::decode(&bytes).map_err(|error| corrupt(error.to_string()))?;
+        if header.chunk != chunk || header.fs_id != self.label.fs_id {
+            return Err(corrupt("the file is of another chunk".to_owned()));
+        }
+        Ok(())
+    }
+
     pub(super) fn block_sums(
         &self,
         chunk: ChunkId,

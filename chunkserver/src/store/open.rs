@@ -275,6 +275,7 @@ fn load_chunk(
         cut: header.is_none(),
         touched: header.is_none(),
         bulk_unsaved: false,
+        made: false,
     }))
 }
 

@@ -59,6 +59,8 @@ pub(super) struct Loaded {
     pub(super) touched: bool,
     /// Has bulk data in the file that only its sums in the journal vouch for.
     pub(super) bulk_unsaved: bool,
+    /// Its file was made anew: whatever the records do not carry is not there.
+    pub(super) made: bool,
 }
 
 fn corrupt(name: &str, offset: u64, what: impl Into<String>) -> StoreError {
@@ -259,6 +261,8 @@ impl Replay<'_> {
                     Some(held) if lsn <= held.replica.created_lsn || lsn <= held.replica.lsn => {
                         Ok(())
                     }
+                    // Names survive a killed process: somebody removed it. The master will miss it.
+                    _ if !self.rebooted => Ok(()),
                     _ => self.make(*chunk, Replica::new(*spec, lsn)),
                 };
             }
@@ -288,10 +292,12 @@ impl Replay<'_> {
                 save_now(self.files, self.disk, *chunk, held)?;
             }
             held.bulk_unsaved |= bulk && bulk_synced < lsn;
-            held.cut = !replay_op(self.files, self.disk, *chunk, &held.replica, op, payload, {
-                self.rebooted && bulk_synced < lsn
-            })?;
+            let verify_bulk = held.made || self.rebooted && bulk_synced < lsn;
+            held.cut =
+                !replay_op(self.files, self.disk, *chunk, &held.replica, op, payload, verify_bulk)?;
         }
+        // What was copied is in the file that is gone.
+        held.cut |= held.made && matches!(event, Event::Adopted { .. });
         if !held.cut {
             held.doubtful = false;
             held.replica.apply_with_payload(lsn, event, payload.len() as u64);
@@ -329,6 +335,7 @@ impl Replay<'_> {
             cut: false,
             touched: true,
             bulk_unsaved: false,
+            made: true,
         };
         self.loaded.insert(chunk, loaded);
         Ok(())

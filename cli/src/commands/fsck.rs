@@ -5,6 +5,7 @@ use serde::Serialize;
 use crate::args::{ClusterArgs, Format, FsckArgs};
 use crate::failure::AlreadySaid;
 use crate::output::{self, Table};
+use crate::progress::Steps;
 use crate::{admin, cluster};
 
 #[derive(Debug, Default, Serialize)]
@@ -33,16 +34,22 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &FsckArgs) -> anyhow::Result<()> 
     let table = args.output.format == Format::Table;
     let mut report = Report::default();
     let mut unwritten = Ok(());
+    let mut progress = Steps::new();
     admin::fsck(&target, |finding| {
         report.checked = report.checked.max(finding.checked);
+        if finding.kind == "progress" {
+            progress.say(&finding.text);
+        }
         if finding.kind == "violation" {
             // At once: a long check should not keep its findings to itself.
             if table && unwritten.is_ok() {
-                unwritten = output::line(&format!("violation: {}", finding.text));
+                let line = format!("violation: {}", finding.text);
+                unwritten = progress.hidden(|| output::line(&line));
             }
             report.violations.push(finding.text);
         }
     })?;
+    progress.finish();
     unwritten?;
     report.clean = report.violations.is_empty();
     output::print(args.output.format, &report)?;

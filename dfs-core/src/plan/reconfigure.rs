@@ -130,30 +130,7 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ids::{DiskId, InodeNo};
-
-    fn member(n: u32) -> Member {
-        Member { server: ServerId(n), disk: DiskId(u128::from(n)) }
-    }
-
-    fn chunk(version: u64, members: &[u32]) -> Chunk {
-        let members: Vec<Member> = members.iter().map(|n| member(*n)).collect();
-        Chunk {
-            ino: InodeNo(2),
-            index: 0,
-            chunk_size: 64 << 20,
-            active: Configuration {
-                version: ChunkVersion(version),
-                primary: members[0].server,
-                members,
-            },
-            preparing: None,
-            next_version: ChunkVersion(version + 1),
-            attached: true,
-            born: true,
-            sealed: false,
-        }
-    }
+    use crate::chunk::samples::{chunk, member};
 
     fn report(n: u32, version: u64, seq: u64) -> PromiseReport {
         PromiseReport {

@@ -57,31 +57,14 @@ pub fn surplus(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::chunk::{Configuration, Preparing};
-    use crate::ids::{DiskId, InodeNo, ServerId};
+    use crate::chunk::Preparing;
+    use crate::chunk::samples::{chunk, member};
+    use crate::ids::{DiskId, ServerId};
 
     const CHUNK: ChunkId = ChunkId(7);
 
-    fn member(n: u32) -> Member {
-        Member { server: ServerId(n), disk: DiskId(u128::from(n)) }
-    }
-
-    fn chunk() -> Chunk {
-        Chunk {
-            ino: InodeNo(2),
-            index: 0,
-            chunk_size: 65_536,
-            active: Configuration {
-                version: ChunkVersion(4),
-                members: vec![member(1), member(2), member(3)],
-                primary: ServerId(1),
-            },
-            preparing: None,
-            next_version: ChunkVersion(6),
-            attached: true,
-            born: true,
-            sealed: false,
-        }
+    fn whole() -> Chunk {
+        Chunk { next_version: ChunkVersion(6), ..chunk(4, &[1, 2, 3]) }
     }
 
     fn of(record: &Chunk, holder: u32, wanted: usize, behind: Option<u32>) -> Option<Surplus> {
@@ -92,7 +75,7 @@ mod tests {
 
     #[test]
     fn only_who_is_not_needed_is_named() {
-        let whole = chunk();
+        let whole = whole();
         assert_eq!(of(&whole, 4, 3, None), Some(Surplus::Stale { below: ChunkVersion(6) }));
         for holder in 1..=3 {
             assert_eq!(of(&whole, holder, 3, None), None, "a member");
@@ -109,7 +92,7 @@ mod tests {
     #[test]
     fn the_same_server_with_another_disk_is_another_holder() {
         let other = Member { server: ServerId(1), disk: DiskId(99) };
-        let found = surplus(CHUNK, &other, Known::Chunk(&chunk()), 3, |_, _| true);
+        let found = surplus(CHUNK, &other, Known::Chunk(&whole()), 3, |_, _| true);
         assert_eq!(found, Some(Surplus::Stale { below: ChunkVersion(6) }));
     }
 

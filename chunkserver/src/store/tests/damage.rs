@@ -305,3 +305,26 @@ fn quarantine_counts_as_free_and_the_oldest_goes_first() {
     assert_eq!(store.purge_quarantine(u64::MAX).unwrap(), 2);
     assert_eq!(std::fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 0);
 }
+
+#[test]
+fn a_file_that_somebody_removed_is_not_made_anew_from_the_journal() {
+    // Bulk data is not in the journal: what a replay could make of it would be zeros.
+    let data = pattern(300_000, 5);
+    for boot in [1, 2] {
+        let disk = FaultyDisk::new(boot);
+        let store = open(&disk, 1).unwrap();
+        write(&store, 1, 0, &data).unwrap();
+        store.sync_blocking(CHUNK).unwrap();
+        assert!(store.check_file(CHUNK).is_ok());
+        // A killed process: no checkpoint, and the name is gone.
+        disk.handle().remove(PATH).unwrap();
+        assert!(matches!(store.check_file(CHUNK), Err(StoreError::Corrupt { .. })));
+        drop(store);
+        let store = open(&disk, boot).unwrap();
+        match store.report(CHUNK) {
+            None => assert_eq!(boot, 1, "missed by the master"),
+            Some(report) => assert!(boot == 2 && report.not_current, "{report:?}"),
+        }
+        assert!(read_all(&store, CHUNK, V1).is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! `dfs fsck`: the metadata against itself, and every block of every replica against its checksum.
+//!
+//! The chunkservers read their own disks, all at once; what they find they mend from other members, unasked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use dfs_core::check;
+use dfs_core::chunk::{Chunk, Member};
+use dfs_core::cluster::Liveness;
+use dfs_core::ids::{ChunkId, ServerId};
+use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_proto::control::{ReplicaReport, VerifyRequest};
+use tokio::sync::mpsc;
+
+use crate::state::{Master, lock, now};
+
+/// Replicas asked for in one request.
+const ASKED: usize = 1024;
+/// A server that reads this long in one replica has a disk that does not answer.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+/// Blocks named one by one.
+const NAMED_MAX: usize = 8;
+
+/// Gets kind (`progress`, `violation`), text and how much was checked.
+pub type Tell<'a> = &'a mut dyn FnMut(&str, String, u64);
+
+/// What one server said about its disk.
+enum Answer {
+    Replica(ServerId, ReplicaReport),
+    /// It could not go on.
+    Broken(ServerId, String),
+}
+
+/// Checks all there is; `replicas`: also the chunkservers' disks.
+pub fn fsck(master: &Arc<Master>, replicas: bool, tell: Tell<'_>) {
+    for violation in &check::check(&master.reader()) {
+        tell("violation", violation.to_string(), 0);
+    }
+    let checked = if replicas { check_replicas(master, tell) } else { 0 };
+    let inodes = match master.reader().get(&Key::Super) {
+        Some(Record::Super(superblock)) => superblock.inode_count,
+        _ => 0,
+    };
+    tell("progress", format!("{inodes} inodes and {checked} replicas checked"), inodes + checked);
+}
+
+/// Says how many replicas were read.
+fn check_replicas(master: &Arc<Master>, tell: Tell<'_>) -> u64 {
+    let mut wanted: BTreeMap<Member, Vec<u64>> = BTreeMap::new();
+    let mut chunks = BTreeSet::new();
+    master.for_each_chunk(|chunk, record| {
+        chunks.insert(chunk);
+        for member in &record.active.members {
+            wanted.entry(*member).or_default().push(chunk.0);
+        }
+    });
+    let total: usize = wanted.values().map(Vec::len).sum();
+    let (mut checked, mut bytes) = (0, 0);
+    let mut found: BTreeMap<ChunkId, BTreeMap<ServerId, ReplicaReport>> = BTreeMap::new();
+    let mut answers = ask(master, wanted);
+    let mut told = Instant::now();
+    while let Some(answer) = answers.blocking_recv() {
+        match answer {
+            Answer::Replica(server, report) => {
+                checked += 1;
+                bytes += report.len;
+                found.entry(ChunkId(report.chunk)).or_default().insert(server, report);
+            }
+            Answer::Broken(server, reason) => {
+                tell("violation", format!("{server}: {reason}"), checked);
+            }
+        }
+        if PROGRESS_EVERY <= told.elapsed() {
+            told = Instant::now();
+            let text = format!("{checked} of {total} replicas read, {} MiB", bytes >> 20);
+            tell("progress", text, checked);
+        }
+    }
+    for chunk in chunks {
+        // As it is now: what was changed or deleted meanwhile is judged as such.
+        let Some(record) = master.chunk(chunk) else { continue };
+        judge(master, chunk, &record, found.get(&chunk), &mut |text| {
+            tell("violation", text, checked);
+        });
+    }
+    checked
+}
+
+/// Has all live servers read their replicas, each of them one after the other.
+fn ask(master: &Arc<Master>, wanted: BTreeMap<Member, Vec<u64>>) -> mpsc::Receiver<Answer> {
+    let (send, answers) = mpsc::channel(256);
+    for (member, chunks) in wanted {
+        let address = lock(&master.cluster).address(now(), &member).map(str::to_owned);
+        // One that is away is told of with each of its chunks.
+        let Some(address) = address else { continue };
+        let mut client = master.control(&address);
+        let send = send.clone();
+        master.runtime.spawn(async move {
+            for part in chunks.chunks(ASKED) {
+                let request = VerifyRequest { chunks: part.to_vec() };
+                let read = async {
+                    let late = |_| "its disk does not answer".to_owned();
+                    let said = |status: tonic::Status| status.message().to_owned();
+                    let mut reports = tokio::time::timeout(ANSWER_MAX, client.verify(request))
+                        .await
+                        .map_err(late)?
+                        .map_err(said)?
+                        .into_inner();
+                    while let Some(report) = tokio::time::timeout(ANSWER_MAX, reports.message())
+                        .await
+                        .map_err(late)?
+                        .map_err(said)?
+                    {
+                        if send.send(Answer::Replica(member.server, report)).await.is_err() {
+                            return Err(String::new());
+                        }
+                    }
+                    Ok(())
+                };
+                if let Err(reason) = read.await {
+                    let reason = format!("replicas cannot be checked: {reason}");
+                    // Whoever asked may be gone; then nobody misses it.
+                    let _ = send.send(Answer::Broken(member.server, reason)).await;
+                    return;
+                }
+            }
+        });
+    }
+    answers
+}
+
+fn judge(
+    master: &Arc<Master>,
+    chunk: ChunkId,
+    record: &Chunk,
+    found: Option<&BTreeMap<ServerId, ReplicaReport>>,
+    violation: &mut dyn FnMut(String),
+) {
+    let place = format!(
+        "chunk {} (inode {}, index {}) version {}",
+        chunk.0, record.ino.0, record.index, record.active.version.0
+    );
+    let none = BTreeMap::new();
+    let found = found.unwrap_or(&none);
+    for member in &record.active.members {
+        let read = found.get(&member.server);
+        let problem = problem_of(master, chunk, record, member, read);
+        for problem in problem.into_iter().chain(read.and_then(damage)) {
+            violation(format!("{place}: {} {problem}", member.server));
+        }
+    }
+    // Two replicas that did the same operations hold the same.
+    let mut same: BTreeMap<(u64, u64), (ServerId, u32, u64)> = BTreeMap::new();
+    for (server, report) in found.iter().filter(|(_, report)| !report.not_current) {
+        let place_of = (report.version, report.seq);
+        let first = same.entry(place_of).or_insert((*server, report.digest, report.len));
+        if (first.1, first.2) != (report.digest, report.len) {
+            let other = first.0;
+            violation(format!("{place}: {other} and {server} differ at operation {}", report.seq));
+        }
+    }
+    let (have, want) = (record.active.members.len(), master.replication);
+    if have < want as usize {
+        violation(format!("{place}: {have} members, {want} are wanted"));
+    }
+    if record.preparing.is_some() {
+        violation(format!("{place}: a configuration change is not finished"));
+    }
+}
+
+/// What cannot be read of a replica.
+fn damage(report: &ReplicaReport) -> Option<String> {
+    if report.file_damaged {
+        return Some(
+            "lost the chunk's file; its next start will miss it, and copy it anew".to_owned(),
+        );
+    }
+    let named: Vec<String> =
+        report.bad_blocks.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    let more = match report.bad_blocks.len().saturating_sub(NAMED_MAX) {
+        0 => "",
+        _ => " and more",
+    };
+    let blocks = if named.len() == 1 { "block" } else { "blocks" };
+    (!named.is_empty()).then(|| {
+        format!(
+            "has a bad checksum in {blocks} {}{more}; mended from another member if one has the right bytes",
+            named.join(", ")
+        )
+    })
+}
+
+/// Why `member` is none with the present content, asked of itself where what it said leaves a doubt.
+fn problem_of(
+    master: &Arc<Master>,
+    chunk: ChunkId,
+    record: &Chunk,
+    member: &Member,
+    read: Option<&ReplicaReport>,
+) -> Option<String> {
+    {
+        let cluster = lock(&master.cluster);
+        match cluster.row(member.server).filter(|row| row.disk == member.disk) {
+            None => return Some("is not here, or came back with another disk".to_owned()),
+            Some(_) if cluster.liveness(now(), member.server) != Liveness::Alive => {
+                return Some("is not alive".to_owned());
+            }
+            Some(_) => {}
+        }
+    }
+    let good =
+        |report: &ReplicaReport| report.version == record.active.version.0 && !report.not_current;
+    if read.is_some_and(good) {
+        return None;
+    }
+    match master.fresh_report(member, chunk) {
+        None if record.born => Some("does not hold it".to_owned()),
+        None => None,
+        Some(report) if report.not_current => Some("rebooted with unsynced data".to_owned()),
+        Some(report) if report.version != record.active.version.0 => {
+            Some(format!("holds version {}", report.version))
+        }
+        Some(_) => None,
+    }
+}
