@@ -7,6 +7,8 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod faults;
+
 use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -24,21 +26,27 @@ use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 
 use crate::budget::Budget;
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, Fault, Faults, Result};
 use crate::jobs::{Carriers, Jobs};
 use crate::master_link::{MasterLink, unexpected};
 use crate::servers::{Lane, ServerLink, Servers, reply_of};
 use crate::session::{lock, random, spawn};
+pub(crate) use faults::Patience;
+use faults::{Reports, Troubles};
 
 /// Layouts are believed for so long (DECISIONS 21).
 pub(crate) const LAYOUT_TTL: Duration = Duration::from_secs(5);
 const LAYOUTS_MAX: usize = 16_384;
 const LAYOUTS_ASKED: u32 = 32;
-/// One replica's time to answer a read before another is asked.
+/// One replica's time to answer a read before another is asked; the least it has when the caller's time is over.
 const READ_ATTEMPT: Duration = Duration::from_secs(2);
+const READ_ATTEMPT_LEAST: Duration = Duration::from_millis(300);
 const SYNC_MAX: Duration = Duration::from_secs(30);
 /// Largest single read; a frame carries at most 4 MiB.
 pub(crate) const PIECE_BYTES: u64 = 1 << 20;
+
+/// A checksum is over so much, or over a smaller chunk (DECISIONS 22).
+const BLOCK_BYTES: u64 = 64 << 10;
 
 /// Counter of the one operation on a chunk before it belongs to a file; queues begin above it.
 const COUNTER_ALONE: u64 = 1;
@@ -58,6 +66,8 @@ pub(crate) struct ChunkIo {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
+    troubles: Troubles,
+    reports: Arc<Reports>,
     /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
     counter_floor: AtomicU64,
 }
@@ -69,31 +79,28 @@ enum ReadAnswer {
     Lost(io::Error),
 }
 
-/// Tells the master, and the server itself who else has the block: it mends it, also if it knows nobody after a restart.
+/// Tells the server itself who else has the block: it mends it, also if it knows nobody after a restart. The master
+/// hears of it from the server.
 fn on_bad_block(
-    master: &Arc<MasterLink>,
+    reports: &Reports,
     layout: &ChunkLayout,
     server: ServerId,
     block: u32,
     connection: Option<Arc<FrameClient>>,
 ) {
-    let (chunk, version) = (layout.chunk, layout.version);
-    tracing::warn!(chunk = chunk.0, %server, block, "bad checksum: another replica answers");
-    let report = MetaCall::ReportBadBlock { chunk, version, server, block };
+    let Some(connection) = connection else { return };
+    if !reports.is_due(layout.chunk, block, server) {
+        return;
+    }
+    tracing::warn!(chunk = layout.chunk.0, %server, block, "bad checksum: another replica is asked");
     let repair = DataCall::Repair { layout: layout.clone(), block }.to_bytes();
-    let master = Arc::clone(master);
     let told = spawn("report", move || {
-        if let Some(connection) = connection
-            && let Err(error) = connection.send_one_way(&repair, &[])
-        {
+        if let Err(error) = connection.send_one_way(&repair, &[]) {
             tracing::debug!(%error, "ask for a repair");
-        }
-        if let Err(error) = master.call(&report) {
-            tracing::debug!(%error, "report a bad block");
         }
     });
     if let Err(error) = told {
-        tracing::debug!(%error, "report a bad block");
+        tracing::debug!(%error, "ask for a repair");
     }
 }
 
@@ -109,6 +116,8 @@ impl ChunkIo {
             carriers: Arc::default(),
             link,
             layouts: Mutex::default(),
+            troubles: Troubles::default(),
+            reports: Arc::default(),
             counter_floor: AtomicU64::new(COUNTER_ALONE + 1),
         }))
     }
@@ -160,12 +169,13 @@ impl ChunkIo {
         &self,
         ino: InodeNo,
         index: u64,
+        patience: &Patience,
     ) -> Result<Option<Arc<ChunkLayout>>> {
         if let Some(found) = self.cached(ino, index) {
             return Ok(found);
         }
         let mut asked = None;
-        for layout in self.layouts(ino, index, LAYOUTS_ASKED)? {
+        for layout in self.layouts_within(ino, index, LAYOUTS_ASKED, patience.left())? {
             let layout = Arc::new(layout);
             if layout.index == index {
                 asked = Some(Arc::clone(&layout));
@@ -177,13 +187,8 @@ impl ChunkIo {
             .is_some_and(|layout| layout.members.iter().all(|member| member.address.is_empty()));
         if nobody {
             // Waits until the master knows an address, or says why there is none.
-            asked = match self.link.call(&MetaCall::Layout {
-                ino,
-                index,
-                write: false,
-                spill: false,
-                failed: None,
-            })? {
+            let call = MetaCall::Layout { ino, index, write: false, spill: false, failed: None };
+            asked = match self.link.call_waiting(&call, patience.left())? {
                 MetaReply::Layout(layout) => Some(Arc::new(layout)),
                 MetaReply::Hole => None,
                 other => return Err(unexpected("layout", &other)),
@@ -195,7 +200,17 @@ impl ChunkIo {
 
     /// Layouts of existing chunks from `first` on.
     pub(crate) fn layouts(&self, ino: InodeNo, first: u64, max: u32) -> Result<Vec<ChunkLayout>> {
-        match self.link.call(&MetaCall::Layouts { ino, first, max })? {
+        self.layouts_within(ino, first, max, self.link.config().server_wait)
+    }
+
+    fn layouts_within(
+        &self,
+        ino: InodeNo,
+        first: u64,
+        max: u32,
+        wait: Duration,
+    ) -> Result<Vec<ChunkLayout>> {
+        match self.link.call_waiting(&MetaCall::Layouts { ino, first, max }, wait)? {
             MetaReply::Layouts(layouts) => Ok(layouts),
             MetaReply::Hole => Ok(Vec::new()),
             other => Err(unexpected("layouts", &other)),
@@ -241,13 +256,13 @@ impl ChunkIo {
         &self,
         link: &ServerLink,
         layout: &ChunkLayout,
-        offset: u64,
-        len: u32,
+        (offset, len): (u64, u32),
+        deadline: Duration,
     ) -> ReadAnswer {
         let call =
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
-        let reply = self.servers.call(link, &call, READ_ATTEMPT);
+        let reply = self.servers.call(link, &call, deadline);
         link.read_ended(began, reply.is_ok());
         answer_of(reply)
     }
@@ -259,17 +274,14 @@ impl ChunkIo {
         index: u64,
         offset: u64,
         out: &mut [u8],
+        patience: &Patience,
     ) -> Result<()> {
         for (piece, part) in
             out.chunks_mut(usize::try_from(PIECE_BYTES).unwrap_or(1 << 20)).enumerate()
         {
             let offset = offset + piece as u64 * PIECE_BYTES;
-            match self.read_piece(
-                ino,
-                index,
-                offset,
-                u32::try_from(part.len()).unwrap_or(u32::MAX),
-            )? {
+            let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
+            match self.read_piece(ino, index, (offset, len), patience)? {
                 Some(frame) => fill(part, &frame.payload),
                 None => part.fill(0),
             }
@@ -277,53 +289,65 @@ impl ChunkIo {
         Ok(())
     }
 
-    /// One piece from any replica, until `server_wait` is over. `None`: a hole.
-    fn read_piece(&self, ino: InodeNo, index: u64, offset: u64, len: u32) -> Result<Option<Frame>> {
-        let began = Instant::now();
+    /// One piece from any replica, until the caller's patience is over, or was for another read of the same place.
+    /// `None`: a hole.
+    fn read_piece(
+        &self,
+        ino: InodeNo,
+        index: u64,
+        (offset, len): (u64, u32),
+        patience: &Patience,
+    ) -> Result<Option<Frame>> {
         let mut backoff = Backoff::default();
-        let wait = self.link.config().server_wait;
         let mut asked_anew = false;
         loop {
-            let Some(layout) = self.layout_to_read(ino, index)? else { return Ok(None) };
-            let mut reason = String::new();
+            let Some(layout) = self.layout_to_read(ino, index, patience)? else { return Ok(None) };
+            let mut faults = Faults::default();
             for link in self.order(&layout, offset) {
-                match self.read_at(&link, &layout, offset, len) {
-                    ReadAnswer::Bytes(frame) => return Ok(Some(frame)),
+                let deadline = READ_ATTEMPT.min(patience.left()).max(READ_ATTEMPT_LEAST);
+                let fault = match self.read_at(&link, &layout, (offset, len), deadline) {
+                    ReadAnswer::Bytes(frame) => {
+                        let block = BLOCK_BYTES.min(layout.chunk_size.max(1));
+                        let last = (offset + u64::from(len).max(1) - 1) / block;
+                        self.troubles.over((ino, index), (offset / block, last));
+                        return Ok(Some(frame));
+                    }
                     // A member of the present configuration would have the file after the first acknowledged
                     // operation; one of an older configuration may have lost it with its membership.
                     ReadAnswer::Failed(DataFailure::NoReplica) if !layout.born && asked_anew => {
                         return Ok(None);
                     }
+                    ReadAnswer::Failed(
+                        DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. },
+                    ) if !asked_anew => break,
                     ReadAnswer::Failed(failure) => {
-                        reason = format!("{}: {failure}", link.server());
-                        tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
                         if let DataFailure::BadBlock { block } = failure {
                             let connection = self.servers.connection(&link, Lane::Read).ok();
-                            on_bad_block(&self.link, &layout, link.server(), block, connection);
+                            on_bad_block(&self.reports, &layout, link.server(), block, connection);
                         }
-                        if matches!(
-                            failure,
-                            DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. }
-                        ) {
-                            break;
-                        }
+                        fault_of(failure)
                     }
                     ReadAnswer::Lost(error) => {
-                        reason = format!("{}: {error}", link.server());
-                        tracing::debug!(chunk = layout.chunk.0, %reason, "read from another replica");
                         link.failed();
+                        Fault::Away { reason: error.to_string() }
                     }
-                }
+                };
+                tracing::debug!(
+                    chunk = layout.chunk.0, server = %link.server(), ?fault, "read from another replica"
+                );
+                faults.0.push((link.server(), fault));
             }
             self.forget_layout(ino, index);
             if !std::mem::replace(&mut asked_anew, true) {
                 continue;
             }
-            if wait <= began.elapsed() {
-                tracing::warn!(ino = ino.0, index, %reason, "read given up");
+            let waited = self.troubles.met((ino, index), &faults, patience);
+            if self.link.config().server_wait <= waited {
                 return Err(ClientError::NoCurrentReplica {
                     chunk: layout.chunk,
                     wanted: layout.version,
+                    faults,
+                    waited,
                 });
             }
             if self.link.is_closed() {
@@ -348,7 +372,7 @@ impl ChunkIo {
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
         let of_reply = Arc::clone(&link);
-        let (master, layout) = (Arc::clone(&self.link), Arc::clone(layout));
+        let (reports, layout) = (Arc::clone(&self.reports), Arc::clone(layout));
         let asked = Arc::downgrade(&connection);
         let started = connection.start(
             &call,
@@ -360,7 +384,7 @@ impl ChunkIo {
                     ReadAnswer::Bytes(frame) => Some(frame.payload),
                     ReadAnswer::Failed(DataFailure::BadBlock { block }) => {
                         let server = of_reply.server();
-                        on_bad_block(&master, &layout, server, block, asked.upgrade());
+                        on_bad_block(&reports, &layout, server, block, asked.upgrade());
                         None
                     }
                     ReadAnswer::Failed(_) | ReadAnswer::Lost(_) => None,
@@ -523,6 +547,17 @@ fn answer_of(reply: io::Result<Frame>) -> ReadAnswer {
             Err(error) => ReadAnswer::Lost(error),
         },
         Err(error) => ReadAnswer::Lost(error),
+    }
+}
+
+fn fault_of(failure: DataFailure) -> Fault {
+    match failure {
+        DataFailure::BadBlock { block } => Fault::Damaged { block },
+        DataFailure::NoReplica | DataFailure::NotCurrent | DataFailure::StaleVersion { .. } => {
+            Fault::NotCurrent
+        }
+        DataFailure::Fenced { reason } => Fault::Away { reason },
+        other => Fault::Failed { reason: other.to_string() },
     }
 }
 

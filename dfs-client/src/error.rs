@@ -1,8 +1,9 @@
 //! What goes wrong for a caller of the file system: one variant per thing the caller does next.
 
+use std::fmt;
 use std::time::Duration;
 
-use dfs_core::ids::{ChunkId, ChunkVersion};
+use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_core::namespace::NamespaceError;
 
 /// What a caller of the file system sees go wrong. It can be kept and reported to several callers.
@@ -14,9 +15,9 @@ pub enum ClientError {
     /// Outcome unknown. Retries repeated the request id, so the master recognises a second arrival.
     #[error("no master answered within {waited:?}")]
     MasterSilent { waited: Duration },
-    /// Every reachable replica is older than the master says this chunk is, or cannot be read.
-    #[error("no replica of chunk {} at version {} answered", chunk.0, wanted.0)]
-    NoCurrentReplica { chunk: ChunkId, wanted: ChunkVersion },
+    /// No member of the chunk gave its bytes; `faults` says of each one why.
+    #[error("chunk {} version {} cannot be read: {faults} (waited {waited:.1?})", chunk.0, wanted.0)]
+    NoCurrentReplica { chunk: ChunkId, wanted: ChunkVersion, faults: Faults, waited: Duration },
     /// Too few members of a chunk were reachable for so long. Nothing is lost by that; asking later may work.
     #[error("{reason} (waited {waited:?})")]
     ChunkUnavailable { reason: String, waited: Duration },
@@ -35,6 +36,68 @@ pub enum ClientError {
     /// The session was closed.
     #[error("the session is closed")]
     Closed,
+}
+
+/// Why a member of a chunk gave no bytes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Fault {
+    /// This block of its replica has a bad checksum.
+    Damaged { block: u32 },
+    /// It has no replica of this version, or one that lacks operations.
+    NotCurrent,
+    /// It was not reached, or did not answer.
+    Away { reason: String },
+    /// It answered that it cannot.
+    Failed { reason: String },
+}
+
+/// What kept each member of a chunk from answering a read.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Faults(pub Vec<(ServerId, Fault)>);
+
+impl Faults {
+    /// Somebody who was not reached may still have the bytes.
+    #[must_use]
+    pub fn is_anybody_away(&self) -> bool {
+        self.0.iter().any(|(_, fault)| matches!(fault, Fault::Away { .. }))
+    }
+}
+
+impl fmt::Display for Faults {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut sorted: Vec<&(ServerId, Fault)> = self.0.iter().collect();
+        sorted.sort_by_key(|(server, _)| *server);
+        let mut parts: Vec<(&Fault, Vec<String>)> = Vec::new();
+        for (server, fault) in sorted {
+            match parts.iter_mut().find(|(other, _)| *other == fault) {
+                Some((_, servers)) => servers.push(server.to_string()),
+                None => parts.push((fault, vec![server.to_string()])),
+            }
+        }
+        if parts.is_empty() {
+            return f.write_str("it has no member");
+        }
+        for (number, (fault, servers)) in parts.iter().enumerate() {
+            if 0 < number {
+                f.write_str("; ")?;
+            }
+            let of = match servers.split_last() {
+                Some((last, [])) => last.clone(),
+                Some((last, before)) => format!("{} and {last}", before.join(", ")),
+                None => String::new(),
+            };
+            match fault {
+                Fault::Damaged { block } => write!(f, "block {block} is damaged on {of}")?,
+                Fault::NotCurrent if servers.len() == self.0.len() => {
+                    write!(f, "no member holds this version (asked {of})")?;
+                }
+                Fault::NotCurrent => write!(f, "this version is not on {of}")?,
+                Fault::Away { reason } => write!(f, "no answer from {of} ({reason})")?,
+                Fault::Failed { reason } => write!(f, "{of} failed ({reason})")?,
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Shorthand of this crate.
@@ -81,6 +144,34 @@ mod tests {
         assert_eq!(kept.tell_writer(), Ok(()));
         assert_eq!(kept.tell_sync(), Err(ClientError::OutcomeUnknown));
         assert_eq!((kept.tell_sync(), kept.is_empty()), (Ok(()), true));
+    }
+
+    #[track_caller]
+    fn check_said(faults: &[(u32, Fault)], expected: &str) {
+        let faults = faults.iter().map(|(server, fault)| (ServerId(*server), fault.clone()));
+        assert_eq!(Faults(faults.collect()).to_string(), expected);
+    }
+
+    #[test]
+    fn a_read_that_fails_says_of_each_member_why() {
+        let damaged = || Fault::Damaged { block: 5 };
+        let away = || Fault::Away { reason: "connection refused".to_owned() };
+        check_said(
+            &[(2, damaged()), (1, damaged()), (3, damaged())],
+            "block 5 is damaged on cs-1, cs-2 and cs-3",
+        );
+        check_said(
+            &[(1, away()), (2, Fault::NotCurrent), (3, away())],
+            "no answer from cs-1 and cs-3 (connection refused); this version is not on cs-2",
+        );
+        check_said(
+            &[(1, Fault::NotCurrent), (2, Fault::NotCurrent)],
+            "no member holds this version (asked cs-1 and cs-2)",
+        );
+        check_said(
+            &[(1, damaged()), (2, Fault::Failed { reason: "disk error: EIO".to_owned() })],
+            "block 5 is damaged on cs-1; cs-2 failed (disk error: EIO)",
+        );
     }
 
     #[test]

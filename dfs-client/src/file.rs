@@ -19,7 +19,7 @@ use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
 use dfs_core::time::WallTime;
 
-use crate::chunk_io::{ChunkIo, LAYOUT_TTL, fill};
+use crate::chunk_io::{ChunkIo, LAYOUT_TTL, Patience, fill};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Kept, Result};
 use crate::readahead::Readahead;
@@ -222,11 +222,12 @@ impl FileState {
     /// Reads at `offset`; short only at the end of the file, holes are zeros.
     ///
     /// # Errors
-    /// See [`ClientError`]. Replicas that fail are passed over until `server_wait` is over.
+    /// See [`ClientError`]. Replicas that fail are passed over until `server_wait` is over, counted once for the whole read.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
         if buf.is_empty() {
             return Ok(0);
         }
+        let patience = Patience::new(self.io.link.config().server_wait);
         self.lock().touched = Instant::now();
         self.settle_appends();
         let mut attr = self.known_attr(LAYOUT_TTL)?;
@@ -246,7 +247,7 @@ impl FileState {
             return Ok(0);
         }
         let len = small((size - offset).min(buf.len() as u64));
-        self.read_chunks(&attr, offset, &mut buf[..len], size)?;
+        self.read_chunks(&attr, offset, &mut buf[..len], size, &patience)?;
         Ok(len)
     }
 
@@ -281,7 +282,14 @@ impl FileState {
         Ok(Some(len))
     }
 
-    fn read_chunks(&self, attr: &Attr, offset: u64, buf: &mut [u8], size: u64) -> Result<()> {
+    fn read_chunks(
+        &self,
+        attr: &Attr,
+        offset: u64,
+        buf: &mut [u8],
+        size: u64,
+        patience: &Patience,
+    ) -> Result<()> {
         let chunk_size = attr.layout.chunk_size.max(1);
         self.settle(chunk_size, offset, buf.len() as u64)?;
         let may_fetch = |at: u64, len: u64| !self.is_pending(chunk_size, at, len);
@@ -297,7 +305,8 @@ impl FileState {
             }
             let within = at % chunk_size;
             let len = small(chunk_size - within).min(buf.len() - done);
-            self.io.read_chunk(self.ino, at / chunk_size, within, &mut buf[done..done + len])?;
+            let out = &mut buf[done..done + len];
+            self.io.read_chunk(self.ino, at / chunk_size, within, out, patience)?;
             done += len;
         }
         Ok(())

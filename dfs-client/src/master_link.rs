@@ -247,6 +247,11 @@ impl MasterLink {
         self.call_within(call, self.config.io_deadline, self.config.server_wait)
     }
 
+    /// As [`Self::call`], by a caller that has waited for other things too.
+    pub(crate) fn call_waiting(&self, call: &MetaCall, wait: Duration) -> Result<MetaReply> {
+        self.call_within(call, self.config.io_deadline, wait)
+    }
+
     fn call_within(
         &self,
         call: &MetaCall,

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use dfs_core::client::readahead::SequentialDetector;
 use dfs_core::ids::InodeNo;
 
-use crate::chunk_io::{ChunkIo, LAYOUT_TTL, PIECE_BYTES, fill};
+use crate::chunk_io::{ChunkIo, LAYOUT_TTL, PIECE_BYTES, Patience, fill};
 use crate::session::lock;
 
 /// A fetch that takes longer is left to the patient way of reading.
@@ -167,7 +167,8 @@ impl Readahead {
 
 fn fetch(io: &Arc<ChunkIo>, ino: InodeNo, chunk_size: u64, at: u64, len: u64) -> Option<Arc<Slot>> {
     let slot = Arc::new(Slot { fetched: Mutex::new(Fetched::Pending), done: Condvar::new() });
-    match io.layout_to_read(ino, at / chunk_size).ok()? {
+    // Whoever reads waits, not who reads ahead.
+    match io.layout_to_read(ino, at / chunk_size, &Patience::none()).ok()? {
         None => *lock(&slot.fetched) = Fetched::Bytes(Vec::new()),
         Some(layout) => {
             let filled = Arc::clone(&slot);

@@ -106,13 +106,6 @@ pub enum MetaCall {
         ino: InodeNo,
         size: u64,
     },
-    /// Reads of this replica failed their checksum.
-    ReportBadBlock {
-        chunk: ChunkId,
-        version: ChunkVersion,
-        server: ServerId,
-        block: u32,
-    },
     /// Takes or tests a lock; `wait` holds the answer back until it is granted or `wait_ms` passed (`Locked`).
     SetLock {
         op: u64,
@@ -274,7 +267,6 @@ wire_enum!(MetaCall {
     30 = Layout { ino, index, write, spill, failed },
     31 = Layouts { ino, first, max },
     32 = Truncate { op, ino, size },
-    33 = ReportBadBlock { chunk, version, server, block },
     40 = SetLock { op, ino, owner, start, end, kind, pid, wait_ms },
     41 = TestLock { ino, owner, start, end, kind },
 });

@@ -169,13 +169,6 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             let outcome = master.truncate(OpId { client, op, part: 0 }, low_water, ino, size)?;
             Ok(MetaReply::Outcome(outcome))
         }
-        MetaCall::ReportBadBlock { chunk, version, server, block } => {
-            master.notice(format!(
-                "{server} has a bad block {block} in chunk {} version {}",
-                chunk.0, version.0
-            ));
-            Ok(MetaReply::Done)
-        }
         MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms } => {
             let change = Change::SetLock { ino, client, owner, start, end, kind, pid };
             set_lock(
@@ -210,7 +203,6 @@ fn name_of(call: &MetaCall) -> &'static str {
         MetaCall::Reopen { .. } => "reopen",
         MetaCall::Layout { .. } | MetaCall::Layouts { .. } => "layout",
         MetaCall::Truncate { .. } => "truncate",
-        MetaCall::ReportBadBlock { .. } => "bad_block",
         MetaCall::SetLock { .. } | MetaCall::TestLock { .. } => "lock",
     }
 }

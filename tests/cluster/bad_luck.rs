@@ -105,18 +105,11 @@ fn is_of_journal(path: &Path) -> bool {
     path.parent().is_some_and(|dir| dir.ends_with("journal"))
 }
 
-#[test]
-fn a_flipped_byte_is_never_returned_and_is_repaired() {
-    need_fuse!();
-    let cluster = Cluster::start();
-    let content = pattern(3 << 20, 1);
-    write_synced(&cluster.mount().join("f"), &content);
-    cluster.down();
-    const AT: usize = 1_500_000;
-    // On two of three, so that a reader cannot miss them.
+/// Flips one bit at `at` of `content` in the replicas of these servers; where it did.
+fn flip(cluster: &Cluster, servers: &[&str], content: &[u8], at: usize) -> Vec<(PathBuf, u64)> {
     let mut flipped = Vec::new();
-    for server in ["cs-1", "cs-2"] {
-        for (path, at) in places(&cluster, server, &content, AT) {
+    for server in servers {
+        for (path, at) in places(cluster, server, content, at) {
             if is_of_journal(&path) {
                 continue;
             }
@@ -127,6 +120,56 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
             flipped.push((path, at));
         }
     }
+    flipped
+}
+
+#[test]
+fn bytes_that_are_damaged_everywhere_are_said_to_be_and_waited_for_once() {
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    let content = pattern(6 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    // In several pieces that are read one by one.
+    for at in [500_000, 1_500_000, 2_500_000, 3_500_000, 4_500_000, 5_500_000] {
+        flip(&cluster, &["cs-1", "cs-2", "cs-3"], &content, at);
+    }
+    cluster.up();
+    let got = cluster.scratch().join("got");
+    let got = got.to_str().unwrap();
+    let mut get = cluster.command(["get", "/f", got, "--server-wait", "2s"]);
+    let refused = run(&mut get, PATIENCE);
+    assert_eq!(refused.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("damaged on cs-1, cs-2 and cs-3"), "{said}");
+    assert!(!said.contains("missing") && !Path::new(got).exists(), "{said}");
+
+    const WAIT: Duration = Duration::from_secs(10);
+    let second = cluster.mount_with("second", &["--server-wait", "10s"]);
+    let began = Instant::now();
+    let mut read = vec![0; 6 << 20];
+    let error = File::open(second.join("f")).unwrap().read_exact(&mut read).unwrap_err();
+    let took = began.elapsed();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    // The kernel asks for more than one piece, and for the first one twice.
+    let log = std::fs::read_to_string(cluster.scratch().join("second.log")).unwrap();
+    assert!(WAIT <= took && took < 2 * WAIT, "{took:?} {log}");
+    assert!(log.contains("damaged on cs-1, cs-2 and cs-3"), "{log}");
+    // Six blocks of three servers, told again after 10 s at the earliest.
+    let told = log.lines().filter(|line| line.contains("bad checksum")).count();
+    assert!((3..=2 * 6 * 3).contains(&told), "{told}");
+}
+
+#[test]
+fn a_flipped_byte_is_never_returned_and_is_repaired() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    const AT: usize = 1_500_000;
+    // On two of three, so that a reader cannot miss them.
+    let flipped = flip(&cluster, &["cs-1", "cs-2"], &content, AT);
     cluster.up();
     for _ in 0..6 {
         check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
@@ -153,17 +196,7 @@ fn a_block_that_is_bad_everywhere_is_said_to_be_lost() {
     write_synced(&cluster.mount().join("f"), &content);
     cluster.down();
     const AT: usize = 1_500_000;
-    let mut flipped = Vec::new();
-    for server in ["cs-1", "cs-2", "cs-3"] {
-        for (path, at) in places(&cluster, server, &content, AT) {
-            if is_of_journal(&path) {
-                continue;
-            }
-            let file = File::options().write(true).open(&path).unwrap();
-            file.write_all_at(&[content[AT + 7] ^ 0x40], at + 7).unwrap();
-            flipped.push((path, at));
-        }
-    }
+    let flipped = flip(&cluster, &["cs-1", "cs-2", "cs-3"], &content, AT);
     cluster.up();
     let checked = cluster.try_dfs(["fsck"]);
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();

@@ -327,12 +327,6 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
         },
         MetaCall::Layouts { ino: INO, first: 0, max: 9 },
         MetaCall::Truncate { op: 1, ino: INO, size: 2 },
-        MetaCall::ReportBadBlock {
-            chunk: CHUNK,
-            version: ChunkVersion(1),
-            server: ServerId(1),
-            block: 3,
-        },
         MetaCall::SetLock {
             op: 1,
             ino: INO,
