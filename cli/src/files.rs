@@ -1,5 +1,7 @@
 //! Files and directories by path, for commands that work without a mount.
 
+mod replace;
+
 use std::sync::Arc;
 
 use anyhow::Context as _;
@@ -29,6 +31,13 @@ pub(crate) struct Entry {
     pub ino: InodeNo,
     pub kind: FileKind,
     pub attr: Option<Attr>,
+}
+
+/// What a path leads to, and the name that is its own there.
+struct Found {
+    parent: InodeNo,
+    name: Vec<u8>,
+    attr: Option<Attr>,
 }
 
 /// As `ls -l` and JSON name it.
@@ -101,7 +110,13 @@ impl Files {
     }
 
     fn walk(&self, path: &RemotePath, follow_last: bool) -> Result<Attr, ClientError> {
+        self.resolve(path, follow_last)?.attr.ok_or_else(|| NamespaceError::NotFound.into())
+    }
+
+    /// Where the path leads; of the last name, only the directory must be there.
+    fn resolve(&self, path: &RemotePath, follow_last: bool) -> Result<Found, ClientError> {
         let mut at = self.session.getattr(InodeNo::ROOT)?;
+        let mut last = Vec::new();
         // Next name last.
         let mut names: Vec<Vec<u8>> = path.names.iter().rev().cloned().collect();
         let mut parents = Vec::new();
@@ -115,9 +130,16 @@ impl Files {
                 }
                 _ => {}
             }
-            let next = self.session.lookup(at.ino, &name)?;
+            let next = match self.session.lookup(at.ino, &name) {
+                Ok(next) => next,
+                Err(ClientError::Refused(NamespaceError::NotFound)) if names.is_empty() => {
+                    return Ok(Found { parent: at.ino, name, attr: None });
+                }
+                Err(error) => return Err(error),
+            };
             if next.kind != FileKind::Symlink || (names.is_empty() && !follow_last) {
                 parents.push(std::mem::replace(&mut at, next));
+                last = name;
                 continue;
             }
             links += 1;
@@ -131,7 +153,8 @@ impl Files {
             }
             names.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
         }
-        Ok(at)
+        let parent = parents.last().map_or(InodeNo::ROOT, |parent| parent.ino);
+        Ok(Found { parent, name: last, attr: Some(at) })
     }
 
     /// All entries of a directory, with attributes.
@@ -282,17 +305,29 @@ impl Files {
             None => self.create(verb, path, NewKind::File, 0o666, None)?,
         };
         check_is_file(verb, &attr, path)?;
-        let what = format!("{verb} {}", path.shown());
+        self.writer(&attr, format!("{verb} {}", path.shown()))
+    }
+
+    fn writer(&self, attr: &Attr, what: String) -> anyhow::Result<Writer<'_>> {
         self.session.open(attr.ino, true).map_err(|error| explain(&what, error))?;
         let file = self.session.file(attr.ino);
         Ok(Writer { files: self, ino: attr.ino, file, offset: 0, what })
     }
 
-    /// A file whose content is replaced from the start; made if absent.
-    pub(crate) fn replace(&self, path: &RemotePath) -> anyhow::Result<Writer<'_>> {
-        let writer = self.open_to_write("put", path)?;
-        writer.file.truncate(0).map_err(|error| explain(&writer.what, error))?;
-        Ok(writer)
+    /// How many bytes one append to `path` may have, also if the file is yet to be made.
+    pub(crate) fn longest_record(&self, path: &RemotePath) -> anyhow::Result<u64> {
+        let layout = match self.find(path)? {
+            Some(attr) => {
+                check_is_file("append", &attr, path)?;
+                attr.layout
+            }
+            None => {
+                let (parent, _) = self.place(path, "append")?;
+                let parent = self.session.getattr(parent);
+                parent.map_err(|error| explain(&path.shown(), error))?.layout
+            }
+        };
+        Ok(dfs_core::client::record_bytes_max(layout.chunk_size))
     }
 
     /// One append, stable when this returns; the offset it got.
@@ -304,7 +339,7 @@ impl Files {
 
 /// A file open for writing.
 #[derive(Debug)]
-pub(crate) struct Writer<'a> {
+struct Writer<'a> {
     files: &'a Files,
     ino: InodeNo,
     file: Arc<FileState>,
@@ -313,14 +348,14 @@ pub(crate) struct Writer<'a> {
 }
 
 impl Writer<'_> {
-    pub(crate) fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+    fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write(self.offset, bytes).map_err(|error| explain(&self.what, error))?;
         self.offset += bytes.len() as u64;
         Ok(())
     }
 
     /// Returns when all is on every replica's disk.
-    pub(crate) fn finish(self) -> anyhow::Result<()> {
+    fn sync(&self) -> anyhow::Result<()> {
         self.file.fsync().map_err(|error| explain(&self.what, error))
     }
 }
@@ -362,6 +397,9 @@ fn explain(what: &str, error: ClientError) -> anyhow::Error {
         ClientError::NoSpace { .. } => "free space, or add a chunkserver",
         ClientError::MasterSilent { .. } => {
             "is the master up? --server-wait makes this command wait longer"
+        }
+        ClientError::NoCurrentReplica { faults, .. } if !faults.is_anybody_away() => {
+            "these bytes are on no server in order: see `dfs fsck`, and `dfs rm` or `dfs put` the file"
         }
         ClientError::NoCurrentReplica { .. } | ClientError::ChunkUnavailable { .. } => {
             "see `dfs status` for the servers that are missing"

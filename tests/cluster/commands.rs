@@ -89,6 +89,37 @@ fn appends_print_the_offset_they_got() {
 }
 
 #[test]
+fn an_append_is_one_record_or_refused_whole() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    // A quarter of it is the longest record.
+    cluster.dfs(["mkdir", "--chunk-size", "64KiB", "/small"]);
+    let record = |seed| pattern(16 << 10, seed);
+    let refuse = |path: &str, len: usize, limit: &str| {
+        let mut append = cluster.command(["append", path]);
+        let refused = tests::run_with_input(&mut append, &pattern(len, 9), PATIENCE);
+        assert_eq!(refused.status.code(), Some(1), "{path} {len}");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(said.contains(limit) && said.contains("append in parts"), "{said}");
+    };
+    refuse("/small/log", (16 << 10) + 1, "16384 bytes");
+    assert_eq!(cluster.dfs(["ls", "/small"]), "", "nothing was written");
+    refuse("/log", (4 << 20) + 1, "4194304 bytes");
+    let mut expected = b"begin".to_vec();
+    assert_eq!(cluster.dfs_fed(["append", "/small/log"], &expected), "0\n");
+    // The fourth crosses the end of the first chunk: still one record at one offset.
+    for seed in 0..6 {
+        let at = cluster.dfs_fed(["append", "/small/log"], &record(seed));
+        assert_eq!(at, format!("{}\n", expected.len()));
+        expected.extend(record(seed));
+    }
+    refuse("/small/log", 70_000, "16384 bytes");
+    check_bytes("log", &cluster.try_dfs(["cat", "/small/log"]).stdout, &expected);
+    check_bytes("mount", &std::fs::read(cluster.mount().join("small/log")).unwrap(), &expected);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
 fn json_has_the_same_facts_as_the_tables() {
     need_fuse!();
     let cluster = Cluster::start();

@@ -6,6 +6,7 @@ mod bad_input;
 mod bad_luck;
 mod commands;
 mod ports;
+mod put;
 mod up_down;
 
 use std::path::Path;

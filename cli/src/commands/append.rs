@@ -1,4 +1,5 @@
-//! `dfs append`: standard input as one record; the primary chooses the offset, the command prints it.
+//! `dfs append`: standard input as one record, at one offset that the primary chooses and the command prints. What is
+//! longer than a record may be is refused before anything is written (DECISIONS 22).
 
 use std::io::Read as _;
 
@@ -10,9 +11,6 @@ use crate::failure::fail;
 use crate::files::Files;
 use crate::output::{self, Table};
 use crate::remote_path::RemotePath;
-
-/// An append is one operation and kept in memory whole.
-const RECORD_MAX: u64 = 4 << 20;
 
 #[derive(Debug, Serialize)]
 struct Appended {
@@ -29,22 +27,24 @@ impl Table for Appended {
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &AppendArgs) -> anyhow::Result<()> {
     let path = RemotePath::parse(&args.path)?;
+    let files = Files::open(cluster)?;
+    let longest = files.longest_record(&path)?;
     let mut record = Vec::new();
     std::io::stdin()
         .lock()
-        .take(RECORD_MAX + 1)
+        .take(longest + 1)
         .read_to_end(&mut record)
         .context("read standard input")?;
-    if RECORD_MAX < record.len() as u64 {
+    if longest < record.len() as u64 {
         return fail(
             format!(
-                "append {}: standard input is longer than 4 MiB, the longest append",
+                "append {}: standard input is longer than {longest} bytes, the longest append to \
+                 this file (a quarter of its chunk size, at most 4 MiB)",
                 path.shown()
             ),
             "append in parts, or use `dfs put`",
         );
     }
-    let files = Files::open(cluster)?;
     let offset = files.append(&path, &record)?;
     output::print(
         args.output.format,

@@ -1,4 +1,4 @@
-//! `dfs put`: the bytes are on every replica's disk when it returns.
+//! `dfs put`: the bytes are on every replica's disk when it returns, and the old ones are there until then.
 
 use std::fs::File;
 use std::io::{self, Read};

@@ -1,0 +1,122 @@
+//! `dfs put` over a file that is there: the old content stays whole until the new one is.
+
+use std::io::Write as _;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
+
+use rustix::fs::{XattrFlags, getxattr, setxattr};
+use rustix::process::Signal;
+use tests::{Cluster, wait_until};
+
+use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
+
+/// Names in `dir` that `dfs put` has made for itself.
+fn drafts(dir: &Path) -> Vec<PathBuf> {
+    let entries = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
+    entries.filter(|path| path.to_str().unwrap().contains(".dfs-part-")).collect()
+}
+
+/// A `dfs put` of standard input that has sent some of it and waits for more.
+fn begin_put(cluster: &Cluster, path: &str) -> Child {
+    let mut put = cluster
+        .command(["put", "-", path])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    put.stdin.as_mut().unwrap().write_all(&pattern(6 << 20, 2)).unwrap();
+    let root = cluster.mount();
+    wait_until("some of it is stored", || {
+        drafts(&root).iter().any(|draft| {
+            let name = draft.file_name().unwrap().to_str().unwrap();
+            cluster.dfs_json(["stat", &format!("/{name}")])[0]["size"] != 0
+        })
+    });
+    put
+}
+
+#[test]
+fn a_put_that_is_killed_leaves_the_old_content_whole() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let old = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &old);
+    let mut put = begin_put(&cluster, "/f");
+    put.kill().unwrap();
+    put.wait().unwrap();
+    check_bytes("old", &cluster.try_dfs(["cat", "/f"]).stdout, &old);
+    check_content(&cluster.mount().join("f"), &old);
+    // What it leaves behind is in nobody's way.
+    cluster.dfs_fed(["put", "-", "/f"], b"new");
+    assert_eq!(cluster.dfs(["cat", "/f"]), "new");
+    let left = drafts(&cluster.mount());
+    assert_eq!(left.len(), 1, "{left:?}");
+    std::fs::remove_file(&left[0]).unwrap();
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn a_put_that_is_interrupted_leaves_nothing_behind() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let old = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &old);
+    for (signal, path) in [(Signal::INT, "/f"), (Signal::TERM, "/absent")] {
+        let put = begin_put(&cluster, path);
+        tests::signal(put.id(), signal);
+        let ended = put.wait_with_output().unwrap();
+        let said = String::from_utf8_lossy(&ended.stderr).into_owned();
+        assert_eq!(ended.status.code(), Some(130), "{said}");
+        assert!(said.contains("interrupted"), "{said}");
+        assert_eq!(drafts(&cluster.mount()), Vec::<PathBuf>::new());
+    }
+    assert_eq!(cluster.dfs(["ls", "/"]), "f\n");
+    check_content(&cluster.mount().join("f"), &old);
+}
+
+#[test]
+fn a_put_keeps_mode_owner_attributes_and_links() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let root = cluster.mount();
+    let path = root.join("f");
+    write_synced(&path, b"old");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o751)).unwrap();
+    setxattr(&path, "user.kept", b"value", XattrFlags::empty()).unwrap();
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        std::os::unix::fs::chown(&path, Some(1234), Some(4321)).unwrap();
+    }
+    let before = path.metadata().unwrap();
+    std::os::unix::fs::symlink("f", root.join("link")).unwrap();
+    cluster.dfs_fed(["put", "-", "/link"], b"through the link");
+
+    assert!(root.join("link").symlink_metadata().unwrap().is_symlink());
+    assert_eq!(cluster.dfs(["cat", "/f"]), "through the link");
+    let stat = &cluster.dfs_json(["stat", "/f"])[0];
+    assert_eq!(stat["size"], 16, "{stat}");
+    wait_until("the mount sees the new file", || path.metadata().unwrap().ino() != before.ino());
+    let after = path.metadata().unwrap();
+    assert_eq!(
+        (after.mode(), after.uid(), after.gid()),
+        (before.mode(), before.uid(), before.gid())
+    );
+    let mut value = [0; 16];
+    let len = getxattr(&path, "user.kept", &mut value).unwrap();
+    assert_eq!(&value[..len], b"value");
+
+    // Two names are one file, also afterwards.
+    std::fs::hard_link(&path, root.join("other")).unwrap();
+    let mut put = cluster.command(["put", "-", "/f"]);
+    let output = tests::run_with_input(&mut put, b"both", tests::PATIENCE);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("2 names"), "{said}");
+    for name in ["/f", "/other"] {
+        assert_eq!(cluster.dfs(["cat", name]), "both");
+    }
+    assert_eq!(drafts(&root), Vec::<PathBuf>::new());
+    let refused = cluster.try_dfs(["put", "/dev/null", "/absent/f"]);
+    assert_eq!(refused.status.code(), Some(1));
+}
