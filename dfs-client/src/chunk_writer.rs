@@ -9,6 +9,7 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod silence;
 mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,10 +44,6 @@ const IN_FLIGHT_OPS: usize = 48;
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Acknowledged bytes of one chunk that are worth a sync in the background.
 const UNSTABLE_BYTES: u64 = 16 << 20;
-/// A primary that leaves an operation or a sync unanswered for so long has failed.
-const ANSWER_MAX: Duration = Duration::from_secs(10);
-const SYNC_ANSWER_MAX: Duration = Duration::from_secs(40);
-
 /// What an append did.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Appended {
@@ -106,7 +103,7 @@ struct State {
     sending: bool,
     recovering: bool,
     syncing: Option<Instant>,
-    /// What had no answer longest, roughly: when something was sent or answered last.
+    /// When something was answered last, or sent while nothing else was in flight.
     moved_at: Instant,
     /// Since when nothing was acknowledged although it was tried.
     troubled_since: Option<Instant>,
@@ -419,26 +416,6 @@ impl ChunkWriter {
         self.held.load(Ordering::Acquire)
     }
 
-    /// Looks for a primary that does not answer; called now and then.
-    pub(crate) fn check_silence(self: &Arc<Self>) {
-        let silent = {
-            let state = self.lock();
-            let waiting = 0 < state.queue.unacknowledged_count() && !state.recovering;
-            let silent = (waiting && ANSWER_MAX < state.moved_at.elapsed() && !state.sending)
-                || (waiting && 2 * ANSWER_MAX < state.moved_at.elapsed())
-                || state.syncing.is_some_and(|since| SYNC_ANSWER_MAX < since.elapsed());
-            silent.then(|| (state.attempt, state.layout.clone()))
-        };
-        let Some((attempt, layout)) = silent else { return };
-        if let Some(link) = layout.and_then(|layout| self.io.primary_link(&layout).ok()) {
-            tracing::warn!(ino = self.ino.0, index = self.index, server = %link.server(), "no answer to a write");
-            link.failed();
-            link.close();
-        }
-        let error = io::Error::new(io::ErrorKind::TimedOut, "no answer to a write");
-        self.on_trouble(attempt, None, Trouble::Lost(error));
-    }
-
     // Sending.
 
     fn send(
@@ -483,13 +460,16 @@ impl ChunkWriter {
                 let low_water = state.queue.low_water();
                 let low_water =
                     state.crossing.first().map_or(low_water, |first| low_water.min(*first));
+                let alone = !state.queue.is_any_in_flight();
                 let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
                 let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone()))
                 else {
                     return;
                 };
                 state.sending = true;
-                state.moved_at = Instant::now();
+                if alone {
+                    state.moved_at = Instant::now();
+                }
                 (layout, state.attempt, low_water, counter, body)
             };
             let args = DataCall::Mutate {

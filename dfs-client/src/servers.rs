@@ -27,6 +27,13 @@ const SEND_MAX: Duration = Duration::from_secs(10);
 const REDIAL_AFTER: Duration = Duration::from_millis(200);
 /// And other replicas are read rather than its own for so long.
 const AVOID_FOR: Duration = Duration::from_secs(2);
+/// A server that answers nothing for so long is asked for a sign of life, which it has so long to give.
+const SILENCE: Duration = Duration::from_secs(1);
+const SIGN_MAX: Duration = Duration::from_secs(1);
+/// Who was suspected within this time gets twice the silence each time, up to eight times: on a machine too busy to
+/// answer in time clients would otherwise ask for one configuration after the other.
+const SUSPICION: Duration = Duration::from_secs(60);
+const SILENCE_DOUBLINGS_MAX: u32 = 3;
 /// Connections of waiting readers kept for the next ones.
 const LONE_MAX: usize = 16;
 /// Addresses remembered; those without a living connection go first.
@@ -46,8 +53,44 @@ pub(crate) struct ServerLink {
     /// For readers that wait for their own answer: no other thread is woken.
     lone: Mutex<Vec<LoneClient>>,
     failed_at: Mutex<Option<Instant>>,
+    life: Mutex<Life>,
     latency_us: AtomicU64,
     in_flight: AtomicU64,
+}
+
+/// What is known of a server that left something unanswered.
+#[derive(Default, Debug)]
+struct Life {
+    asking: bool,
+    signed_at: Option<Instant>,
+    suspected_at: Option<Instant>,
+    doublings: u32,
+}
+
+impl Life {
+    fn silence(&self) -> Duration {
+        let fresh = self.suspected_at.is_some_and(|at| at.elapsed() < SUSPICION);
+        if fresh { SILENCE * (1 << self.doublings) } else { SILENCE }
+    }
+
+    fn begin_asking(&mut self, silence: Duration) -> bool {
+        let allowed = self.silence();
+        let signed = self.signed_at.is_some_and(|at| at.elapsed() < allowed);
+        let begin = !self.asking && !signed && allowed <= silence;
+        self.asking |= begin;
+        begin
+    }
+
+    fn asked(&mut self, signed: bool) {
+        self.asking = false;
+        if signed {
+            self.signed_at = Some(Instant::now());
+            return;
+        }
+        let fresh = self.suspected_at.is_some_and(|at| at.elapsed() < SUSPICION);
+        self.doublings = if fresh { (self.doublings + 1).min(SILENCE_DOUBLINGS_MAX) } else { 1 };
+        self.suspected_at = Some(Instant::now());
+    }
 }
 
 /// All chunkservers this client talks to.
@@ -75,6 +118,7 @@ impl Servers {
                 lanes: [Mutex::new(None), Mutex::new(None)],
                 lone: Mutex::default(),
                 failed_at: Mutex::new(None),
+                life: Mutex::default(),
                 latency_us: AtomicU64::new(0),
                 in_flight: AtomicU64::new(0),
             })
@@ -119,7 +163,11 @@ impl Servers {
                 "server is not known to be up",
             ));
         }
-        let stream = conn::dial(&link.address, &self.key, Door::Frames, DIAL_MAX)?;
+        self.connect_within(link, DIAL_MAX)
+    }
+
+    fn connect_within(&self, link: &ServerLink, deadline: Duration) -> io::Result<TcpStream> {
+        let stream = conn::dial(&link.address, &self.key, Door::Frames, deadline)?;
         stream.set_write_timeout(Some(SEND_MAX))?;
         Ok(stream)
     }
@@ -177,6 +225,13 @@ impl Servers {
         dialled.inspect_err(|_| link.failed())
     }
 
+    /// Any answer on a connection made for it: a process that is stopped accepts connections, and says nothing.
+    pub(crate) fn ask_for_life(&self, link: &ServerLink) -> io::Result<()> {
+        let mut lone = LoneClient::new(self.connect_within(link, SIGN_MAX)?);
+        let frame = lone.call(&self.hello(), &[], SIGN_MAX)?;
+        self.check_welcome(link, &frame)
+    }
+
     pub(crate) fn close(&self) {
         for link in lock(&self.links).drain().map(|(_, link)| link) {
             link.close();
@@ -199,6 +254,15 @@ impl ServerLink {
 
     fn failed_since(&self, window: Duration) -> bool {
         lock(&self.failed_at).is_some_and(|at| at.elapsed() < window)
+    }
+
+    /// Whether somebody who got no answer for `silence` should ask for a sign of life; [`Self::asked`] ends that.
+    pub(crate) fn is_worth_asking(&self, silence: Duration) -> bool {
+        lock(&self.life).begin_asking(silence)
+    }
+
+    pub(crate) fn asked(&self, signed: bool) {
+        lock(&self.life).asked(signed);
     }
 
     /// Ends both connections: everything in flight fails.
@@ -238,4 +302,28 @@ impl ServerLink {
 pub(crate) fn reply_of(frame: &Frame) -> io::Result<DataReply> {
     DataReply::from_bytes(&frame.args)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_silent_server_is_asked_once_and_a_sign_of_life_gives_it_time() {
+        let mut life = Life::default();
+        assert!(!life.begin_asking(SILENCE / 2), "too early");
+        assert!(life.begin_asking(SILENCE) && !life.begin_asking(SILENCE), "somebody asks already");
+        life.asked(true);
+        assert!(!life.begin_asking(60 * SILENCE), "it is alive and slow");
+    }
+
+    #[test]
+    fn a_server_that_was_suspected_is_given_more_time_each_time() {
+        let mut life = Life::default();
+        for expected in [1, 2, 4, 8, 8] {
+            assert!(!life.begin_asking(SILENCE * expected - Duration::from_millis(1)));
+            assert!(life.begin_asking(SILENCE * expected));
+            life.asked(false);
+        }
+    }
 }

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bad_luck;
 mod commands;
+mod hang;
 mod ports;
 mod put;
 mod up_down;

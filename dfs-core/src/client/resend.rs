@@ -59,6 +59,12 @@ impl<B> ResendQueue<B> {
         Some((entry.counter, &entry.body))
     }
 
+    /// Whether anything was sent and not answered.
+    #[must_use]
+    pub fn is_any_in_flight(&self) -> bool {
+        self.entries.iter().any(|entry| entry.stage == Stage::Sent)
+    }
+
     fn in_flight(&self) -> (usize, u64) {
         let sent = self.entries.iter().filter(|entry| entry.stage == Stage::Sent);
         sent.fold((0, 0), |(count, sum), entry| (count + 1, sum + entry.bytes))
