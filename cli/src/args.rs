@@ -144,7 +144,9 @@ impl Restart {
   dfs up --dir ~/dfs                        in the foreground; Ctrl-C stops all in order
   dfs up --dir ~/dfs --detach               returns when the mount answers
   dfs up --dir ~/dfs --mount /mnt/dfs --chunkservers 5
-  dfs up --dir /tmp/drill --profile drill   failures noticed after 3 s")]
+  dfs up --dir /tmp/drill --profile drill   failures noticed after 3 s
+
+--key-file gives a new cluster this key instead of a random one; --server-wait goes to the mount.")]
 pub(crate) struct UpArgs {
     /// Where to mount [default: DIR/mnt]
     #[arg(long, value_name = "PATH")]
@@ -381,11 +383,12 @@ pub(crate) struct MountArgs {
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub readahead: Option<u64>,
     /// How long the kernel may answer stat from memory; 0 asks the master each time
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
-    pub attr_ttl: Duration,
-    /// How long the kernel may find names from memory; 0 asks the master each time
-    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_time)]
-    pub entry_ttl: Duration,
+    /// [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub attr_ttl: Option<Duration>,
+    /// How long the kernel may find names from memory; 0 asks the master each time [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub entry_ttl: Option<Duration>,
 }
 
 #[derive(Args, Debug)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dfs_service::conn::ClusterKey;
 
-use crate::args::ClusterArgs;
+use crate::args::{ClusterArgs, Command};
 use crate::failure::{fail, fail_usage};
 use crate::local::ClusterDir;
 
@@ -31,6 +31,49 @@ fn env(name: &str) -> Option<OsString> {
 pub(crate) fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>> {
     let named = args.dir.clone().or_else(|| env("DFS_DIR").map(PathBuf::from));
     named.map(|dir| ClusterDir::new(&dir)).transpose()
+}
+
+/// Refuses a typed flag that `command` would not look at: who typed it believes that it does something.
+pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Result<()> {
+    let ClusterArgs { dir, master, key_file, server_wait } = args;
+    // Which of --dir, --master, --key-file, --server-wait it uses.
+    let (name, uses) = match command {
+        Command::Up(_) => ("up", [true, false, true, true]),
+        Command::Supervise(_) => ("supervise", [true, false, true, true]),
+        Command::Down(_) => ("down", [true, false, false, false]),
+        Command::Bench(_) => ("bench", [true, false, false, false]),
+        Command::Master(_) => ("master", [true, false, true, false]),
+        Command::Chunkserver(_) => ("chunkserver", [true, true, true, false]),
+        Command::Umount(_) => ("umount", [false; 4]),
+        Command::Completions(_) => ("completions", [false; 4]),
+        Command::Man(_) => ("man", [false; 4]),
+        Command::Status(_)
+        | Command::Fsck(_)
+        | Command::Put(_)
+        | Command::Get(_)
+        | Command::Ls(_)
+        | Command::Mkdir(_)
+        | Command::Rm(_)
+        | Command::Mv(_)
+        | Command::Stat(_)
+        | Command::Cat(_)
+        | Command::Locate(_)
+        | Command::Append(_)
+        | Command::Mount(_) => return Ok(()),
+    };
+    let given = [
+        ("--dir", dir.is_some()),
+        ("--master", master.is_some()),
+        ("--key-file", key_file.is_some()),
+        ("--server-wait", server_wait.is_some()),
+    ];
+    match given.iter().zip(uses).find(|((_, given), used)| *given && !used) {
+        None => Ok(()),
+        Some(((flag, _), _)) => fail_usage(
+            format!("usage: {flag} has no meaning for `dfs {name}`"),
+            format!("leave it out; see `dfs {name} --help`"),
+        ),
+    }
 }
 
 /// The directory for commands that need one.
@@ -91,9 +134,14 @@ pub(crate) fn check_address(address: &str) -> anyhow::Result<()> {
     }
 }
 
-/// `--key-file`, else the key of the named directory, else none (loopback clusters without a key).
+/// `--key-file`, else the key of a typed directory, `DFS_KEY_FILE`, the key of `DFS_DIR`, else none (loopback clusters
+/// without a key).
 pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {
-    let named = args.key_file.clone().or_else(|| env("DFS_KEY_FILE").map(PathBuf::from));
+    let named = match (&args.key_file, &args.dir) {
+        (Some(path), _) => Some(path.clone()),
+        (None, Some(_)) => None,
+        (None, None) => env("DFS_KEY_FILE").map(PathBuf::from),
+    };
     if let Some(path) = named {
         return load_key(&path);
     }

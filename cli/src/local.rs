@@ -9,6 +9,8 @@
 use std::fmt;
 use std::fs::File;
 use std::net::SocketAddr;
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
@@ -18,6 +20,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::failure::fail;
+use crate::mount_point;
 use crate::process::{Process, read_pid};
 
 /// Newest layout of `cluster.json` this program reads.
@@ -85,6 +88,48 @@ impl ClusterFile {
     }
 }
 
+/// What the holder of the lock is doing: others say so when they are refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Doing {
+    Up,
+    Down,
+}
+
+impl Doing {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Up => "up\n",
+            Self::Down => "down\n",
+        }
+    }
+}
+
+/// The right to start and stop the processes of a directory, from the first check of a start to the end of the
+/// supervisor, or for the time of a stop. It ends with the last process that has the file open.
+#[derive(Debug)]
+pub(crate) struct Lock(File);
+
+impl Lock {
+    pub(crate) fn now(&self, doing: Doing) {
+        // Only messages depend on it.
+        let word = doing.word();
+        let _unsaid = self
+            .0
+            .write_all_at(word.as_bytes(), 0)
+            .and_then(|()| self.0.set_len(word.len() as u64));
+    }
+
+    /// Before it is let go: the next holder needs a moment to say what it does.
+    pub(crate) fn done(&self) {
+        let _unsaid = self.0.set_len(0);
+    }
+
+    /// As the standard input of a process that holds it from then on ([`ClusterDir::inherited_lock`]).
+    pub(crate) fn into_stdio(self) -> std::process::Stdio {
+        self.0.into()
+    }
+}
+
 /// The directory, absolute.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClusterDir {
@@ -96,12 +141,9 @@ impl ClusterDir {
         if dir.as_os_str().is_empty() {
             return fail("--dir: the path is empty", "name a directory");
         }
-        let root = match dir.canonicalize() {
-            Ok(root) => root,
-            Err(_) => {
-                std::path::absolute(dir).with_context(|| format!("--dir {}", dir.display()))?
-            }
-        };
+        let root = std::path::absolute(dir)
+            .with_context(|| format!("--dir {}", dir.display()))
+            .map(|whole| mount_point::resolved(&whole))?;
         Ok(Self { root })
     }
 
@@ -196,23 +238,35 @@ impl ClusterDir {
             .with_context(|| format!("write {}", path.display()))
     }
 
-    /// Makes the directory, or refuses one that belongs to something else.
-    pub(crate) fn claim(&self) -> anyhow::Result<()> {
+    /// Refuses a directory that belongs to something else. The mount may lie in it.
+    pub(crate) fn check_ours(&self, mount: &Path) -> anyhow::Result<()> {
         const OURS: [&str; 7] =
             ["run", "log", "data", "mnt", "cluster.key", "cluster.json", "cluster.json.new"];
-        if let Ok(entries) = self.root.read_dir()
-            && !self.cluster_file().exists()
-        {
-            for entry in entries {
-                let name = entry?.file_name().to_string_lossy().into_owned();
-                if !OURS.contains(&name.as_str()) {
-                    return fail(
-                        format!("--dir {}: holds '{name}' and no cluster", self.root.display()),
-                        "name a new or empty directory",
-                    );
-                }
+        let entries = match self.root.read_dir() {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("--dir {}", self.root.display()));
+            }
+        };
+        if self.cluster_file().exists() {
+            return Ok(());
+        }
+        for entry in entries {
+            let entry = entry?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if !OURS.contains(&name.as_str()) && !mount.starts_with(entry.path()) {
+                return fail(
+                    format!("--dir {}: holds '{name}' and no cluster", self.root.display()),
+                    "name a new or empty directory",
+                );
             }
         }
+        Ok(())
+    }
+
+    /// Makes the directory and its parts.
+    pub(crate) fn make(&self) -> anyhow::Result<()> {
         for part in ["run", "log", "data"] {
             let path = self.root.join(part);
             std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
@@ -227,8 +281,8 @@ impl ClusterDir {
             Role::Master => vec!["master".into(), own(&self.data(role))],
             Role::Chunkserver(_) => vec!["chunkserver".into(), own(&self.data(role))],
             Role::Mount => vec!["mount".into(), own(mount)],
-            // Its lock tells; it may have been started with a relative path.
-            Role::Supervisor => vec![],
+            // In the background; one in the foreground is `up`, perhaps with a relative path.
+            Role::Supervisor => vec!["supervise".into(), own(&self.root)],
         }
     }
 
@@ -260,8 +314,8 @@ impl ClusterDir {
             .collect()
     }
 
-    /// Takes the lock of the supervisor, which ends with the returned file: `None` if another process has it.
-    pub(crate) fn try_lock(&self) -> anyhow::Result<Option<File>> {
+    /// Takes the lock: `None` if another process has it.
+    pub(crate) fn try_lock(&self, doing: Doing) -> anyhow::Result<Option<Lock>> {
         let path = self.lock_file();
         let file = File::options()
             .create(true)
@@ -270,19 +324,39 @@ impl ClusterDir {
             .open(&path)
             .with_context(|| format!("open {}", path.display()))?;
         match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(Some(file)),
+            Ok(()) => {
+                // Its writer is gone: it would name a stranger.
+                self.forget_pid(Role::Supervisor);
+                let lock = Lock(file);
+                lock.now(doing);
+                Ok(Some(lock))
+            }
             Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(error).with_context(|| format!("lock {}", path.display())),
         }
     }
 
-    /// The supervisor, if one holds the lock.
-    pub(crate) fn supervisor(&self) -> anyhow::Result<Option<Process>> {
-        if !self.lock_file().exists() || self.try_lock()?.is_some() {
-            return Ok(None);
-        }
-        let pid = read_pid(&self.pid_file(Role::Supervisor)).unwrap_or(0);
-        Ok(Some(Process { pid, marks: self.marks(Role::Supervisor, Path::new("")) }))
+    /// The lock that came as standard input, if it did.
+    pub(crate) fn inherited_lock(&self) -> Option<Lock> {
+        let input = std::io::stdin();
+        let file = File::from(input.as_fd().try_clone_to_owned().ok()?);
+        let (mine, there) = (file.metadata().ok()?, std::fs::metadata(self.lock_file()).ok()?);
+        let same = (mine.dev(), mine.ino()) == (there.dev(), there.ino());
+        let held = || rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok();
+        (same && held()).then_some(Lock(file))
+    }
+
+    /// What the holder of the lock is doing, if it has said so.
+    pub(crate) fn doing(&self) -> Option<Doing> {
+        let text = std::fs::read_to_string(self.lock_file()).ok()?;
+        [Doing::Up, Doing::Down].into_iter().find(|doing| doing.word() == text)
+    }
+
+    /// The process that watches the others. Only while somebody holds the lock: its pid may be stale otherwise.
+    pub(crate) fn supervisor(&self) -> Option<Process> {
+        let pid = read_pid(&self.pid_file(Role::Supervisor))?;
+        let marks = [self.marks(Role::Supervisor, Path::new("")), vec!["up".to_owned()]];
+        marks.into_iter().map(|marks| Process { pid, marks }).find(Process::is_running)
     }
 
     pub(crate) fn forget_pid(&self, role: Role) {

@@ -53,6 +53,7 @@ fn abort_on_panic() {
 
 fn run(cli: &Cli) -> anyhow::Result<()> {
     let Cli { cluster, command } = cli;
+    cluster::check_used(command, cluster)?;
     match command {
         Command::Up(args) => commands::up::run(cluster, args),
         Command::Supervise(args) => commands::up::supervise(cluster, args),

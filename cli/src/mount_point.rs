@@ -3,12 +3,18 @@
 use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
 
 use crate::failure::fail;
+use crate::process::run_within;
+
+/// A mount whose process does not read requests keeps whoever asks it waiting.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
+/// Taking a mount off waits for its process to close it.
+const UNMOUNT_MAX: Duration = Duration::from_secs(15);
 
 /// File systems mounted exactly at `path`, by type; the last one is on top.
 pub(crate) fn mounted_at(path: &Path) -> Vec<String> {
@@ -102,9 +108,10 @@ pub(crate) fn unmount(path: &Path) -> anyhow::Result<()> {
         if !flags.is_empty() {
             command.arg(flags);
         }
-        match command.arg(path).stdin(Stdio::null()).output() {
-            Ok(output) if output.status.success() => {}
-            Ok(output) => said = String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        match run_within(command.arg(path), UNMOUNT_MAX) {
+            Ok(Some((status, _))) if status.success() => {}
+            Ok(Some((_, words))) => said = words,
+            Ok(None) => said = format!("{program}: not done after {} s", UNMOUNT_MAX.as_secs()),
             Err(error) if said.is_empty() => said = format!("{program}: {error}"),
             Err(_) => {}
         }
@@ -118,28 +125,33 @@ pub(crate) fn unmount(path: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses what cannot be a mount point, and makes the directory if it is missing. A dead mount of ours there is
-/// taken off. Returns the absolute path.
-pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
-    check_fuse_device()?;
+/// Refuses what cannot be a mount point and changes nothing. Returns the absolute path.
+pub(crate) fn check(path: &Path) -> anyhow::Result<PathBuf> {
+    fuse_client::check_device()?;
     // `absolute` does not touch the disk: a dead mount in the way would answer every look at it with an error.
     let wanted = absolute(path)?;
     if is_fuse_mounted(&wanted) {
-        if health(&wanted, Duration::from_secs(5)) != Health::Dead {
-            return fail(
-                format!("mount point {}: something is mounted there already", wanted.display()),
-                format!(
-                    "unmount it with `dfs umount {}` or name another directory",
-                    wanted.display()
-                ),
-            );
+        if health(&wanted, ANSWER_MAX) == Health::Dead {
+            return Ok(wanted);
         }
-        unmount(&wanted)?;
+        return fail(
+            format!("mount point {}: something is mounted there already", wanted.display()),
+            format!("unmount it with `dfs umount {}` or name another directory", wanted.display()),
+        );
     }
-    std::fs::create_dir_all(&wanted)
-        .with_context(|| format!("make mount point {}", wanted.display()))?;
-    let wanted =
-        wanted.canonicalize().with_context(|| format!("mount point {}", wanted.display()))?;
+    // What is missing can be made, but only below a directory.
+    let Some(there) = wanted.ancestors().find(|part| part.symlink_metadata().is_ok()) else {
+        return Ok(wanted);
+    };
+    if !there.is_dir() {
+        return fail(
+            format!("mount point {}: {} is not a directory", wanted.display(), there.display()),
+            "name an empty or new directory",
+        );
+    }
+    if there != wanted {
+        return Ok(wanted);
+    }
     let mut entries =
         wanted.read_dir().with_context(|| format!("read mount point {}", wanted.display()))?;
     if let Some(entry) = entries.next() {
@@ -152,16 +164,18 @@ pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(wanted)
 }
 
-/// FUSE needs its device; containers often do not have it.
-pub(crate) fn check_fuse_device() -> anyhow::Result<()> {
-    match std::fs::OpenOptions::new().read(true).write(true).open("/dev/fuse") {
-        Ok(_) => Ok(()),
-        Err(error) => fail(
-            format!("mount: /dev/fuse: {error}"),
-            "load the module with `modprobe fuse`, or give the container the device with `--device /dev/fuse --cap-add SYS_ADMIN`; \
-             put, get and ls work without a mount",
-        ),
+/// As [`check`], and makes the directory if it is missing. A dead mount of ours there is taken off.
+pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
+    let wanted = check(path)?;
+    if is_fuse_mounted(&wanted) {
+        unmount(&wanted)?;
     }
+    std::fs::create_dir_all(&wanted)
+        .with_context(|| format!("make mount point {}", wanted.display()))?;
+    let wanted =
+        wanted.canonicalize().with_context(|| format!("mount point {}", wanted.display()))?;
+    // Once more: a link, or a mount just taken off, may have hidden what is there.
+    check(&wanted)
 }
 
 /// Absolute and without symbolic links in the parents, so that it compares equal to the kernel's table; the last
@@ -171,11 +185,18 @@ pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
         return fail("mount point: the path is empty", "name a directory");
     }
     let whole = std::path::absolute(path).with_context(|| format!("path {}", path.display()))?;
-    let resolved = match (whole.parent(), whole.file_name()) {
-        (Some(parent), Some(name)) => parent.canonicalize().ok().map(|parent| parent.join(name)),
-        _ => None,
-    };
-    Ok(resolved.unwrap_or(whole))
+    Ok(match (whole.parent(), whole.file_name()) {
+        (Some(parent), Some(name)) => resolved(parent).join(name),
+        _ => whole,
+    })
+}
+
+/// An absolute path without symbolic links, as far as it exists.
+pub(crate) fn resolved(path: &Path) -> PathBuf {
+    path.ancestors()
+        .find_map(|part| Some(part.canonicalize().ok()?.join(path.strip_prefix(part).ok()?)))
+        // `join("")` leaves a slash behind, which components do not have.
+        .map_or_else(|| path.to_owned(), |found| found.components().collect())
 }
 
 #[cfg(test)]

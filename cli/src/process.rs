@@ -3,13 +3,26 @@
 //! A pid alone proves nothing, the kernel uses it again: a process counts as ours only if its command line contains
 //! the words it was started with.
 
+use std::io::Read as _;
 use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
 /// How often a process that should end is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// A killed process that the kernel still works for, on a disk that hangs, is waited for this long.
+pub(crate) const KILLED_MAX: Duration = Duration::from_secs(10);
+
+/// How [`Process::stop`] went.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stopped {
+    ByItself,
+    Killed,
+    /// SIGKILL did not end it either.
+    StillThere,
+}
 
 /// A pid and the words that must be among its arguments.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,17 +71,41 @@ impl Process {
         true
     }
 
-    /// SIGTERM, after `grace` SIGKILL. Says whether it stopped by itself.
-    pub(crate) fn stop(&self, grace: Duration) -> bool {
+    /// SIGTERM, after `grace` SIGKILL.
+    pub(crate) fn stop(&self, grace: Duration) -> Stopped {
         self.signal(Signal::TERM);
         if self.wait_gone(grace) {
-            return true;
+            return Stopped::ByItself;
         }
         self.signal(Signal::KILL);
-        // A process killed while the kernel works for it ends when that is done.
-        self.wait_gone(Duration::from_secs(10));
-        false
+        if self.wait_gone(KILLED_MAX) { Stopped::Killed } else { Stopped::StillThere }
     }
+}
+
+/// Runs `command` and returns how it ended and what it said on standard error: `None` if it did not end within
+/// `limit` (it is killed then). A program that looks at a hanging mount may never end, nor be killed.
+pub(crate) fn run_within(
+    command: &mut Command,
+    limit: Duration,
+) -> std::io::Result<Option<(ExitStatus, String)>> {
+    let mut child =
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?;
+    let until = Instant::now() + limit;
+    let status = loop {
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+        if until <= Instant::now() {
+            let _ended_meanwhile = child.kill();
+            return Ok(None);
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    };
+    let mut said = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        stderr.take(4096).read_to_end(&mut said)?;
+    }
+    Ok(Some((status, String::from_utf8_lossy(&said).trim().to_owned())))
 }
 
 /// All of it has ended, only its parent has not asked yet. While one thread is left its files are still open.
@@ -94,7 +131,7 @@ mod tests {
     use super::*;
 
     fn sleeper() -> std::process::Child {
-        std::process::Command::new("sleep").arg("60").spawn().unwrap()
+        Command::new("sleep").arg("60").spawn().unwrap()
     }
 
     #[test]
@@ -128,7 +165,17 @@ mod tests {
     fn stopping_ends_a_process_by_itself() {
         let mut child = sleeper();
         let process = Process { pid: child.id(), marks: vec![] };
-        assert!(process.stop(Duration::from_secs(10)));
+        assert_eq!(process.stop(Duration::from_secs(10)), Stopped::ByItself);
         child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_program_that_does_not_end_is_not_waited_for() {
+        let mut sleeps = Command::new("sleep");
+        assert_eq!(run_within(sleeps.arg("60"), Duration::from_millis(50)).unwrap(), None);
+        let mut speaks = Command::new("sh");
+        speaks.args(["-c", "echo no >&2; exit 3"]);
+        let (status, said) = run_within(&mut speaks, Duration::from_secs(60)).unwrap().unwrap();
+        assert_eq!((status.code(), said.as_str()), (Some(3), "no"));
     }
 }

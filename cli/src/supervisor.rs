@@ -20,9 +20,9 @@ use dfs_service::shutdown::Shutdown;
 use crate::args::Restart;
 use crate::cluster::load_key;
 use crate::failure::{Failure, fail, one_line};
-use crate::local::{ChunkserverEntry, ClusterDir, ClusterFile, Role, free_address};
+use crate::local::{ChunkserverEntry, ClusterDir, ClusterFile, Doing, Lock, Role, free_address};
 use crate::mount_point;
-use crate::process::Process;
+use crate::process::{KILLED_MAX, Process};
 
 /// How often children are looked at.
 const TICK: Duration = Duration::from_millis(20);
@@ -31,6 +31,10 @@ const START_MAX: Duration = Duration::from_secs(300);
 /// Chunkservers that have not joined by then are reported; the mount works with those that have.
 const JOIN_MAX: Duration = Duration::from_secs(20);
 const MOUNT_MAX: Duration = Duration::from_secs(60);
+/// What was started of a failed start gets this long to stop.
+const FAILED_GRACE: Duration = Duration::from_secs(10);
+/// A start that has not succeeded or failed by then hangs: master, chunkservers, what lies between and behind.
+pub(crate) const START_ALL_MAX: Duration = Duration::from_secs(2 * 300 + 180);
 /// First and longest pause before a restart; a life longer than `STEADY` counts as a fresh start.
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
@@ -46,6 +50,8 @@ pub(crate) struct Plan {
     pub chunkservers: u32,
     pub restart: Restart,
     pub accept_loss: bool,
+    /// How long the mount waits for servers, if not as usual.
+    pub server_wait: Option<Duration>,
 }
 
 /// Says one line to whoever watches the start.
@@ -67,23 +73,23 @@ pub(crate) struct Supervisor {
     program: PathBuf,
     watched: Vec<Watched>,
     /// Held until the end: tells others that somebody is responsible.
-    _lock: File,
+    lock: Lock,
 }
 
 impl Supervisor {
     /// Starts everything and returns when the mount answers. On an error all that was started is stopped again.
     pub(crate) fn start(
         plan: Plan,
-        lock: File,
+        lock: Lock,
         shutdown: &Shutdown,
         say: Say<'_>,
     ) -> anyhow::Result<Self> {
         let program = std::env::current_exe().context("find this program")?;
-        let mut supervisor = Self { plan, program, watched: Vec::new(), _lock: lock };
+        let mut supervisor = Self { plan, program, watched: Vec::new(), lock };
         match supervisor.start_all(shutdown, say) {
             Ok(()) => Ok(supervisor),
             Err(error) => {
-                supervisor.stop(Duration::from_secs(10), say);
+                supervisor.stop(FAILED_GRACE, say);
                 Err(error)
             }
         }
@@ -99,7 +105,7 @@ impl Supervisor {
 
         self.plan.file.master = free_address(&self.plan.file.master).to_string();
         self.spawn(Role::Master)?;
-        let address = self.await_address(Role::Master, shutdown)?;
+        let address = self.await_address(Role::Master, Instant::now() + START_MAX, shutdown)?;
         say(&format!("master        {address}   log {}", dir.log_file(Role::Master).display()));
         self.plan.file.master = address;
 
@@ -111,9 +117,10 @@ impl Supervisor {
             self.remember(*id, address);
             self.spawn(Role::Chunkserver(*id))?;
         }
+        let until = Instant::now() + START_MAX;
         for id in ids {
             let role = Role::Chunkserver(id);
-            let address = self.await_address(role, shutdown)?;
+            let address = self.await_address(role, until, shutdown)?;
             say(&format!(
                 "{:<13} {address}   log {}",
                 role.to_string(),
@@ -169,7 +176,7 @@ impl Supervisor {
 
     /// The arguments a person would type for this process.
     fn arguments(&self, role: Role) -> Vec<String> {
-        let Plan { dir, file, accept_loss, .. } = &self.plan;
+        let Plan { dir, file, accept_loss, server_wait, .. } = &self.plan;
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let key = text(&dir.key_file());
         let mut arguments: Vec<String> = match role {
@@ -210,6 +217,11 @@ impl Supervisor {
         };
         if *accept_loss && role == Role::Master {
             arguments.push("--accept-loss".into());
+        }
+        if let Some(wait) = server_wait
+            && role == Role::Mount
+        {
+            arguments.extend(["--server-wait".into(), format!("{}ms", wait.as_millis())]);
         }
         if role != Role::Mount {
             arguments.extend(["--address-file".into(), text(&dir.address_file(role))]);
@@ -276,9 +288,13 @@ impl Supervisor {
         Ok(())
     }
 
-    fn await_address(&mut self, role: Role, shutdown: &Shutdown) -> anyhow::Result<String> {
+    fn await_address(
+        &mut self,
+        role: Role,
+        until: Instant,
+        shutdown: &Shutdown,
+    ) -> anyhow::Result<String> {
         let path = self.plan.dir.address_file(role);
-        let until = Instant::now() + START_MAX;
         loop {
             // Complete only with its newline: it may be read while it is written.
             if let Ok(text) = std::fs::read_to_string(&path)
@@ -400,6 +416,7 @@ impl Supervisor {
 
     /// Stops mount, chunkservers, master, each at most `grace` before it is killed.
     pub(crate) fn stop(&mut self, grace: Duration, say: Say<'_>) {
+        self.lock.now(Doing::Down);
         // Reversed start order, but chunkservers together: each stops for itself.
         let groups: [fn(Role) -> bool; 3] = [
             |role| role == Role::Mount,
@@ -418,19 +435,27 @@ impl Supervisor {
             let until = Instant::now() + grace;
             for watched in stopping {
                 let Some(mut child) = watched.child.take() else { continue };
-                while matches!(child.try_wait(), Ok(None)) && Instant::now() < until {
-                    std::thread::sleep(TICK / 2);
-                }
-                if matches!(child.try_wait(), Ok(None)) {
+                if ended_by(&mut child, until) {
+                    say(&format!("{} stopped", watched.role));
+                } else {
+                    let log = self.plan.dir.log_file(watched.role);
                     say(&format!(
-                        "{} did not stop within {} s: killed",
+                        "{} did not stop within {} s: killed; see {}",
                         watched.role,
-                        grace.as_secs()
+                        grace.as_secs(),
+                        log.display()
                     ));
                     let _ended_meanwhile = child.kill();
-                    let _status = child.wait();
-                } else {
-                    say(&format!("{} stopped", watched.role));
+                    if !ended_by(&mut child, Instant::now() + KILLED_MAX) {
+                        say(&format!(
+                            "{} (pid {}) is still there after SIGKILL: the kernel works for it; see {}",
+                            watched.role,
+                            child.id(),
+                            log.display()
+                        ));
+                        // Its pid file stays: the next start must not meet it.
+                        continue;
+                    }
                 }
                 self.plan.dir.forget_pid(watched.role);
             }
@@ -441,7 +466,19 @@ impl Supervisor {
             }
         }
         self.plan.dir.forget_pid(Role::Supervisor);
+        self.lock.done();
     }
+}
+
+/// Waits until `child` has ended, at most `until`; says whether it has.
+pub(crate) fn ended_by(child: &mut Child, until: Instant) -> bool {
+    while matches!(child.try_wait(), Ok(None)) {
+        if until <= Instant::now() {
+            return false;
+        }
+        std::thread::sleep(TICK / 2);
+    }
+    true
 }
 
 /// A child of ours that has not been waited for keeps its pid: no marks needed.

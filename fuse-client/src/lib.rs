@@ -16,3 +16,4 @@ mod workers;
 
 pub use buffers::{Buffer, Buffers};
 pub use mount::{MountConfig, run};
+pub use mount_point::check_device;

@@ -39,8 +39,6 @@ pub struct MountConfig {
     /// Bytes of written data held back at most, and of data read ahead.
     pub write_budget_bytes: Option<u64>,
     pub readahead_bytes: Option<u64>,
-    /// Mount over a directory that holds something.
-    pub nonempty: bool,
     pub read_only: bool,
     pub ready: Box<dyn FnOnce() + Send>,
 }
@@ -70,7 +68,6 @@ impl MountConfig {
             lock_wait_max: LOCK_WAIT_MAX,
             write_budget_bytes: None,
             readahead_bytes: None,
-            nonempty: false,
             read_only: false,
             ready: Box::new(|| ()),
         }
@@ -92,13 +89,12 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         lock_wait_max,
         write_budget_bytes,
         readahead_bytes,
-        nonempty,
         read_only,
         ready,
     } = config;
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let at = mount_point::prepare(&mount_point, nonempty)?;
+    let at = mount_point::prepare(&mount_point)?;
 
     let mut session_config =
         SessionConfig::new(master.clone(), key, format!("mount {}", at.display()));

@@ -23,7 +23,7 @@ pub(crate) struct Mounted {
 }
 
 /// Checks `path` and takes a dead mount off it. Answers the path as the kernel lists it.
-pub(crate) fn prepare(path: &Path, allow_nonempty: bool) -> anyhow::Result<PathBuf> {
+pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
     check_device()?;
     let mut at = as_listed(path)?;
     if let Some(mounted) = mounted_at(&at)? {
@@ -57,10 +57,8 @@ pub(crate) fn prepare(path: &Path, allow_nonempty: bool) -> anyhow::Result<PathB
         .transpose()
         .with_context(|| format!("read mount point {}", at.display()))?;
     if let Some(entry) = first {
-        anyhow::ensure!(
-            allow_nonempty,
-            "mount point {}: not empty, it holds {:?}; choose an empty directory, or hide what is there \
-             with --nonempty",
+        anyhow::bail!(
+            "mount point {}: not empty, it holds {:?}; choose an empty directory",
             at.display(),
             entry.file_name()
         );
@@ -165,22 +163,32 @@ fn allows_other(fuse_conf: &str) -> bool {
     fuse_conf.lines().any(|line| line.trim() == "user_allow_other")
 }
 
-fn check_device() -> anyhow::Result<()> {
-    let device = Path::new("/dev/fuse");
-    match std::fs::File::options().read(true).write(true).open(device) {
-        Ok(_) => Ok(()),
-        // Distributions make it 0666; what it may do is decided by fusermount3.
-        Err(error)
-            if error.kind() == std::io::ErrorKind::PermissionDenied
-                && !rustix::process::geteuid().is_root() =>
-        {
-            Err(error)
-                .context("/dev/fuse: only root may open it here; as root: chmod 666 /dev/fuse")
+/// FUSE needs its device; containers often do not have it, and some machines keep it for root.
+///
+/// # Errors
+/// If it cannot be opened: why, and what to do about that.
+pub fn check_device() -> anyhow::Result<()> {
+    let opened = std::fs::File::options().read(true).write(true).open("/dev/fuse");
+    opened.map(drop).map_err(|error| {
+        let advice = device_advice(&error, rustix::process::geteuid().is_root());
+        anyhow::anyhow!("mount: /dev/fuse: {error}; {advice}; put, get and ls work without a mount")
+    })
+}
+
+fn device_advice(error: &std::io::Error, is_root: bool) -> &'static str {
+    match (error.kind(), is_root) {
+        // What it may be used for is decided by fusermount3, not by its mode.
+        (std::io::ErrorKind::PermissionDenied, false) => {
+            "you may not open it: as root `chmod 666 /dev/fuse`, which most distributions do, or join the group that may, \
+             or mount as root"
         }
-        Err(error) => Err(error).context(
-            "/dev/fuse: load the module (modprobe fuse), or give the container the device \
-             (docker run --device /dev/fuse --cap-add SYS_ADMIN)",
-        ),
+        (std::io::ErrorKind::PermissionDenied, true) => {
+            "it exists, but this container may not use it: start it with `--device /dev/fuse --cap-add SYS_ADMIN`"
+        }
+        _ => {
+            "load the module with `modprobe fuse`, or give the container the device with \
+             `--device /dev/fuse --cap-add SYS_ADMIN`"
+        }
     }
 }
 
@@ -208,8 +216,8 @@ mod tests {
     }
 
     #[track_caller]
-    fn check_refused(path: &Path, allow_nonempty: bool, expected: &str) {
-        let error = format!("{:#}", prepare(path, allow_nonempty).unwrap_err());
+    fn check_refused(path: &Path, expected: &str) {
+        let error = format!("{:#}", prepare(path).unwrap_err());
         assert!(error.contains(expected), "{error}");
     }
 
@@ -222,11 +230,29 @@ mod tests {
         let dir = std::env::temp_dir().join(name);
         std::fs::create_dir_all(dir.join("full/inside")).unwrap();
         std::fs::write(dir.join("file"), b"").unwrap();
-        check_refused(&dir.join("missing"), false, "make the directory first");
-        check_refused(&dir.join("file"), false, "not a directory");
-        check_refused(&dir.join("full"), false, "it holds \"inside\"");
-        assert!(prepare(&dir.join("full"), true).is_ok());
+        check_refused(&dir.join("missing"), "make the directory first");
+        check_refused(&dir.join("file"), "not a directory");
+        check_refused(&dir.join("full"), "it holds \"inside\"");
+        assert!(prepare(&dir.join("full/inside")).is_ok());
         std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[track_caller]
+    fn check_advice(error: rustix::io::Errno, is_root: bool, expected: &str) {
+        let advice = device_advice(&error.into(), is_root);
+        assert!(advice.contains(expected), "{advice}");
+    }
+
+    #[test]
+    fn advice_fits_what_is_wrong_with_the_device() {
+        use rustix::io::Errno;
+        check_advice(Errno::NOENT, false, "modprobe fuse");
+        // The node is there, its driver is not.
+        check_advice(Errno::NODEV, true, "modprobe fuse");
+        check_advice(Errno::ACCESS, false, "chmod 666 /dev/fuse");
+        check_advice(Errno::ACCESS, false, "group");
+        check_advice(Errno::PERM, true, "--device /dev/fuse");
+        assert!(!device_advice(&Errno::ACCESS.into(), false).contains("modprobe"));
     }
 
     #[test]

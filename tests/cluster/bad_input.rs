@@ -44,6 +44,15 @@ fn wrong_usage_is_exit_code_2() {
         (vec!["put", "only-one"], vec!["PATH"]),
         (vec!["ls", "/"], vec!["--dir", "DFS_MASTER"]),
         (vec!["ls", "/", "--master", "nonsense"], vec!["nonsense", "HOST:PORT"]),
+        (vec!["up", "--dir", "/tmp/x", "--master", "h:1"], vec!["--master", "dfs up --help"]),
+        (vec!["down", "--dir", "/tmp/x", "--master", "h:1"], vec!["--master", "dfs down"]),
+        (vec!["down", "--dir", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
+        (vec!["down", "--dir", "/tmp/x", "--key-file", "k"], vec!["--key-file"]),
+        (vec!["umount", "/tmp/x", "--dir", "/tmp/x"], vec!["--dir", "dfs umount"]),
+        (vec!["bench", "/tmp/x", "--master", "h:1"], vec!["--master", "dfs bench"]),
+        (vec!["master", "--data", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
+        (vec!["mount", "h:1", "/tmp/x", "--master", "h:2"], vec!["h:1", "h:2"]),
+        (vec!["mount", "evict", "00", "--read-only"], vec!["mount evict"]),
     ] {
         check_refused(&dfs(&arguments), 2, &words);
     }
@@ -104,10 +113,18 @@ fn mount_points_that_hold_something_are_refused() {
     let file = Path::new(full).join("mine.txt");
     let output = dfs(&["mount", "127.0.0.1:1", file.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(1));
-    // Over the servers' own data.
+    // Over the servers' own data, on a file, below a file.
     let inside = Path::new(dir).join("data/x");
-    let output = dfs(&["up", "--dir", dir, "--mount", inside.to_str().unwrap()]);
-    assert_eq!(output.status.code(), Some(1));
+    for bad in [inside, Path::new(dir).to_owned(), file.clone(), file.join("x")] {
+        let bad = bad.to_str().unwrap();
+        for detach in [&["--detach"][..], &[]] {
+            let output = dfs(&[&["up", "--dir", dir, "--mount", bad], detach].concat());
+            check_refused(&output, 1, &[bad]);
+        }
+    }
+    let bad_key = dfs(&["up", "--dir", dir, "--key-file", file.to_str().unwrap()]);
+    check_refused(&bad_key, 1, &["--key-file", "mine.txt"]);
+    assert!(!Path::new(dir).exists(), "a refused start leaves nothing behind");
 }
 
 #[test]
@@ -128,6 +145,28 @@ fn a_missing_fuse_device_is_named() {
         return tests::skipped(&format!("an own mount namespace cannot be made: {said}"));
     }
     check_refused(&output, 1, &["/dev/fuse", "modprobe fuse"]);
+}
+
+#[test]
+fn a_fuse_device_for_root_alone_is_not_called_missing() {
+    need_fuse!();
+    let temp = tempfile::tempdir().unwrap();
+    let mut mode = temp.path().metadata().unwrap().permissions();
+    std::os::unix::fs::PermissionsExt::set_mode(&mut mode, 0o777);
+    std::fs::set_permissions(temp.path(), mode).unwrap();
+    let script = format!(
+        "cp '{}' '{1}/dfs' && mount -t tmpfs none /dev && mknod -m 600 /dev/fuse c 10 229 && \
+         exec setpriv --reuid 65534 --regid 65534 --clear-groups '{1}/dfs' mount 127.0.0.1:1 '{1}/m'",
+        dfs_program().display(),
+        temp.path().display()
+    );
+    let output = run(Command::new("unshare").args(["--mount", "sh", "-c", &script]), PATIENCE);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    if !said.starts_with("dfs: ") {
+        return tests::skipped(&format!("only root can make a device that is root's: {said}"));
+    }
+    check_refused(&output, 1, &["/dev/fuse", "Permission denied", "chmod 666", "group"]);
+    assert!(!said.contains("modprobe"), "{said}");
 }
 
 #[test]

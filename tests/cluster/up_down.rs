@@ -1,6 +1,8 @@
 //! `dfs up` and `dfs down`: what they leave on disk, what they start again, what they refuse.
 
-use std::process::Command;
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+use std::time::Duration;
 
 use tests::{Cluster, Options, PATIENCE, is_mounted, is_running, run, stdout_of, wait_until};
 
@@ -58,6 +60,117 @@ fn a_running_directory_is_not_started_again() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(said.contains("running already") && said.contains("dfs down"), "{said}");
     assert!(is_mounted(&cluster.mount()), "the first one goes on");
+}
+
+/// Runs commands at the same time, the later ones `apart` behind each other.
+fn at_once(commands: Vec<Command>, apart: Duration) -> Vec<Output> {
+    let running: Vec<_> = commands
+        .into_iter()
+        .enumerate()
+        .map(|(nth, mut command)| {
+            let delay = apart * u32::try_from(nth).unwrap();
+            std::thread::spawn(move || {
+                std::thread::sleep(delay);
+                run(&mut command, PATIENCE * 2)
+            })
+        })
+        .collect();
+    running.into_iter().map(|thread| thread.join().unwrap()).collect()
+}
+
+#[track_caller]
+fn check_all_run(cluster: &Cluster) {
+    for role in ROLES {
+        assert!(cluster.pid(role).is_some_and(is_running), "{role} runs\n{}", cluster.logs());
+    }
+    assert!(is_mounted(&cluster.mount()));
+}
+
+#[test]
+fn of_starts_at_the_same_time_one_starts_and_the_others_say_so() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    cluster.down();
+    for fresh in [true, false] {
+        if fresh {
+            std::fs::remove_dir_all(cluster.dir()).unwrap();
+        }
+        let starts = (0..4).map(|_| cluster.command(["up", "--detach"])).collect();
+        let ended = at_once(starts, Duration::ZERO);
+        let (started, refused): (Vec<_>, Vec<_>) =
+            ended.iter().partition(|output| output.status.success());
+        assert_eq!(started.len(), 1, "{ended:?}");
+        for output in refused {
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert_eq!(output.status.code(), Some(1), "{said}");
+            assert!(said.contains("running already"), "{said}");
+        }
+        check_all_run(&cluster);
+        cluster.down();
+    }
+}
+
+#[test]
+fn a_start_during_a_stop_starts_all_or_is_refused() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    for apart in [0, 150, 600, 1500].map(Duration::from_millis) {
+        let commands = vec![cluster.command(["down"]), cluster.command(["up", "--detach"])];
+        let ended = at_once(commands, apart);
+        let (down, up) = (&ended[0], &ended[1]);
+        stdout_of(down);
+        if up.status.success() {
+            check_all_run(&cluster);
+        } else {
+            let said = String::from_utf8_lossy(&up.stderr).into_owned();
+            assert_eq!(up.status.code(), Some(1), "{said}{down:?}");
+            assert!(said.contains("running already") || said.contains("being stopped"), "{said}");
+            assert!(!is_mounted(&cluster.mount()));
+            cluster.up();
+        }
+    }
+}
+
+#[test]
+fn a_stop_during_a_start_leaves_nothing_running() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    for apart in [100, 700].map(Duration::from_millis) {
+        cluster.down();
+        let commands = vec![cluster.command(["up", "--detach"]), cluster.command(["down"])];
+        let ended = at_once(commands, apart);
+        stdout_of(&ended[1]);
+        assert!(!is_mounted(&cluster.mount()));
+        for role in ROLES {
+            assert_eq!(cluster.pid(role), None, "{role}: {ended:?}");
+        }
+        cluster.up();
+    }
+}
+
+#[test]
+fn a_start_takes_the_key_it_is_given_and_tells_the_mount_how_long_to_wait() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    let kept = std::fs::read(cluster.dir().join("cluster.key")).unwrap();
+    cluster.down();
+    let other = cluster.scratch().join("other.key");
+    std::fs::write(&other, "00ff".repeat(16)).unwrap();
+    std::fs::set_permissions(&other, PermissionsExt::from_mode(0o600)).unwrap();
+    let other = other.to_str().unwrap();
+    let refused = cluster.try_dfs(["up", "--detach", "--key-file", other]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{said}");
+    assert!(said.contains("another key"), "{said}");
+    assert_eq!(std::fs::read(cluster.dir().join("cluster.key")).unwrap(), kept);
+
+    std::fs::remove_dir_all(cluster.dir()).unwrap();
+    let up = ["up", "--detach", "--chunkservers", "1", "--key-file", other, "--server-wait", "7s"];
+    cluster.dfs(up);
+    let line = std::fs::read(format!("/proc/{}/cmdline", cluster.pid("mount").unwrap())).unwrap();
+    let words: Vec<_> = line.split(|byte| *byte == 0).collect();
+    assert!(words.windows(2).any(|pair| pair == [b"--server-wait".as_slice(), b"7000ms"]));
+    cluster.dfs(["ls", "/", "--master", &cluster.master_address(), "--key-file", other]);
 }
 
 #[test]

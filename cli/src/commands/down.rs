@@ -1,19 +1,30 @@
 //! `dfs down`: the supervisor first, so that nothing is restarted meanwhile, then whatever is left, in order.
 
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
 use crate::args::{ClusterArgs, DownArgs};
-use crate::local::Role;
-use crate::process::Process;
+use crate::failure::fail;
+use crate::local::{ClusterDir, Doing, Lock, Role};
+use crate::process::{KILLED_MAX, Process, Stopped};
 use crate::{cluster, mount_point, output};
+
+/// How often a directory that another command works on is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &DownArgs) -> anyhow::Result<()> {
     let dir = cluster::required_dir(cluster, "down")?;
     let file = dir.existing()?;
+    dir.make()?;
     let mut stopped = false;
-    if let Some(supervisor) = dir.supervisor()? {
-        stopped = true;
-        stop(Role::Supervisor, &supervisor, args)?;
-        dir.forget_pid(Role::Supervisor);
-    }
+    // Held to the end: a start meanwhile would see its processes stopped one by one.
+    let Some(lock) = take_over(&dir, args, &mut stopped)? else {
+        return output::line(&format!(
+            "stopped the cluster in {}; it is being started again",
+            dir.root().display()
+        ));
+    };
     // Left over if the supervisor was killed.
     for role in dir.roles() {
         if role == Role::Mount {
@@ -21,14 +32,15 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &DownArgs) -> anyhow::Result<()> 
         }
         if let Some(process) = dir.running(role, &file.mount) {
             stopped = true;
-            stop(role, &process, args)?;
+            stop(&dir, role, &process, args)?;
         }
         dir.forget_pid(role);
         if role == Role::Mount {
-            mount_point::unmount(&file.mount)?;
+            unmount(&dir, &file.mount)?;
         }
     }
-    mount_point::unmount(&file.mount)?;
+    unmount(&dir, &file.mount)?;
+    lock.done();
     output::line(&format!(
         "{} in {}",
         if stopped { "stopped the cluster" } else { "nothing was running" },
@@ -36,11 +48,60 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &DownArgs) -> anyhow::Result<()> 
     ))
 }
 
-fn stop(role: Role, process: &Process, args: &DownArgs) -> anyhow::Result<()> {
-    // The supervisor waits for three stages itself, and must not be killed between them.
-    let grace = if role == Role::Supervisor { args.grace * 3 } else { args.grace };
-    if !process.stop(grace) {
-        output::line(&format!("{role} did not stop within {} s: killed", grace.as_secs()))?;
+/// Stops the supervisor and takes its lock. `None`: somebody started the cluster again first.
+fn take_over(
+    dir: &ClusterDir,
+    args: &DownArgs,
+    stopped: &mut bool,
+) -> anyhow::Result<Option<Lock>> {
+    let mut until = Instant::now() + args.grace * STAGES + KILLED_MAX;
+    loop {
+        if let Some(lock) = dir.try_lock(Doing::Down)? {
+            return Ok(Some(lock));
+        }
+        if let Some(supervisor) = dir.supervisor() {
+            if *stopped {
+                return Ok(None);
+            }
+            *stopped = true;
+            stop(dir, Role::Supervisor, &supervisor, args)?;
+            dir.forget_pid(Role::Supervisor);
+            until = Instant::now() + KILLED_MAX;
+        }
+        if until <= Instant::now() {
+            return fail(
+                format!(
+                    "down: another command has held {} all the time",
+                    dir.lock_file().display()
+                ),
+                format!("see {}", dir.log_file(Role::Supervisor).display()),
+            );
+        }
+        std::thread::sleep(LOOK_AGAIN);
     }
-    Ok(())
+}
+
+/// The supervisor stops mount, chunkservers and master one after the other, and must not be killed between them.
+const STAGES: u32 = 3;
+
+fn stop(dir: &ClusterDir, role: Role, process: &Process, args: &DownArgs) -> anyhow::Result<()> {
+    let grace = if role == Role::Supervisor { args.grace * STAGES } else { args.grace };
+    let log = dir.log_file(role);
+    match process.stop(grace) {
+        Stopped::ByItself => Ok(()),
+        Stopped::Killed => output::line(&format!(
+            "{role} did not stop within {} s: killed; see {}",
+            grace.as_secs(),
+            log.display()
+        )),
+        Stopped::StillThere => fail(
+            format!("down: {role} (pid {}) is still there after SIGKILL", process.pid),
+            format!("the kernel works for it, on a disk that hangs perhaps; see {}", log.display()),
+        ),
+    }
+}
+
+fn unmount(dir: &ClusterDir, mount: &std::path::Path) -> anyhow::Result<()> {
+    mount_point::unmount(mount)
+        .with_context(|| format!("down (see {})", dir.log_file(Role::Mount).display()))
 }

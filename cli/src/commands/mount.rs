@@ -17,21 +17,38 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     if let [first, client] = targets.as_slice()
         && first == "evict"
     {
+        if [write_buffer.is_some(), readahead.is_some(), threads.is_some(), *read_only]
+            .into_iter()
+            .chain([attr_ttl.is_some(), entry_ttl.is_some()])
+            .any(|given| given)
+        {
+            return fail_usage(
+                "usage: mount evict: options of a mount have no meaning here",
+                "see `dfs mount --help`",
+            );
+        }
         return evict(cluster, client);
     }
     let (master, path) = split(targets)?;
-    let path = mount_point::prepare(&path)?;
     let mut named = cluster.clone();
-    if let Some(master) = master {
-        named.master = Some(master);
+    if let Some(master) = master
+        && let Some(other) = named.master.replace(master.clone())
+    {
+        return fail_usage(
+            format!("usage: two masters named, {master} and --master {other}"),
+            "give one of them; see `dfs mount --help`",
+        );
     }
     let target = cluster::target(&named)?;
+    let path = mount_point::prepare(&path)?;
     // A wrong address should be said now, not after the five minutes for which a mount waits for its servers.
     admin::check_reachable(&target)?;
     dfs_service::log::init()?;
     let mut config = MountConfig::new(target.master, target.key, path.clone());
     config.read_only = *read_only;
-    config.lifetimes = Lifetimes { attr: *attr_ttl, entry: *entry_ttl };
+    let Lifetimes { attr, entry } = Lifetimes::default();
+    config.lifetimes =
+        Lifetimes { attr: attr_ttl.unwrap_or(attr), entry: entry_ttl.unwrap_or(entry) };
     if let Some(threads) = threads {
         config.threads = usize::try_from(*threads)?;
     }

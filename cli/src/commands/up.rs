@@ -1,8 +1,9 @@
 //! `dfs up`: a whole cluster on this machine, in the foreground or behind a supervisor of its own.
 
+use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,8 +13,9 @@ use dfs_service::shutdown::Shutdown;
 
 use crate::args::{ClusterArgs, Profile, UpArgs};
 use crate::failure::{fail, one_line};
-use crate::local::{ClusterDir, ClusterFile, Role, replication_for};
-use crate::supervisor::{Plan, Supervisor, open_log};
+use crate::local::{ClusterDir, ClusterFile, Doing, Lock, Role, replication_for};
+use crate::process::KILLED_MAX;
+use crate::supervisor::{Plan, START_ALL_MAX, Supervisor, ended_by, open_log, write_pid};
 use crate::{cluster, mount_point, output};
 
 const CHUNKSERVERS: u32 = 3;
@@ -22,17 +24,18 @@ const GRACE: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &UpArgs) -> anyhow::Result<()> {
     let dir = cluster::required_dir(cluster, "up")?;
-    let program_says = |line: &str| output::line(line);
+    let wanted = Wanted { cluster, args };
     if args.detach {
-        check_not_running(&dir)?;
-        return detach(&dir, args);
+        let lock = begin(&dir, &wanted)?;
+        return detach(&dir, &wanted, lock);
     }
     let mut say = |line: &str| {
-        let _closed = program_says(line);
+        let _closed = output::line(line);
     };
-    say(&format!("starting in {}", dir.root().display()));
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let mut supervisor = start(&dir, args, &shutdown, &mut say)?;
+    let lock = begin(&dir, &wanted)?;
+    say(&format!("starting in {}", dir.root().display()));
+    let mut supervisor = start(&dir, &wanted, lock, &shutdown, &mut say)?;
     say("");
     say(&try_next(&dir, supervisor.file(), false));
     supervisor.watch(&shutdown, &mut say);
@@ -46,11 +49,17 @@ pub(crate) fn supervise(cluster: &ClusterArgs, args: &UpArgs) -> anyhow::Result<
     // The terminal's end must not end the cluster.
     let _session = rustix::process::setsid();
     let dir = cluster::required_dir(cluster, "supervise")?;
+    let wanted = Wanted { cluster, args };
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let mut say = |line: &str| {
         let _log_closed = output::line(line);
     };
-    let started = start(&dir, args, &shutdown, &mut say);
+    // `dfs up` holds the lock until this process has it: nobody comes between.
+    let lock = match dir.inherited_lock() {
+        Some(lock) => lock,
+        None => begin(&dir, &wanted)?,
+    };
+    let started = start(&dir, &wanted, lock, &shutdown, &mut say);
     let outcome = match &started {
         Ok(_) => "ok".to_owned(),
         Err(error) => format!("failed {}", one_line(&format!("{error:#}"))),
@@ -70,26 +79,95 @@ pub(crate) fn supervise(cluster: &ClusterArgs, args: &UpArgs) -> anyhow::Result<
     Ok(())
 }
 
-fn start(
-    dir: &ClusterDir,
-    args: &UpArgs,
-    shutdown: &Shutdown,
-    say: &mut dyn FnMut(&str),
-) -> anyhow::Result<Supervisor> {
-    dir.claim()?;
-    let Some(lock) = dir.try_lock()? else {
+/// The flags of one `dfs up`.
+struct Wanted<'a> {
+    cluster: &'a ClusterArgs,
+    args: &'a UpArgs,
+}
+
+/// Checks everything that can be checked, then makes the directory and takes its lock: of two starts at once one gets
+/// it, and the other is told. A start that is refused leaves nothing behind.
+fn begin(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Lock> {
+    if !dir.lock_file().exists() {
+        let checked = plan(dir, wanted, &mut |_| ()).and_then(|plan| {
+            mount_point::prepare(&plan.file.mount)?;
+            dir.make()
+        });
+        // Unless somebody else was faster: then theirs is the mount that is in the way.
+        if let Err(error) = checked
+            && !dir.lock_file().exists()
+        {
+            return Err(error);
+        }
+    }
+    let Some(lock) = dir.try_lock(Doing::Up)? else {
         return already_running(dir);
     };
     check_nothing_left(dir)?;
-    let plan = plan(dir, args, say)?;
-    ClusterKey::load_or_create(&dir.key_file())?;
+    plan(dir, wanted, &mut |_| ())?;
+    Ok(lock)
+}
+
+fn start(
+    dir: &ClusterDir,
+    wanted: &Wanted<'_>,
+    lock: Lock,
+    shutdown: &Shutdown,
+    say: &mut dyn FnMut(&str),
+) -> anyhow::Result<Supervisor> {
+    let mut plan = plan(dir, wanted, say)?;
+    plan.file.mount = mount_point::prepare(&plan.file.mount)?;
+    dir.make()?;
+    install_key(dir, wanted.cluster.key_file.as_deref())?;
     dir.write(&plan.file)?;
     Supervisor::start(plan, lock, shutdown, say)
 }
 
-/// What this start does, from the flags and what the directory remembers.
-fn plan(dir: &ClusterDir, args: &UpArgs, say: &mut dyn FnMut(&str)) -> anyhow::Result<Plan> {
-    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = args;
+/// The key the cluster has, or gets: `named`, or a random one.
+fn install_key(dir: &ClusterDir, named: Option<&Path>) -> anyhow::Result<()> {
+    let path = dir.key_file();
+    if let Some(named) = named
+        && !path.exists()
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        let digits =
+            std::fs::read(named).with_context(|| format!("read --key-file {}", named.display()))?;
+        std::fs::File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| {
+                file.write_all(&digits)?;
+                file.sync_all()
+            })
+            .with_context(|| format!("write {}", path.display()))?;
+    }
+    ClusterKey::load_or_create(&path)?;
+    Ok(())
+}
+
+/// A key other than the one the directory has would lock its owner out.
+fn check_key(dir: &ClusterDir, named: Option<&Path>) -> anyhow::Result<()> {
+    let Some(named) = named else { return Ok(()) };
+    let key = cluster::load_key(named)?;
+    let path = dir.key_file();
+    if path.exists() && ClusterKey::load(&path)? != key {
+        return fail(
+            format!(
+                "--key-file {}: the cluster has another key, in {}",
+                named.display(),
+                path.display()
+            ),
+            "leave the flag out",
+        );
+    }
+    Ok(())
+}
+
+/// What this start does, from the flags and what the directory remembers. Changes nothing.
+fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> anyhow::Result<Plan> {
+    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = wanted.args;
     let remembered = dir.read()?;
     let known = remembered.as_ref().map_or(0, |file| file.chunkservers.len());
     let known = u32::try_from(known).unwrap_or(u32::MAX);
@@ -113,8 +191,10 @@ fn plan(dir: &ClusterDir, args: &UpArgs, say: &mut dyn FnMut(&str)) -> anyhow::R
         (None, None) => dir.default_mount(),
     };
     check_mount_outside(dir, &asked_mount)?;
+    dir.check_ours(&mount_point::absolute(&asked_mount)?)?;
+    check_key(dir, wanted.cluster.key_file.as_deref())?;
     let mut file = remembered.unwrap_or_else(|| ClusterFile::new(PathBuf::new()));
-    file.mount = mount_point::prepare(&asked_mount)?;
+    file.mount = mount_point::check(&asked_mount)?;
     if let Some(profile) = profile {
         file.profile = profile.name().to_owned();
     }
@@ -134,7 +214,14 @@ fn plan(dir: &ClusterDir, args: &UpArgs, say: &mut dyn FnMut(&str)) -> anyhow::R
             file.min_replicas
         ));
     }
-    Ok(Plan { dir: dir.clone(), file, chunkservers, restart: *restart, accept_loss: *accept_loss })
+    Ok(Plan {
+        dir: dir.clone(),
+        file,
+        chunkservers,
+        restart: *restart,
+        accept_loss: *accept_loss,
+        server_wait: wanted.cluster.server_wait,
+    })
 }
 
 /// A mount over the servers' own directories would hide them from themselves.
@@ -155,23 +242,25 @@ fn check_mount_outside(dir: &ClusterDir, mount: &Path) -> anyhow::Result<()> {
 }
 
 fn already_running<T>(dir: &ClusterDir) -> anyhow::Result<T> {
+    let root = dir.root().display();
+    if dir.doing() == Some(Doing::Down) {
+        return fail(
+            format!("up: the cluster in {root} is being stopped"),
+            format!("try again when it is; {} has what it waits for", supervisor_log(dir)),
+        );
+    }
     let mount = dir.read().ok().flatten().map(|file| file.mount.display().to_string());
     fail(
         format!(
-            "up: the cluster in {} is running already{}",
-            dir.root().display(),
+            "up: the cluster in {root} is running already{}",
             mount.map(|path| format!(", mounted at {path}")).unwrap_or_default()
         ),
-        format!("use it, or stop it with `dfs down --dir {}`", dir.root().display()),
+        format!("use it, or stop it with `dfs down --dir {root}`"),
     )
 }
 
-/// Refuses if a supervisor or any process of the directory runs.
-fn check_not_running(dir: &ClusterDir) -> anyhow::Result<()> {
-    if dir.supervisor()?.is_some() {
-        return already_running(dir);
-    }
-    check_nothing_left(dir)
+fn supervisor_log(dir: &ClusterDir) -> String {
+    dir.log_file(Role::Supervisor).display().to_string()
 }
 
 /// Refuses if a process outlived its supervisor; forgets pid files that are stale.
@@ -190,63 +279,102 @@ fn check_nothing_left(dir: &ClusterDir) -> anyhow::Result<()> {
 }
 
 /// Starts a supervisor that outlives this process and shows what it says until it is done or gives up.
-fn detach(dir: &ClusterDir, args: &UpArgs) -> anyhow::Result<()> {
-    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = args;
+fn detach(dir: &ClusterDir, wanted: &Wanted<'_>, lock: Lock) -> anyhow::Result<()> {
     output::line(&format!("starting in {}", dir.root().display()))?;
-    dir.claim()?;
     let _absent = std::fs::remove_file(dir.outcome_file());
     let log_path = dir.log_file(Role::Supervisor);
     let log = open_log(&log_path)?;
     let mut shown = log.metadata().map(|meta| meta.len()).unwrap_or(0);
-    let mut command = Command::new(std::env::current_exe().context("find this program")?);
-    command.arg("supervise").arg("--dir").arg(dir.root()).args(["--restart", restart.name()]);
-    if let Some(mount) = mount {
-        command.arg("--mount").arg(mount_point::absolute(mount)?);
-    }
-    if let Some(count) = chunkservers {
-        command.args(["--chunkservers", &count.to_string()]);
-    }
-    if let Some(profile) = profile {
-        command.args(["--profile", profile.name()]);
-    }
-    if *accept_loss {
-        command.arg("--accept-loss");
-    }
-    let mut child = command
-        .stdin(Stdio::null())
+    let mut child = Command::new(std::env::current_exe().context("find this program")?)
+        .args(supervise_arguments(dir, wanted)?)
+        .stdin(lock.into_stdio())
         .stdout(log.try_clone().context("open log")?)
         .stderr(log)
         .spawn()
         .context("start the supervisor")?;
+    write_pid(dir, Role::Supervisor, child.id())?;
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let mut interrupted_at: Option<Instant> = None;
+    let until = Instant::now() + START_ALL_MAX;
+    await_outcome(dir, &mut child, until, &shutdown, &mut || {
+        shown = show_new(&log_path, shown)?;
+        Ok(())
+    })?;
+    output::line("")?;
+    output::line(&try_next(dir, &dir.existing()?, true))
+}
+
+fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Vec<OsString>> {
+    let ClusterArgs { dir: _, master: _, key_file, server_wait } = wanted.cluster;
+    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = wanted.args;
+    let mut arguments: Vec<OsString> =
+        vec!["supervise".into(), "--dir".into(), dir.root().into(), "--restart".into()];
+    arguments.push(restart.name().into());
+    if let Some(mount) = mount {
+        arguments.extend(["--mount".into(), mount_point::absolute(mount)?.into()]);
+    }
+    if let Some(count) = chunkservers {
+        arguments.extend(["--chunkservers".into(), count.to_string().into()]);
+    }
+    if let Some(profile) = profile {
+        arguments.extend(["--profile".into(), profile.name().into()]);
+    }
+    if let Some(path) = key_file {
+        arguments.extend(["--key-file".into(), path.into()]);
+    }
+    if let Some(wait) = server_wait {
+        arguments.extend(["--server-wait".into(), format!("{}ms", wait.as_millis()).into()]);
+    }
+    if *accept_loss {
+        arguments.push("--accept-loss".into());
+    }
+    Ok(arguments)
+}
+
+/// Waits until the supervisor says how its start went, at most `until`.
+fn await_outcome(
+    dir: &ClusterDir,
+    child: &mut Child,
+    until: Instant,
+    shutdown: &Shutdown,
+    show: &mut dyn FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut interrupted = false;
     loop {
         // The file first: all the supervisor said before it is then in the log.
         let outcome = std::fs::read_to_string(dir.outcome_file()).ok();
         let ended = child.try_wait().context("wait for the supervisor")?;
-        shown = show_new(&log_path, shown)?;
+        show()?;
         match (outcome.as_deref(), ended) {
-            (Some("ok"), _) => break,
+            (Some("ok"), _) => return Ok(()),
             (Some(text), _) => {
-                let _status = child.wait();
+                // It holds the lock until its end: who tries again at once must not be refused.
+                ended_by(child, Instant::now() + KILLED_MAX);
                 anyhow::bail!("{}", text.strip_prefix("failed ").unwrap_or(text).to_owned());
             }
             (None, Some(status)) => {
                 return fail(
                     format!("up: the supervisor ended before it was done ({status})"),
-                    format!("see {}", log_path.display()),
+                    format!("see {}", supervisor_log(dir)),
+                );
+            }
+            (None, None) if until <= Instant::now() => {
+                return fail(
+                    format!("up: no word from the supervisor (pid {}) in time", child.id()),
+                    format!(
+                        "see {}; `dfs down --dir {}` stops what runs",
+                        supervisor_log(dir),
+                        dir.root().display()
+                    ),
                 );
             }
             (None, None) => {}
         }
-        if shutdown.wait_for(Duration::from_millis(20)) && interrupted_at.is_none() {
-            interrupted_at = Some(Instant::now());
+        if shutdown.wait_for(Duration::from_millis(20)) && !interrupted {
+            interrupted = true;
             crate::process::Process { pid: child.id(), marks: Vec::new() }
                 .signal(rustix::process::Signal::TERM);
         }
     }
-    output::line("")?;
-    output::line(&try_next(dir, &dir.existing()?, true))
 }
 
 /// Prints what a log got since `from`, without lines that are still being written.
@@ -276,4 +404,22 @@ fn try_next(dir: &ClusterDir, file: &ClusterFile, detached: bool) -> String {
         "ready: {} is mounted. Try: ls {0}; dfs status --dir {root}; stop with {stop}",
         file.mount.display()
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_supervisor_that_says_nothing_is_not_waited_for_for_ever() {
+        let root = std::env::temp_dir().join(format!("dfs-silent-{}", std::process::id()));
+        let dir = ClusterDir::new(&root).unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let until = Instant::now() + Duration::from_millis(50);
+        let error = await_outcome(&dir, &mut child, until, &Shutdown::new(), &mut || Ok(()));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let said = format!("{:#}", error.unwrap_err());
+        assert!(said.contains("log/supervisor.log") && said.contains("dfs down"), "{said}");
+    }
 }
