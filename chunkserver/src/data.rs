@@ -24,6 +24,9 @@ const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 /// A client that does not take its answers for this long is closed.
 const REPLY_MAX: Duration = Duration::from_secs(10);
 
+/// A connection none of whose answers gets out for this long is closed: every request ends before.
+const ANSWER_MAX: Duration = Duration::from_secs(120);
+
 /// What an answer is given to, from any thread.
 #[derive(Debug)]
 pub(crate) struct Waiter {
@@ -97,14 +100,21 @@ struct Slot {
 }
 
 impl InFlight {
-    fn take(self: &Arc<Self>, bytes: usize) -> Slot {
+    /// Waits until there is room, at most `limit` since an answer last made some.
+    fn take(self: &Arc<Self>, bytes: usize, limit: Duration) -> io::Result<Slot> {
         let mut used = lock(&self.used);
         while IN_FLIGHT_MAX <= used.0 || (0 < used.0 && IN_FLIGHT_BYTES_MAX < used.1 + bytes) {
-            used = self.freed.wait(used).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.freed.wait_timeout(used, limit);
+            let (now_used, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+            used = now_used;
+            if timed_out.timed_out() {
+                let text = format!("no answer got out for {limit:?}, {} are due", used.0);
+                return Err(io::Error::new(io::ErrorKind::TimedOut, text));
+            }
         }
         used.0 += 1;
         used.1 += bytes;
-        Slot { of: Arc::clone(self), bytes }
+        Ok(Slot { of: Arc::clone(self), bytes })
     }
 }
 
@@ -122,7 +132,8 @@ impl Drop for Slot {
 pub(crate) fn serve(node: &Arc<Node>, stream: TcpStream, from: SocketAddr) {
     node.metrics.connections.inc();
     if let Err(error) = try_serve(node, stream) {
-        if matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::PermissionDenied) {
+        use io::ErrorKind::{InvalidData, PermissionDenied, TimedOut};
+        if matches!(error.kind(), InvalidData | PermissionDenied | TimedOut) {
             node.metrics.bad_connections.inc();
             tracing::warn!(%from, %error, "connection closed");
         } else {
@@ -158,7 +169,10 @@ fn try_serve(node: &Arc<Node>, stream: TcpStream) -> io::Result<()> {
             FrameKind::OneWay => true,
             FrameKind::Reply => break Err(invalid("a reply to nothing".to_owned())),
         };
-        let slot = in_flight.take(frame.payload.len());
+        let slot = match in_flight.take(frame.payload.len(), ANSWER_MAX) {
+            Ok(slot) => slot,
+            Err(error) => break Err(error),
+        };
         let waiter = Waiter {
             writer: writer.clone(),
             request: frame.header.request,
@@ -402,4 +416,25 @@ fn stat(node: &Node, chunk: ChunkId, version: ChunkVersion) -> Result<DataReply,
         len: report.len,
         sealed: report.sealed,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_without_room_waits_for_an_answer_and_not_for_ever() {
+        let in_flight = Arc::new(InFlight::default());
+        let soon = Duration::from_millis(20);
+        let first = in_flight.take(IN_FLIGHT_BYTES_MAX, soon).unwrap();
+        let error = in_flight.take(1, soon).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+        let waiting = {
+            let in_flight = Arc::clone(&in_flight);
+            std::thread::spawn(move || in_flight.take(1, Duration::from_secs(60)).map(drop))
+        };
+        drop(first);
+        waiting.join().unwrap().unwrap();
+        assert_eq!(*lock(&in_flight.used), (0, 0));
+    }
 }

@@ -7,11 +7,15 @@ use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::net::{Shutdown, TcpStream};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
 
 use dfs_proto::frame::FrameKind;
 use dfs_proto::frame_conn::write_frame;
 
 use crate::node::lock;
+
+/// Another thread's answer is on its way at most this long; its asker takes nothing otherwise.
+const TURN_MAX: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Debug)]
 pub(crate) struct ReplyWriter {
@@ -51,7 +55,14 @@ impl ReplyWriter {
     ) -> io::Result<()> {
         let mut turn = lock(&self.shared.turn);
         while turn.busy {
-            turn = self.shared.free.wait(turn).unwrap_or_else(PoisonError::into_inner);
+            let waited = self.shared.free.wait_timeout(turn, TURN_MAX);
+            let (now, timed_out) = waited.unwrap_or_else(PoisonError::into_inner);
+            turn = now;
+            if timed_out.timed_out() && turn.busy {
+                drop(turn);
+                self.close();
+                return Err(io::ErrorKind::TimedOut.into());
+            }
         }
         if turn.broken {
             return Err(io::ErrorKind::NotConnected.into());

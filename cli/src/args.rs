@@ -468,7 +468,8 @@ pub(crate) struct CompletionsArgs {
   dfs man /usr/local/share/man/man1")]
 pub(crate) struct ManArgs {
     /// Write dfs.1, dfs-up.1, … into this directory
-    pub dir: Option<PathBuf>,
+    #[arg(value_name = "DIR")]
+    pub pages: Option<PathBuf>,
 }
 
 /// Reads `64MiB`, `1GiB`, `4096`: binary units, and decimal ones without the `i`.

@@ -194,8 +194,9 @@ impl MasterLink {
         Ok(connection)
     }
 
-    fn take_connection(&self) -> std::io::Result<LoneClient> {
+    fn take_connection(&self, deadline: Duration) -> std::io::Result<LoneClient> {
         {
+            let until = Instant::now() + deadline;
             let mut pool = lock(&self.pool);
             loop {
                 if let Some(connection) = pool.idle.pop() {
@@ -205,7 +206,13 @@ impl MasterLink {
                     pool.open += 1;
                     break;
                 }
-                pool = self.pool_changed.wait(pool).unwrap_or_else(PoisonError::into_inner);
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    let text = format!("all {MASTER_CONNECTIONS_MAX} connections are busy");
+                    return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
+                }
+                let waited = self.pool_changed.wait_timeout(pool, left);
+                pool = waited.unwrap_or_else(PoisonError::into_inner).0;
             }
         }
         self.connect().inspect_err(|_| self.drop_connection())
@@ -226,7 +233,7 @@ impl MasterLink {
         call: &MetaCall,
         deadline: Duration,
     ) -> std::io::Result<MetaReply> {
-        let mut connection = self.take_connection()?;
+        let mut connection = self.take_connection(deadline)?;
         match self.call_on(&mut connection, call, deadline) {
             Ok(reply) => {
                 self.give_back(connection);
@@ -411,7 +418,7 @@ impl MasterLink {
     /// Tells of a release, unless the master is another than the one that counted the open: that one was told what
     /// is open now, this release already left out.
     pub(crate) fn release(&self, ino: InodeNo, write: bool, nonce: u64) -> std::io::Result<()> {
-        let mut connection = self.take_connection()?;
+        let mut connection = self.take_connection(self.config.io_deadline)?;
         if self.nonce() != nonce {
             self.give_back(connection);
             return Ok(());
@@ -483,4 +490,21 @@ pub(crate) fn accepted(outcome: Outcome) -> Result<Outcome> {
 
 pub(crate) fn unexpected(what: &str, reply: &MetaReply) -> ClientError {
     ClientError::Protocol { reason: format!("{what} was answered {reply:?}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use dfs_service::conn::ClusterKey;
+
+    use super::*;
+
+    #[test]
+    fn a_call_does_not_wait_for_ever_for_a_connection() {
+        let key = ClusterKey::none();
+        let link = MasterLink::new(SessionConfig::new("127.0.0.1:1", key, "test")).unwrap();
+        lock(&link.pool).open = MASTER_CONNECTIONS_MAX;
+        let refused = link.attempt(&MetaCall::Ping, Duration::from_millis(20)).unwrap_err();
+        assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
+        assert_eq!(lock(&link.pool).open, MASTER_CONNECTIONS_MAX, "none of them was given up");
+    }
 }

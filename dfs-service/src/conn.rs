@@ -323,7 +323,7 @@ impl Acceptor {
     pub fn run(
         self,
         on_frames: OnFrames,
-        control: tokio::sync::mpsc::Sender<tokio::net::TcpStream>,
+        control: tokio::sync::mpsc::Sender<ControlStream>,
         runtime: tokio::runtime::Handle,
     ) -> io::Result<AcceptorHandle> {
         let addr = self.local_addr()?;
@@ -337,7 +337,7 @@ impl Acceptor {
     fn accept(
         &self,
         on_frames: &OnFrames,
-        control: &tokio::sync::mpsc::Sender<tokio::net::TcpStream>,
+        control: &tokio::sync::mpsc::Sender<ControlStream>,
         runtime: &tokio::runtime::Handle,
     ) {
         let open = Arc::new(AtomicUsize::new(0));
@@ -364,16 +364,13 @@ impl Acceptor {
             let (key, on_frames, control, runtime) =
                 (self.key.clone(), Arc::clone(on_frames), control.clone(), runtime.clone());
             let serve = move || {
-                let slot = slot;
                 match answer(&stream, &key) {
-                    Ok(Door::Frames) => on_frames(stream, peer),
+                    Ok(Door::Frames) => {
+                        on_frames(stream, peer);
+                        drop(slot);
+                    }
                     Ok(Door::Control) => {
-                        let _in_runtime = runtime.enter();
-                        let handed = stream
-                            .set_nonblocking(true)
-                            .and_then(|()| tokio::net::TcpStream::from_std(stream))
-                            .map(|stream| control.blocking_send(stream));
-                        if let Err(error) = handed {
+                        if let Err(error) = hand_over(stream, slot, &control, &runtime) {
                             tracing::warn!(%peer, %error, "hand over control connection");
                         }
                     }
@@ -385,7 +382,6 @@ impl Acceptor {
                         tracing::warn!(%peer, %error, "connection refused in the handshake")
                     }
                 }
-                drop(slot);
             };
             if let Err(error) = std::thread::Builder::new().name("conn".to_owned()).spawn(serve) {
                 tracing::warn!(%peer, %error, "no thread for the connection");
@@ -394,6 +390,26 @@ impl Acceptor {
     }
 }
 
+/// Gives a connection to tonic, with its slot, which it then holds for its life.
+fn hand_over(
+    stream: TcpStream,
+    slot: Slot,
+    control: &tokio::sync::mpsc::Sender<ControlStream>,
+    runtime: &tokio::runtime::Handle,
+) -> io::Result<()> {
+    stream.set_nonblocking(true)?;
+    runtime.block_on(async {
+        let stream =
+            ControlStream { stream: tokio::net::TcpStream::from_std(stream)?, _slot: slot };
+        match tokio::time::timeout(HANDSHAKE_MAX, control.send(stream)).await {
+            Ok(sent) => sent.map_err(|_| io::Error::other("the control service has ended")),
+            Err(_) => Err(io::ErrorKind::TimedOut.into()),
+        }
+    })
+}
+
+/// One of the connections that may be open.
+#[derive(Debug)]
 struct Slot(Arc<AtomicUsize>);
 
 impl Drop for Slot {
@@ -440,7 +456,10 @@ pub fn control_channel(addr: &str, key: &ClusterKey) -> tonic::transport::Channe
 
 /// A control connection as tonic's server wants it.
 #[derive(Debug)]
-pub struct ControlStream(tokio::net::TcpStream);
+pub struct ControlStream {
+    stream: tokio::net::TcpStream,
+    _slot: Slot,
+}
 
 impl tonic::transport::server::Connected for ControlStream {
     type ConnectInfo = ();
@@ -453,7 +472,7 @@ impl AsyncRead for ControlStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
+        Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
@@ -463,24 +482,21 @@ impl AsyncWrite for ControlStream {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, buf)
+        Pin::new(&mut self.stream).poll_write(cx, buf)
     }
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
+        Pin::new(&mut self.stream).poll_flush(cx)
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 
 /// The control door's connections, for `serve_with_incoming`.
 pub fn control_incoming(
-    connections: tokio::sync::mpsc::Receiver<tokio::net::TcpStream>,
+    connections: tokio::sync::mpsc::Receiver<ControlStream>,
 ) -> impl tokio_stream::Stream<Item = io::Result<ControlStream>> {
-    tokio_stream::StreamExt::map(
-        tokio_stream::wrappers::ReceiverStream::new(connections),
-        |stream| Ok(ControlStream(stream)),
-    )
+    tokio_stream::StreamExt::map(tokio_stream::wrappers::ReceiverStream::new(connections), Ok)
 }
 
 #[cfg(test)]
@@ -533,6 +549,26 @@ mod tests {
         let _reset = stream.read_to_end(&mut rest);
         assert!(rest.is_empty());
         dial(&server.addr().to_string(), &ClusterKey([7; 32]), Door::Frames, WAIT).unwrap();
+        server.stop();
+    }
+
+    #[test]
+    fn a_control_connection_holds_its_slot_until_it_is_closed() {
+        let runtime = tokio::runtime::Runtime::new().unwrap();
+        let key = ClusterKey([7; 32]);
+        let limits = Limits { connections_max: 2 };
+        let acceptor = Acceptor::bind("127.0.0.1:0".parse().unwrap(), key.clone(), limits).unwrap();
+        let (control, mut taken) = tokio::sync::mpsc::channel(4);
+        let on_frames: OnFrames = Arc::new(|_, _| ());
+        let server = acceptor.run(on_frames, control, runtime.handle().clone()).unwrap();
+        let addr = server.addr().to_string();
+        let ask = || dial(&addr, &key, Door::Control, WAIT);
+
+        let _asked = (ask().unwrap(), ask().unwrap());
+        let served = (taken.blocking_recv().unwrap(), taken.blocking_recv().unwrap());
+        ask().unwrap_err();
+        drop(served);
+        ask().unwrap();
         server.stop();
     }
 

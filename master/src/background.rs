@@ -24,10 +24,7 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
 const RECLAIM_BATCH: usize = 256;
 
 /// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
-pub async fn reclaim(
-    master: Arc<Master>,
-    mut inodes: tokio::sync::mpsc::UnboundedReceiver<InodeNo>,
-) {
+pub async fn reclaim(master: Arc<Master>, mut inodes: tokio::sync::mpsc::Receiver<InodeNo>) {
     while let Some(first) = inodes.recv().await {
         // Whoever removes many files waits for the log after each: reclaims go together, not between any two of them.
         tokio::time::sleep(RECLAIM_PAUSE).await;

@@ -77,6 +77,9 @@ pub struct Server {
     runtime: tokio::runtime::Runtime,
 }
 
+/// Inodes on their way to be freed; those beyond stay orphans, which the ticks look at.
+const RECLAIM_QUEUE_MAX: usize = 65_536;
+
 impl Server {
     /// Starts a master and returns once it serves.
     ///
@@ -105,7 +108,7 @@ impl Server {
             dir = %config.dir.display(),
             "reign begins"
         );
-        let (reclaim, reclaimed) = tokio::sync::mpsc::unbounded_channel();
+        let (reclaim, reclaimed) = tokio::sync::mpsc::channel(RECLAIM_QUEUE_MAX);
         let own_client = ClientId(random128()?);
         let metrics = Metrics::new().context("register metrics")?;
         let address_file = config.address_file.clone();

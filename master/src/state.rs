@@ -56,7 +56,7 @@ pub struct Master {
     pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,
     pub channels: Mutex<HashMap<String, tonic::transport::Channel>>,
-    pub reclaim: tokio::sync::mpsc::UnboundedSender<InodeNo>,
+    pub reclaim: tokio::sync::mpsc::Sender<InodeNo>,
     pub metrics: Metrics,
     /// Counts requests this master itself makes as a client of chunkservers.
     pub own_client: ClientId,
@@ -129,7 +129,7 @@ impl Master {
         superblock: &dfs_core::meta::Superblock,
         own_client: ClientId,
         runtime: tokio::runtime::Handle,
-        reclaim: tokio::sync::mpsc::UnboundedSender<InodeNo>,
+        reclaim: tokio::sync::mpsc::Sender<InodeNo>,
         metrics: Metrics,
     ) -> Self {
         Self {
@@ -221,9 +221,12 @@ impl Master {
 
     /// Frees `ino` in the background if it has no name and nobody has it open.
     pub fn maybe_reclaim(&self, ino: InodeNo) {
-        if crate::clients::GRACE_MS <= self.uptime_ms() && lock(&self.clients).begin_reclaim(ino) {
-            // Fails only when the master stops: the orphan is found at the next start.
-            let _stopping = self.reclaim.send(ino);
+        if crate::clients::GRACE_MS <= self.uptime_ms()
+            && lock(&self.clients).begin_reclaim(ino)
+            && self.reclaim.try_send(ino).is_err()
+        {
+            // Too many at once, or the master stops: it stays an orphan, which the ticks and the next start look at.
+            lock(&self.clients).end_reclaim(ino);
         }
     }
 

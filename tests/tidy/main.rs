@@ -5,6 +5,7 @@
 
 mod docs;
 mod edges;
+mod rust;
 mod source;
 
 use std::path::{Path, PathBuf};

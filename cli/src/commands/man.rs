@@ -10,7 +10,7 @@ use crate::output;
 
 pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
     let command = Cli::command();
-    match &args.dir {
+    match &args.pages {
         None => {
             let mut page = Vec::new();
             clap_mangen::Man::new(command).render(&mut page).context("make the page")?;
