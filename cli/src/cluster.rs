@@ -137,17 +137,32 @@ pub(crate) fn check_address(address: &str) -> anyhow::Result<()> {
 /// `--key-file`, else the key of a typed directory, `DFS_KEY_FILE`, the key of `DFS_DIR`, else none (loopback clusters
 /// without a key).
 pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {
-    let named = match (&args.key_file, &args.dir) {
-        (Some(path), _) => Some(path.clone()),
-        (None, Some(_)) => None,
-        (None, None) => env("DFS_KEY_FILE").map(PathBuf::from),
-    };
-    if let Some(path) = named {
-        return load_key(&path);
+    if let Some(path) = &args.key_file {
+        return load_key(path);
     }
-    match named_dir(args)?.map(|dir| dir.key_file()) {
-        Some(path) if path.exists() => load_key(&path),
-        Some(_) | None => Ok(ClusterKey::none()),
+    if args.dir.is_none()
+        && let Some(path) = env("DFS_KEY_FILE")
+    {
+        return ClusterKey::load(Path::new(&path)).context("DFS_KEY_FILE");
+    }
+    let Some(dir) = named_dir(args)? else { return Ok(ClusterKey::none()) };
+    let path = dir.key_file();
+    match ClusterKey::load(&path) {
+        Ok(key) => Ok(key),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            if !dir.cluster_file().exists() {
+                return Ok(ClusterKey::none());
+            }
+            // A cluster of `dfs up` always has one.
+            fail(
+                format!("cluster key: looked for in {}: no such file", path.display()),
+                "name it with --key-file FILE or DFS_KEY_FILE, or copy it there from where the cluster was made",
+            )
+        }
+        Err(error) => fail(
+            format!("key of the cluster in {}: {error}", dir.root().display()),
+            "mend that file, or name another with --key-file FILE",
+        ),
     }
 }
 

@@ -1,6 +1,9 @@
 //! How a command says that it failed: one line, `dfs: what: why; what to do`.
 
 use std::fmt;
+use std::io::Write as _;
+
+use crate::output::printable;
 
 /// A refusal with advice. `anyhow` context added on the way goes in front of `what`.
 #[derive(Debug)]
@@ -50,6 +53,30 @@ impl fmt::Display for AlreadySaid {
 }
 
 impl std::error::Error for AlreadySaid {}
+
+/// Says in one line what went wrong.
+pub(crate) fn say_error(text: &str) {
+    // Nothing can be said if standard error is closed.
+    let _closed = writeln!(std::io::stderr(), "dfs: {}", printable(text));
+}
+
+/// Does `each` for all of `items`: one that fails is said and the others are done all the same, as coreutils do.
+pub(crate) fn for_all<T>(
+    items: &[T],
+    mut each: impl FnMut(&T) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    if let [only] = items {
+        return each(only);
+    }
+    let mut failed = false;
+    for item in items {
+        if let Err(error) = each(item) {
+            failed = true;
+            say_error(&one_line(&format!("{error:#}")));
+        }
+    }
+    if failed { Err(AlreadySaid.into()) } else { Ok(()) }
+}
 
 /// All on one line, whatever the causes contain.
 pub(crate) fn one_line(text: &str) -> String {

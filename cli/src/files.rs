@@ -153,6 +153,10 @@ impl Files {
             }
             names.extend(target.split(|byte| *byte == b'/').rev().map(<[u8]>::to_vec));
         }
+        // As the kernel does for a path with a slash at the end.
+        if path.wants_directory && at.kind != FileKind::Directory {
+            return Err(NamespaceError::NotDirectory.into());
+        }
         let parent = parents.last().map_or(InodeNo::ROOT, |parent| parent.ino);
         Ok(Found { parent, name: last, attr: Some(at) })
     }

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 use args::{Cli, Command};
+use failure::say_error;
 
 const FAILED: u8 = 1;
 const USAGE: u8 = 2;
@@ -113,9 +114,4 @@ fn usage(error: &clap::Error) -> ExitCode {
 fn known_command(word: &str) -> bool {
     use clap::CommandFactory as _;
     Cli::command().find_subcommand(word).is_some()
-}
-
-fn say_error(text: &str) {
-    // Nothing can be said if standard error is closed.
-    let _closed = writeln!(std::io::stderr(), "dfs: {text}");
 }

@@ -45,6 +45,45 @@ pub(crate) fn written(result: io::Result<()>) -> anyhow::Result<()> {
     }
 }
 
+/// A name as a terminal may print it: control characters, invalid UTF-8 and the backslash that marks them are escaped.
+pub(crate) fn escaped(name: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in name.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            if c == '\\' { out.push_str("\\\\") } else { push_printable(&mut out, c) }
+        }
+        for byte in chunk.invalid() {
+            out.push_str(&format!("\\x{byte:02x}"));
+        }
+    }
+    out
+}
+
+/// Text of others as a terminal may print it, on one line.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out = String::new();
+    text.chars().for_each(|c| push_printable(&mut out, c));
+    out
+}
+
+fn push_printable(out: &mut String, c: char) {
+    match c {
+        '\n' => out.push_str("\\n"),
+        '\t' => out.push_str("\\t"),
+        '\r' => out.push_str("\\r"),
+        c if c.is_ascii_control() => out.push_str(&format!("\\x{:02x}", u32::from(c))),
+        // C1 controls, and what reverses the direction of the text around it.
+        c if c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}') => {
+            out.push_str(&format!("\\u{{{:x}}}", u32::from(c)));
+        }
+        c => out.push(c),
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Lines up columns; the last one is not padded. `right` names columns that hold numbers.
 pub(crate) fn columns(rows: &[Vec<String>], right: &[usize]) -> String {
     let count = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -134,6 +173,16 @@ pub(crate) fn utc_now() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_name_cannot_write_on_the_terminal() {
+        assert_eq!(escaped("füß 1".as_bytes()), "füß 1");
+        assert_eq!(escaped(b"a\nb\x1b[31m\x7f"), "a\\nb\\x1b[31m\\x7f");
+        assert_eq!(escaped(b"\\n"), "\\\\n");
+        assert_eq!(escaped(b"\xff\xc3"), "\\xff\\xc3");
+        assert_eq!(escaped("\u{9b}\u{202e}".as_bytes()), "\\u{9b}\\u{202e}");
+        assert_eq!(printable("a\\\x1b"), "a\\\\x1b");
+    }
 
     #[test]
     fn times_are_civil() {

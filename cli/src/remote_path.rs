@@ -4,13 +4,16 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::failure::fail;
+use crate::output::escaped;
 
 /// Names from the root down; empty: the root itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemotePath {
     pub names: Vec<Vec<u8>>,
-    /// Written with a slash at the end: only a directory is meant.
+    /// Written with `/` or `.` at the end: only a directory is meant.
     pub wants_directory: bool,
+    /// Written with `.` at the end: the directory itself, which rmdir(2) refuses to remove under that name.
+    pub is_dot: bool,
 }
 
 impl RemotePath {
@@ -33,17 +36,25 @@ impl RemotePath {
                 name => names.push(name.to_owned()),
             }
         }
-        Ok(Self { names, wants_directory: bytes.ends_with(b"/") })
+        let is_dot = bytes.rsplit(|byte| *byte == b'/').find(|name| !name.is_empty()) == Some(b".");
+        Ok(Self { names, wants_directory: is_dot || bytes.ends_with(b"/"), is_dot })
     }
 
-    /// `/a/b`, for messages and JSON.
+    /// `/a/b`, for messages and tables: what a terminal would not print as it is, is escaped.
     pub(crate) fn shown(&self) -> String {
-        let mut out = String::new();
-        for name in &self.names {
-            out.push('/');
-            out.push_str(&String::from_utf8_lossy(name));
+        escaped(&self.bytes())
+    }
+
+    /// `/a/b`, for JSON, which has escapes of its own.
+    pub(crate) fn json(&self) -> String {
+        String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        if self.names.is_empty() {
+            return b"/".to_vec();
         }
-        if out.is_empty() { "/".to_owned() } else { out }
+        self.names.iter().flat_map(|name| [b"/", name.as_slice()].concat()).collect()
     }
 
     pub(crate) fn last(&self) -> Option<&[u8]> {
@@ -54,13 +65,13 @@ impl RemotePath {
     pub(crate) fn parent(&self) -> Self {
         let mut names = self.names.clone();
         names.pop();
-        Self { names, wants_directory: true }
+        Self { names, wants_directory: true, is_dot: false }
     }
 
     pub(crate) fn join(&self, name: &[u8]) -> Self {
         let mut names = self.names.clone();
         names.push(name.to_owned());
-        Self { names, wants_directory: false }
+        Self { names, wants_directory: false, is_dot: false }
     }
 
     pub(crate) fn is_root(&self) -> bool {
@@ -89,6 +100,15 @@ mod tests {
         check("a/b", "/a/b");
         check("//a/./b/", "/a/b");
         check(".", "/");
+    }
+
+    #[test]
+    fn what_only_a_directory_can_be_is_known() {
+        let path = |text: &str| RemotePath::parse(OsStr::new(text)).unwrap();
+        assert!(path("/a/").wants_directory && path("/a/.").wants_directory);
+        assert!(!path("/a").wants_directory && !path("/a.").wants_directory);
+        assert!(path("/a/.").is_dot && path("/a/./").is_dot && path(".").is_dot);
+        assert!(!path("/a/./b").is_dot && !path("/a/").is_dot && !path("/").is_dot);
     }
 
     #[test]

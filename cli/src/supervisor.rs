@@ -15,10 +15,10 @@ use anyhow::Context as _;
 use dfs_client::session::{Session, SessionConfig};
 use dfs_core::command::{Change, SetTime};
 use dfs_core::ids::{InodeNo, ServerId};
+use dfs_service::conn::ClusterKey;
 use dfs_service::shutdown::Shutdown;
 
 use crate::args::Restart;
-use crate::cluster::load_key;
 use crate::failure::{Failure, fail, one_line};
 use crate::local::{ChunkserverEntry, ClusterDir, ClusterFile, Doing, Lock, Role, free_address};
 use crate::mount_point;
@@ -148,7 +148,7 @@ impl Supervisor {
         if uid.is_root() {
             return Ok(());
         }
-        let key = load_key(&self.plan.dir.key_file())?;
+        let key = ClusterKey::load(&self.plan.dir.key_file())?;
         let session =
             Session::connect(SessionConfig::new(self.plan.file.master.clone(), key, "dfs up"))?;
         if session.getattr(InodeNo::ROOT)?.uid != 0 {

@@ -158,7 +158,7 @@ impl FileSystem {
             Operation::Statfs => Ok(Reply::Statfs(self.session.statfs()?)),
             Operation::SetXattr { ino, name, flags } => self.set_xattr(ino, name, &payload, flags),
             Operation::GetXattr { ino, name, size_max } => self.get_xattr(ino, &name, size_max),
-            Operation::ListXattr { ino, size_max } => self.list_xattr(ino, size_max),
+            Operation::ListXattr { ino, size_max } => self.list_xattr(caller, ino, size_max),
             Operation::RemoveXattr { ino, name } => self.remove_xattr(ino, name),
             Operation::GetLock { ino, owner, start, end, kind } => {
                 self.get_lock(ino, owner, start, end, kind)

@@ -16,6 +16,8 @@ use dfs_core::time::Timestamp;
 pub const GRACE_MS: u64 = 30_000;
 /// A client not heard for so long is ended (DECISIONS 12).
 pub const LEASE_MS: u64 = 600_000;
+/// Clients give a sign of life every 20 s: who has missed two of them is called silent.
+const SILENT_MS: u64 = 45_000;
 /// Ended clients told in one reply.
 const TOLD_MAX: usize = 1000;
 /// Clients that left, kept to be told; servers that missed one ask for it when they connect again.
@@ -128,6 +130,18 @@ impl Clients {
     #[must_use]
     pub fn heard_at(&self, client: ClientId) -> Option<Timestamp> {
         self.heard.get(&client).copied()
+    }
+
+    /// How long a client that has missed two signs of life has left, if it is one.
+    #[must_use]
+    pub fn silent_ends_in_ms(
+        &self,
+        client: ClientId,
+        now: Timestamp,
+        lease_ms: u64,
+    ) -> Option<u64> {
+        let silent_ms = now.nanos_since(self.heard_at(client)?) / 1_000_000;
+        (SILENT_MS <= silent_ms).then(|| lease_ms.saturating_sub(silent_ms))
     }
 
     /// How often `client` has something open.
@@ -301,6 +315,17 @@ mod tests {
         assert!(clients.begin_writing(B, INO));
         clients.mark(INO);
         assert!(clients.done_writing(B, INO, false));
+    }
+
+    #[test]
+    fn a_silent_client_ends_when_its_lease_does() {
+        let mut clients = Clients::default();
+        let at = |seconds: u64| Timestamp(seconds * 1_000_000_000);
+        assert_eq!(clients.silent_ends_in_ms(A, at(0), LEASE_MS), None, "nobody knows it");
+        clients.heard(at(0), A);
+        assert_eq!(clients.silent_ends_in_ms(A, at(30), LEASE_MS), None);
+        assert_eq!(clients.silent_ends_in_ms(A, at(60), LEASE_MS), Some(540_000));
+        assert_eq!(clients.silent_ends_in_ms(A, at(900), LEASE_MS), Some(0));
     }
 
     #[test]

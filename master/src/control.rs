@@ -17,8 +17,8 @@ use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
     ChunkTotals, ClientStatus, EvictReply, EvictRequest, FsckFinding, FsckRequest, HeartbeatReply,
-    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, RepairSource, ReplicaReport,
-    ServerStatus, StatusReply, StatusRequest,
+    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, Notice, RepairSource,
+    ReplicaReport, ServerStatus, StatusReply, StatusRequest,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -495,6 +495,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
                     i64::try_from(now.nanos_since(at) / 1_000_000).unwrap_or(i64::MAX)
                 }),
                 opens: clients.opens_of(client),
+                ends_in_ms: clients.silent_ends_in_ms(client, now, master.config.client_lease_ms),
             }
         })
         .collect();
@@ -511,6 +512,10 @@ fn status(master: &Arc<Master>) -> StatusReply {
         min_replicas: master.min_replicas,
         clients: lock(&master.clients).len() as u64,
         log_index: master.group.applied_index().unwrap_or(0),
-        notices: master.notices(),
+        notices: master
+            .notices()
+            .into_iter()
+            .map(|(at, text)| Notice { at_ns: at.0, text })
+            .collect(),
     }
 }

@@ -63,7 +63,7 @@ pub struct Master {
     pub own_counter: AtomicU64,
     /// Clients' connections, so that a stop can end them.
     pub connections: Mutex<HashMap<u64, std::net::TcpStream>>,
-    notices: Mutex<VecDeque<String>>,
+    notices: Mutex<VecDeque<(WallTime, String)>>,
 }
 
 impl std::fmt::Debug for Master {
@@ -117,7 +117,7 @@ pub fn now() -> Timestamp {
 }
 
 impl Master {
-    pub fn new_notices() -> Mutex<VecDeque<String>> {
+    pub fn new_notices() -> Mutex<VecDeque<(WallTime, String)>> {
         Mutex::new(VecDeque::new())
     }
 
@@ -191,12 +191,14 @@ impl Master {
         decode_outcome(self.group.propose(command.to_bytes().into()).await)
     }
 
-    /// What a person should know; also logged. Repeats of the last one are dropped.
+    /// What a person should know; also logged. A repeat of the last one is that one, at a later time.
     pub fn notice(&self, text: String) {
         tracing::warn!("{text}");
+        let at = WallTime(clock::wall_nanos());
         let mut notices = lock(&self.notices);
-        if notices.back() != Some(&text) {
-            notices.push_back(text);
+        match notices.back_mut() {
+            Some((last_at, last)) if *last == text => *last_at = at,
+            Some(_) | None => notices.push_back((at, text)),
         }
         while NOTICES_MAX < notices.len() {
             notices.pop_front();
@@ -204,7 +206,7 @@ impl Master {
     }
 
     #[must_use]
-    pub fn notices(&self) -> Vec<String> {
+    pub fn notices(&self) -> Vec<(WallTime, String)> {
         lock(&self.notices).iter().cloned().collect()
     }
 

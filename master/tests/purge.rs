@@ -209,7 +209,8 @@ fn the_log_goes_behind_two_snapshots_and_what_is_left_gives_the_same_namespace()
     damage(&damaged);
     until_next_snapshot(&server, &mut client, dir);
     let refused = |text: &String| text.contains("log not purged") && text.contains("damaged");
-    wait_until("it says so", || server.master.notices().iter().any(refused));
+    let notices = || server.master.notices();
+    wait_until("it says so", || notices().iter().any(|(_, text)| refused(text)));
     let kept = segments(dir);
     assert_eq!(snapshots(dir)[0], (damaged_index, damaged));
     until_next_snapshot(&server, &mut client, dir);

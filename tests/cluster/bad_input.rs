@@ -327,10 +327,22 @@ fn last_line(output: &Output) -> String {
 }
 
 #[test]
+fn a_missing_key_is_looked_for_where_it_is_said_to_be() {
+    let temp = tempfile::tempdir().unwrap();
+    let file = r#"{"format": 1, "master": "127.0.0.1:1", "mount": "/m", "profile": "standard",
+        "replication": 3, "minReplicas": 2, "chunkservers": []}"#;
+    std::fs::write(temp.path().join("cluster.json"), file).unwrap();
+    let dir = temp.path().to_str().unwrap();
+    let key = temp.path().join("cluster.key");
+    check_refused(&dfs(&["ls", "/", "--dir", dir]), 1, &[key.to_str().unwrap(), "DFS_KEY_FILE"]);
+}
+
+#[test]
 fn wrong_paths_are_named() {
     need_fuse!();
     let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
     cluster.dfs(["mkdir", "/d"]);
+    cluster.dfs_fed(["put", "-", "/f"], b"x");
     let long = format!("/{}", "n".repeat(256));
     for (arguments, words) in [
         (vec!["cat", "/nothing"], vec!["/nothing", "no such file"]),
@@ -346,6 +358,14 @@ fn wrong_paths_are_named() {
         (vec!["stat", "/d/../d"], vec![".."]),
         (vec!["mkdir", &long], vec!["255"]),
         (vec!["locate", "/d"], vec!["/d", "regular file"]),
+        (vec!["rm", "-r", "/d/."], vec!["/d/.", "not removed"]),
+        (vec!["rm", "/f/"], vec!["/f", "not a directory"]),
+        (vec!["rm", "-r", "/f/."], vec!["/f/.", "not removed"]),
+        (vec!["stat", "/f/"], vec!["/f", "not a directory"]),
+        (vec!["ls", "/f/."], vec!["/f", "not a directory"]),
+        (vec!["cat", "/f/"], vec!["/f", "not a directory"]),
+        (vec!["mv", "/f/", "/g"], vec!["/f", "not a directory"]),
+        (vec!["put", "/etc/hostname", "/f/"], vec!["/f", "not a directory"]),
     ] {
         check_refused(&cluster.try_dfs(&arguments), 1, &words);
     }

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tests::{Cluster, PATIENCE, dfs_program, run, stdout_of, wait_until};
+use tests::{Cluster, Options, PATIENCE, dfs_program, run, stdout_of, wait_until};
 
 use crate::{check_bytes, need_fuse, pattern};
 
@@ -158,6 +158,50 @@ fn json_has_the_same_facts_as_the_tables() {
         assert!(status["chunks"][key].is_u64(), "chunks.{key} in {status}");
     }
     assert_eq!((&status["chunks"]["total"], &status["chunks"]["safe"]), (&3.into(), &3.into()));
+}
+
+#[test]
+fn one_bad_argument_does_not_stop_the_others() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    let check = |arguments: &[&str], bad: &str, printed: &str| {
+        let output = cluster.try_dfs(arguments);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.lines().count() == 1 && said.starts_with("dfs: "), "{said}");
+        assert!(said.contains(bad), "{said}");
+        let found = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(found.contains(printed), "{found}");
+    };
+    check(&["mkdir", "/no/such", "/a", "/b"], "/no", "");
+    assert_eq!(cluster.dfs(["ls", "/"]), "a\nb\n");
+    check(&["stat", "/nothing", "/b"], "/nothing", "path      /b");
+    cluster.dfs_fed(["put", "-", "/c"], b"text");
+    check(&["cat", "/nothing", "/c"], "/nothing", "text");
+    check(&["rm", "/a", "/c"], "/a", "");
+    assert_eq!(cluster.dfs(["ls", "/"]), "a\nb\n");
+    check(&["rm", "-r", "/a/../b", "/b"], "..", "");
+    assert_eq!(cluster.dfs(["ls", "/"]), "a\n");
+}
+
+#[test]
+fn names_cannot_write_on_the_terminal() {
+    use std::os::unix::ffi::OsStrExt as _;
+
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    for name in [b"a\x1b[31m\n".as_slice(), b"b\xff"] {
+        std::fs::write(cluster.mount().join(std::ffi::OsStr::from_bytes(name)), "x").unwrap();
+    }
+    assert_eq!(cluster.dfs(["ls", "/"]), "a\\x1b[31m\\n\nb\\xff\n");
+    assert!(cluster.dfs(["ls", "-l", "/"]).contains("a\\x1b[31m\\n\n"));
+    assert!(cluster.dfs(["stat", "/a\x1b[31m\n"]).contains("/a\\x1b[31m\\n\n"));
+    let refused = cluster.try_dfs(["cat", "/a\x1b[31m\n/x"]);
+    assert!(!refused.stderr.contains(&0x1b) && refused.status.code() == Some(1), "{refused:?}");
+    let json = cluster.dfs_json(["ls", "/"]);
+    assert_eq!(json["entries"][0]["name"], "a\x1b[31m\n");
+    assert_eq!(json["entries"][0].get("nameHex"), None);
+    assert_eq!(json["entries"][1]["nameHex"], "62ff");
 }
 
 #[test]

@@ -528,6 +528,43 @@ fn times_at_the_ends_of_what_the_kernel_sends_do_no_harm() {
 }
 
 #[test]
+fn trusted_attributes_are_listed_to_administrators_only() {
+    if !rustix::process::geteuid().is_root() {
+        return skipped("only root may set a trusted attribute");
+    }
+    on_two_mounts(|a, _| names_of_attributes(&File::create(a.join("f")).unwrap()));
+}
+
+fn names_of_attributes(file: &File) {
+    rustix::fs::fsetxattr(file, "user.seen", b"1", XattrFlags::empty()).unwrap();
+    rustix::fs::fsetxattr(file, "trusted.hidden", b"1", XattrFlags::empty()).unwrap();
+    let names = || {
+        let mut list = vec![0_u8; 4096];
+        let length = rustix::fs::flistxattr(file, list.as_mut_slice()).unwrap();
+        list.truncate(length);
+        let mut names: Vec<_> = list
+            .split(|byte| *byte == 0)
+            .filter(|name| !name.is_empty())
+            .map(|name| String::from_utf8_lossy(name).into_owned())
+            .collect();
+        names.sort();
+        names
+    };
+    assert_eq!(names(), ["trusted.hidden", "user.seen"]);
+    // A thread that gives up root loses its capabilities; the others keep theirs.
+    let seen = thread::scope(|scope| {
+        scope
+            .spawn(|| {
+                rustix::thread::set_thread_uid(rustix::process::Uid::from_raw(65534)).unwrap();
+                names()
+            })
+            .join()
+            .unwrap()
+    });
+    assert_eq!(seen, ["user.seen"]);
+}
+
+#[test]
 fn unmounting_from_outside_ends_the_process_and_keeps_what_was_written() {
     static CONTENT: OnceLock<Vec<u8>> = OnceLock::new();
     let content = CONTENT

@@ -60,7 +60,7 @@ fn a_chunk_waits_for_the_member_that_did_not_reboot_and_then_says_that_it_goes_o
     client.check_all(&layout, b"not synced");
     let said = world.master().master.notices();
     assert_eq!(
-        said.iter().filter(|text| text.contains("goes on with what")).count(),
+        said.iter().filter(|(_, text)| text.contains("goes on with what")).count(),
         1,
         "{said:?}"
     );

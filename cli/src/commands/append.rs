@@ -48,6 +48,6 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &AppendArgs) -> anyhow::Result<()
     let offset = files.append(&path, &record)?;
     output::print(
         args.output.format,
-        &Appended { path: path.shown(), offset, bytes: record.len() as u64 },
+        &Appended { path: path.json(), offset, bytes: record.len() as u64 },
     )
 }

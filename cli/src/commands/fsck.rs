@@ -43,7 +43,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &FsckArgs) -> anyhow::Result<()> 
         if finding.kind == "violation" {
             // At once: a long check should not keep its findings to itself.
             if table && unwritten.is_ok() {
-                let line = format!("violation: {}", finding.text);
+                let line = format!("violation: {}", output::printable(&finding.text));
                 unwritten = progress.hidden(|| output::line(&line));
             }
             report.violations.push(finding.text);

@@ -45,7 +45,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
     } else {
         write_to(&files, &attr, &path, &target, progress)
     };
-    let copied = Copied { from: path.shown(), to: target.display().to_string(), bytes: written? };
+    let copied = Copied { from: path.json(), to: target.display().to_string(), bytes: written? };
     if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
 }
 

@@ -70,7 +70,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()
     }
     let chunks = if attr.inline { Vec::new() } else { admin::locate(&target, attr.ino.0)?.chunks };
     let location = Location {
-        path: path.shown(),
+        path: path.json(),
         inode: attr.ino.0,
         size: attr.size,
         inline: attr.inline,

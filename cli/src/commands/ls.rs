@@ -20,6 +20,11 @@ struct Listing {
 #[serde(rename_all = "camelCase")]
 struct Row {
     name: String,
+    /// The name in hexadecimal digits, if it is no UTF-8: `name` has replacement characters then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name_hex: Option<String>,
+    #[serde(skip)]
+    shown: String,
     kind: &'static str,
     inode: u64,
     #[serde(flatten)]
@@ -41,7 +46,7 @@ struct Attributes {
 impl Table for Listing {
     fn table(&self) -> String {
         if !self.long {
-            return self.entries.iter().map(|row| format!("{}\n", row.name)).collect();
+            return self.entries.iter().map(|row| format!("{}\n", row.shown)).collect();
         }
         let rows: Vec<Vec<String>> = self
             .entries
@@ -55,7 +60,7 @@ impl Table for Listing {
                     a.gid.to_string(),
                     a.size.to_string(),
                     a.modified.clone(),
-                    row.name.clone(),
+                    row.shown.clone(),
                 ],
                 None => vec![
                     row.kind.to_owned(),
@@ -65,7 +70,7 @@ impl Table for Listing {
                     String::new(),
                     String::new(),
                     String::new(),
-                    row.name.clone(),
+                    row.shown.clone(),
                 ],
             })
             .collect();
@@ -97,10 +102,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LsArgs) -> anyhow::Result<()> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let rows = entries.iter().map(|entry| Row {
         name: String::from_utf8_lossy(&entry.name).into_owned(),
+        name_hex: std::str::from_utf8(&entry.name).is_err().then(|| output::hex(&entry.name)),
+        shown: output::escaped(&entry.name),
         kind: kind_name(entry.kind),
         inode: entry.ino.0,
         attributes: entry.attr.as_ref().filter(|_| args.long).map(attributes),
     });
-    let listing = Listing { path: path.shown(), entries: rows.collect(), long: args.long };
+    let listing = Listing { path: path.json(), entries: rows.collect(), long: args.long };
     output::print(args.output.format, &listing)
 }

@@ -3,25 +3,23 @@
 use dfs_core::namespace::FileKind;
 
 use crate::args::{ClusterArgs, MkdirArgs};
-use crate::failure::fail;
+use crate::failure::{fail, for_all};
 use crate::files::Files;
 use crate::remote_path::RemotePath;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MkdirArgs) -> anyhow::Result<()> {
     let MkdirArgs { chunk_size, parents, paths } = args;
-    let paths =
-        paths.iter().map(|path| RemotePath::parse(path)).collect::<anyhow::Result<Vec<_>>>()?;
     let files = Files::open(cluster)?;
-    for path in &paths {
+    for_all(paths, |path| {
+        let path = RemotePath::parse(path)?;
         if *parents {
-            make_parents(&files, path)?;
-            if exists(&files, path)? {
-                continue;
+            make_parents(&files, &path)?;
+            if exists(&files, &path)? {
+                return Ok(());
             }
         }
-        files.mkdir(path, *chunk_size)?;
-    }
-    Ok(())
+        files.mkdir(&path, *chunk_size)
+    })
 }
 
 fn make_parents(files: &Files, path: &RemotePath) -> anyhow::Result<()> {
@@ -29,6 +27,7 @@ fn make_parents(files: &Files, path: &RemotePath) -> anyhow::Result<()> {
         let parent = RemotePath {
             names: path.names.iter().take(count).cloned().collect(),
             wants_directory: true,
+            is_dot: false,
         };
         if !exists(files, &parent)? {
             files.mkdir(&parent, None)?;

@@ -14,6 +14,10 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MvArgs) -> anyhow::Result<()> {
         return fail("mv /: the root cannot be moved", "move what is in it");
     };
     let files = Files::open(cluster)?;
+    // A slash behind what is moved must be true of it: rename(2) is not told.
+    if from.wants_directory {
+        files.find_link(&from)?;
+    }
     let target = match files.find(&to)? {
         Some(attr) if attr.kind == FileKind::Directory => to.join(name),
         None if to.wants_directory && files.attr(&from)?.kind != FileKind::Directory => {

@@ -82,6 +82,6 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
     }
     writer.finish()?;
     let copied =
-        Copied { from: args.src.display().to_string(), to: path.shown(), bytes: progress.finish() };
+        Copied { from: args.src.display().to_string(), to: path.json(), bytes: progress.finish() };
     if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
 }

@@ -4,42 +4,38 @@ use dfs_core::ids::InodeNo;
 use dfs_core::namespace::FileKind;
 
 use crate::args::{ClusterArgs, RmArgs};
-use crate::failure::fail;
+use crate::failure::{fail, for_all};
 use crate::files::{Entry, Files};
 use crate::remote_path::RemotePath;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &RmArgs) -> anyhow::Result<()> {
     let RmArgs { recursive, force, paths } = args;
-    let paths =
-        paths.iter().map(|path| RemotePath::parse(path)).collect::<anyhow::Result<Vec<_>>>()?;
-    if paths.iter().any(RemotePath::is_root) {
+    let files = Files::open(cluster)?;
+    for_all(paths, |path| remove(&files, &RemotePath::parse(path)?, *recursive, *force))
+}
+
+fn remove(files: &Files, path: &RemotePath, recursive: bool, force: bool) -> anyhow::Result<()> {
+    if path.is_root() {
         return fail("rm /: the root cannot be removed", "remove what is in it");
     }
-    let files = Files::open(cluster)?;
-    for path in &paths {
-        let attr = match files.find_link(path)? {
-            Some(attr) => attr,
-            None if *force => continue,
-            None => files.attr(path)?,
-        };
-        if attr.kind != FileKind::Directory {
-            if path.wants_directory {
-                return fail(
-                    format!("rm {}/: not a directory", path.shown()),
-                    "leave the slash out",
-                );
-            }
-            files.unlink(path)?;
-        } else if *recursive {
-            remove_tree(&files, attr.ino, path)?;
-        } else {
-            return fail(
-                format!("rm {}: is a directory", path.shown()),
-                "give -r to remove it and all in it",
-            );
-        }
+    if path.is_dot {
+        return fail(
+            format!("rm {}/.: '.' is not removed", path.shown()),
+            "name the directory without it",
+        );
     }
-    Ok(())
+    let attr = match files.find_link(path)? {
+        Some(attr) => attr,
+        None if force => return Ok(()),
+        None => files.attr(path)?,
+    };
+    if attr.kind != FileKind::Directory {
+        files.unlink(path)
+    } else if recursive {
+        remove_tree(files, attr.ino, path)
+    } else {
+        fail(format!("rm {}: is a directory", path.shown()), "give -r to remove it and all in it")
+    }
 }
 
 /// How many names of one directory are removed at once: the master commits what arrives together in one go.

@@ -4,6 +4,7 @@ use dfs_core::namespace::Attr;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, StatArgs};
+use crate::failure::for_all;
 use crate::files::{Files, kind_name};
 use crate::output::{self, Table, bytes, utc};
 use crate::remote_path::RemotePath;
@@ -16,6 +17,8 @@ struct Stats(Vec<Stat>);
 #[serde(rename_all = "camelCase")]
 struct Stat {
     path: String,
+    #[serde(skip)]
+    shown: String,
     inode: u64,
     kind: &'static str,
     /// Four octal digits.
@@ -38,7 +41,8 @@ struct Stat {
 impl Stat {
     fn new(path: &RemotePath, attr: &Attr) -> Self {
         Self {
-            path: path.shown(),
+            path: path.json(),
+            shown: path.shown(),
             inode: attr.ino.0,
             kind: kind_name(attr.kind),
             mode: format!("{:04o}", attr.mode),
@@ -65,7 +69,7 @@ impl Table for Stats {
             format!(
                 "path      {}\nkind      {}, inode {}, {} link(s)\nsize      {} bytes, {} allocated, chunks of {}{}\n\
                  mode      {}, owner {}:{}\nmodified  {}\nchanged   {}\naccessed  {}\ncreated   {}\n",
-                stat.path,
+                stat.shown,
                 stat.kind,
                 stat.inode,
                 stat.links,
@@ -87,18 +91,21 @@ impl Table for Stats {
 }
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &StatArgs) -> anyhow::Result<()> {
-    let paths = args
-        .paths
-        .iter()
-        .map(|path| RemotePath::parse(path))
-        .collect::<anyhow::Result<Vec<_>>>()?;
     let files = Files::open(cluster)?;
-    let stats = paths
-        .iter()
-        .map(|path| match files.find_link(path)? {
-            Some(attr) => Ok(Stat::new(path, &attr)),
-            None => files.attr(path).map(|attr| Stat::new(path, &attr)),
-        })
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    output::print(args.output.format, &Stats(stats))
+    let mut stats = Vec::new();
+    let all = for_all(&args.paths, |path| {
+        let path = RemotePath::parse(path)?;
+        // A slash at the end asks for what a link leads to, as lstat(2) takes it.
+        let found = if path.wants_directory { None } else { files.find_link(&path)? };
+        let attr = match found {
+            Some(attr) => attr,
+            None => files.attr(&path)?,
+        };
+        stats.push(Stat::new(&path, &attr));
+        Ok(())
+    });
+    if !stats.is_empty() {
+        output::print(args.output.format, &Stats(stats))?;
+    }
+    all
 }

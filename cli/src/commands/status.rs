@@ -4,7 +4,7 @@ use dfs_proto::control::StatusReply;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, StatusArgs};
-use crate::output::{self, Table, bytes, columns};
+use crate::output::{self, Table, bytes, columns, hex, printable, utc};
 use crate::{admin, cluster};
 
 /// What people and programs see; the keys are a contract.
@@ -23,7 +23,7 @@ struct Status {
     mounts: Vec<Client>,
     servers: Vec<Server>,
     chunks: Chunks,
-    notices: Vec<String>,
+    notices: Vec<Notice>,
 }
 
 #[derive(Debug, Serialize)]
@@ -48,10 +48,17 @@ struct Client {
     /// -1: none since the master started.
     last_heard_ms_ago: i64,
     opens: u64,
+    /// Set if it missed its signs of life: its opens and locks end in this time unless it comes back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ends_in_ms: Option<u64>,
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// What a person should know.
+#[derive(Debug, Serialize)]
+struct Notice {
+    /// UTC.
+    at: String,
+    text: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -86,6 +93,7 @@ impl From<StatusReply> for Status {
                     evicted: client.evicted,
                     last_heard_ms_ago: client.last_heard_ms_ago,
                     opens: client.opens,
+                    ends_in_ms: client.ends_in_ms,
                 })
                 .collect(),
             servers: reply
@@ -109,7 +117,14 @@ impl From<StatusReply> for Status {
                 unavailable: totals.unavailable,
                 lost: totals.lost,
             },
-            notices: reply.notices,
+            notices: reply
+                .notices
+                .into_iter()
+                .map(|notice| Notice {
+                    at: utc(notice.at_ns.div_euclid(1_000_000_000)),
+                    text: notice.text,
+                })
+                .collect(),
         }
     }
 }
@@ -146,16 +161,20 @@ impl Table for Status {
         ));
         for client in &self.mounts {
             out.push_str(&format!(
-                "client  {} {}, heard {}, {} open{}\n",
+                "client  {} {}, heard {}, {} open{}{}\n",
                 client.id,
-                client.name,
+                printable(&client.name),
                 age(client.last_heard_ms_ago),
                 client.opens,
+                client.ends_in_ms.map_or_else(String::new, |left| format!(
+                    ", silent: its opens and locks end in {} s",
+                    left / 1000
+                )),
                 if client.evicted { ", evicted" } else { "" }
             ));
         }
         for notice in &self.notices {
-            out.push_str(&format!("notice  {notice}\n"));
+            out.push_str(&format!("notice  {}  {}\n", notice.at, printable(&notice.text)));
         }
         out
     }
@@ -178,7 +197,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &StatusArgs) -> anyhow::Result<()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use dfs_proto::control::{ChunkTotals, ServerStatus};
+    use dfs_proto::control::{ChunkTotals, ClientStatus, Notice, ServerStatus};
 
     fn reply() -> StatusReply {
         StatusReply {
@@ -218,5 +237,24 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("7 in all: 7 safe"), "{table}");
+    }
+    #[test]
+    fn notices_have_a_time_and_silent_clients_an_end() {
+        let reply = StatusReply {
+            notices: vec![Notice { at_ns: 86_400_000_000_000, text: "cs-1 is \u{1b}dead".into() }],
+            client_list: vec![ClientStatus {
+                opens: 1,
+                ends_in_ms: Some(475_900),
+                ..ClientStatus::default()
+            }],
+            ..StatusReply::default()
+        };
+        let status = Status::from(reply);
+        let table = status.table();
+        assert!(table.contains("notice  1970-01-02 00:00:00  cs-1 is \\x1bdead"), "{table}");
+        assert!(table.contains("1 open, silent: its opens and locks end in 475 s"), "{table}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["notices"][0]["at"], "1970-01-02 00:00:00");
+        assert_eq!(json["notices"][0]["text"], "cs-1 is \u{1b}dead");
     }
 }

@@ -14,6 +14,7 @@ use dfs_core::namespace::{Attr, acl};
 
 use super::{Answer, FileSystem, unexpected};
 use crate::errno::Errno;
+use crate::privilege;
 use crate::seam::{Caller, Name, Reply, SetAttr};
 
 /// What `capabilities(7)` takes CAP_FSETID for; the kernel does not say who has it.
@@ -137,10 +138,17 @@ impl FileSystem {
         self.change(Change::RemoveXattr { ino, name }).map(|_| Reply::Done)
     }
 
-    /// Names one after the other, each ended by a zero byte (`listxattr(2)`).
-    pub(super) fn list_xattr(&self, ino: InodeNo, size_max: u32) -> Answer {
+    /// Names one after the other, each ended by a zero byte (`listxattr(2)`). `trusted.` is for administrators, also
+    /// in lists (`xattr(7)`); the kernel guards their values, not their names.
+    pub(super) fn list_xattr(&self, caller: Caller, ino: InodeNo, size_max: u32) -> Answer {
         let mut list = Vec::new();
+        let mut is_admin = None;
         for name in self.session.listxattrs(ino)? {
+            if name.starts_with(b"trusted.")
+                && !*is_admin.get_or_insert_with(|| privilege::is_admin(caller))
+            {
+                continue;
+            }
             list.extend_from_slice(&name);
             list.push(0);
         }
