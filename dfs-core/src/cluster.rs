@@ -354,7 +354,7 @@ impl Cluster {
     /// Where `member` answers, if it is up.
     #[must_use]
     pub fn address(&self, now: Timestamp, member: &Member) -> Option<&str> {
-        self.is_up(now, member).then(|| self.rows[&member.server].address.as_str())
+        self.row(member.server).filter(|_| self.is_up(now, member)).map(|row| row.address.as_str())
     }
 
     /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: the one with the largest

@@ -289,6 +289,7 @@ impl Master {
     /// Spreads primaries: a member chosen by a counter, so that three servers share the work of one writer.
     fn choose_primary(&self, members: &[Member]) -> ServerId {
         let turn = usize::try_from(self.next_own_counter()).unwrap_or(0);
+        // Not empty: a chunk is made with at least `min_replicas` members, which `Config::check` wants to be one or more.
         members[turn % members.len()].server
     }
 
@@ -449,7 +450,13 @@ impl Master {
                 record.active.primary
             }
             Some(report) => report.member.server,
-            None => everybody[0].server,
+            None => match everybody.first() {
+                Some(member) => member.server,
+                None => {
+                    let reason = format!("chunk {} would have no member left", chunk.0);
+                    return Err(Failed::Final(reason));
+                }
+            },
         };
         let configuration =
             Configuration { version: preparing.version, members: everybody, primary };

@@ -8,6 +8,8 @@ use dfs_service::conn::ClusterKey;
 
 /// [`Config::snapshot_entries`] unless a test is in a hurry.
 pub const SNAPSHOT_ENTRIES: u64 = 200_000;
+/// [`Config::segment_bytes`] unless a test wants many.
+const SEGMENT_BYTES: u64 = 64 << 20;
 /// [`Config::orphan_wait_ms`] unless a test is in a hurry (PROTOCOL §5.2).
 pub const ORPHAN_WAIT_MS: u64 = 3_600_000;
 
@@ -38,6 +40,25 @@ pub struct Config {
 }
 
 impl Config {
+    /// Defaults for all that need not be said: a free port of loopback, no key, three replicas of which two suffice.
+    #[must_use]
+    pub fn new(dir: PathBuf) -> Self {
+        Self {
+            dir,
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            address_file: None,
+            key: ClusterKey::none(),
+            profile: LivenessProfile::STANDARD,
+            replication: 3,
+            min_replicas: 2,
+            accept_loss: false,
+            segment_bytes: SEGMENT_BYTES,
+            client_lease_ms: crate::clients::LEASE_MS,
+            orphan_wait_ms: ORPHAN_WAIT_MS,
+            snapshot_entries: SNAPSHOT_ENTRIES,
+        }
+    }
+
     /// # Errors
     /// If the numbers contradict each other.
     pub fn check(self) -> anyhow::Result<Self> {

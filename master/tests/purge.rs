@@ -3,61 +3,40 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod harness;
+
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use dfs_core::cluster::LivenessProfile;
 use dfs_core::command::{Change, NewKind, Outcome, RenameMode, XattrMode};
-use dfs_core::ids::{ChunkId, ClientId, InodeNo};
+use dfs_core::ids::{ChunkId, InodeNo};
 use dfs_core::meta::{Key, MetaStore as _, Record};
-use dfs_proto::codec::Wire;
-use dfs_proto::frame_conn::LoneClient;
-use dfs_proto::meta_rpc::{MetaCall, MetaReply, MetaRequest};
-use dfs_service::conn::{ClusterKey, Door, dial};
+use dfs_proto::meta_rpc::{MetaCall, MetaReply};
 use master::{Config, Server};
 
-const WAIT: Duration = Duration::from_secs(20);
+use harness::{Caller, WAIT};
+
 const ENTRIES: u64 = 200;
 
 fn start(dir: &Path) -> Server {
-    Server::start(Config {
-        dir: dir.to_path_buf(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        address_file: None,
-        key: ClusterKey::none(),
-        profile: LivenessProfile::DRILL,
-        replication: 3,
-        min_replicas: 2,
-        accept_loss: false,
-        segment_bytes: 16 << 10,
-        client_lease_ms: master::clients::LEASE_MS,
-        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
-        snapshot_entries: ENTRIES,
-    })
-    .unwrap()
+    let config = Config { snapshot_entries: ENTRIES, ..harness::config(dir, 16 << 10) };
+    Server::start(config).unwrap()
 }
 
 /// A client that changes the namespace, some of everything.
 struct Client {
-    conn: LoneClient,
+    caller: Caller,
     op: u64,
 }
 
 impl Client {
     fn new(server: &Server, op: u64) -> Self {
-        let stream =
-            dial(&server.address.to_string(), &ClusterKey::none(), Door::Frames, WAIT).unwrap();
-        let mut client = Self { conn: LoneClient::new(stream), op };
-        let welcome = client.call(MetaCall::Hello { name: "test".to_owned(), known: false });
-        assert!(matches!(welcome, MetaReply::Welcome(_)), "{welcome:?}");
-        client
+        Self { caller: Caller::new(server, 1), op }
     }
 
     fn call(&mut self, call: MetaCall) -> MetaReply {
-        let request = MetaRequest { client: ClientId(1), low_water: self.op, call };
-        let frame = self.conn.call(&request.to_bytes(), &[], WAIT).unwrap();
-        MetaReply::from_bytes(&frame.args).unwrap()
+        self.caller.call(self.op, call)
     }
 
     fn change(&mut self, change: Change) -> Outcome {
@@ -70,17 +49,7 @@ impl Client {
     }
 
     fn make(&mut self, parent: InodeNo, name: String, kind: NewKind) -> InodeNo {
-        let change = Change::Create {
-            parent,
-            name: name.into_bytes(),
-            kind,
-            mode: 0o755,
-            umask: 0,
-            uid: 1,
-            gid: 2,
-            layout: None,
-            open_existing: false,
-        };
+        let change = harness::create(parent, &name, kind);
         let Outcome::Entry { attr, .. } = self.change(change) else { panic!("not made") };
         attr.ino
     }

@@ -2,76 +2,38 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod harness;
+
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::path::Path;
-use std::time::Duration;
 
-use dfs_core::cluster::LivenessProfile;
-use dfs_core::command::{Change, NewKind, Outcome};
-use dfs_core::ids::{ClientId, InodeNo};
+use dfs_core::command::{NewKind, Outcome};
+use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, NamespaceError};
-use dfs_proto::codec::Wire;
-use dfs_proto::frame_conn::LoneClient;
-use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest};
+use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply};
 use dfs_service::conn::{ClusterKey, Door, dial};
 use master::{Config, Server};
 
-const WAIT: Duration = Duration::from_secs(20);
+use harness::{Caller, WAIT};
 
 fn start(dir: &Path) -> Server {
-    Server::start(Config {
-        dir: dir.to_path_buf(),
-        listen: "127.0.0.1:0".parse().unwrap(),
-        address_file: None,
-        key: ClusterKey::none(),
-        profile: LivenessProfile::DRILL,
-        replication: 3,
-        min_replicas: 2,
-        accept_loss: false,
-        segment_bytes: 4 << 20,
-        client_lease_ms: master::clients::LEASE_MS,
-        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
-        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
-    })
-    .unwrap()
+    Server::start(harness::config(dir, 4 << 20)).unwrap()
 }
 
-struct Client {
-    id: ClientId,
-    conn: LoneClient,
-}
+struct Client(Caller);
 
 impl Client {
     fn new(server: &Server, id: u128) -> Self {
-        let stream =
-            dial(&server.address.to_string(), &ClusterKey::none(), Door::Frames, WAIT).unwrap();
-        let mut client = Self { id: ClientId(id), conn: LoneClient::new(stream) };
-        assert!(matches!(
-            client.call(MetaCall::Hello { name: "test".to_owned(), known: false }),
-            MetaReply::Welcome(_)
-        ));
-        client
+        Self(Caller::new(server, id))
     }
 
     fn call(&mut self, call: MetaCall) -> MetaReply {
-        let request = MetaRequest { client: self.id, low_water: 0, call };
-        let frame = self.conn.call(&request.to_bytes(), &[], WAIT).unwrap();
-        MetaReply::from_bytes(&frame.args).unwrap()
+        self.0.call(0, call)
     }
 
     fn create(&mut self, op: u64, name: &str) -> Outcome {
-        let change = Change::Create {
-            parent: InodeNo::ROOT,
-            name: name.as_bytes().to_vec(),
-            kind: NewKind::File,
-            mode: 0o644,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            layout: None,
-            open_existing: false,
-        };
+        let change = harness::create(InodeNo::ROOT, name, NewKind::File);
         match self.call(MetaCall::Change { op, part: 0, change }) {
             MetaReply::Outcome(outcome) => outcome,
             other => panic!("{other:?}"),

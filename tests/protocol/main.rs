@@ -39,18 +39,11 @@ fn start_master(dir: &Path, listen: &str) -> master::Server {
 
 fn master_config(dir: &Path, listen: &str) -> master::Config {
     master::Config {
-        dir: dir.join("master"),
         listen: listen.parse().unwrap(),
-        address_file: None,
         key: key(),
         profile: LivenessProfile::DRILL,
-        replication: 3,
-        min_replicas: 2,
-        accept_loss: false,
         segment_bytes: 4 << 20,
-        client_lease_ms: master::clients::LEASE_MS,
-        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
-        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
+        ..master::Config::new(dir.join("master"))
     }
 }
 

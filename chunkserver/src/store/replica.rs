@@ -419,6 +419,7 @@ impl Replica {
                 zero_sum(block_len)
             } else {
                 let mut bytes = read(block)?;
+                // `to` is within the block: `end` is not beyond the replica's length.
                 bytes[from..to].fill(0);
                 crc32c::crc32c(&bytes)
             };

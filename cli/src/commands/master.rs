@@ -7,8 +7,6 @@ use crate::args::{ClusterArgs, MasterArgs};
 use crate::cluster;
 use crate::failure::fail;
 
-const SEGMENT_BYTES: u64 = 64 << 20;
-
 pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()> {
     let MasterArgs { data, listen, address_file, profile, replication, min_replicas, accept_loss } =
         args;
@@ -22,7 +20,6 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
     }
     dfs_service::log::init()?;
     let config = master::Config {
-        dir: data.clone(),
         listen: *listen,
         address_file: address_file.clone(),
         key: cluster::key(cluster)?,
@@ -30,10 +27,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         replication: *replication,
         min_replicas: *min_replicas,
         accept_loss: *accept_loss,
-        segment_bytes: SEGMENT_BYTES,
-        client_lease_ms: master::clients::LEASE_MS,
-        orphan_wait_ms: master::config::ORPHAN_WAIT_MS,
-        snapshot_entries: master::config::SNAPSHOT_ENTRIES,
+        ..master::Config::new(data.clone())
     };
     master::run(config).with_context(|| format!("master in {}", data.display()))
 }

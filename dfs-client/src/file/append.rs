@@ -232,6 +232,7 @@ impl FileState {
                 match writer.append(Arc::clone(&piece), record, size - index * chunk_size)? {
                     Appended::At { offset, .. } => break index * chunk_size + offset,
                     Appended::Crossing { offset, len, counter } => {
+                        // Less than the piece: that is what makes it a crossing.
                         let stored = self.store_crossing(index + 1, &piece[small(len)..], room);
                         writer.crossed(counter);
                         stored?;

@@ -501,17 +501,7 @@ fn a_create_touches_few_records_in_a_full_directory() {
         at: WallTime(0),
         id: Some(OpId { client: CLIENT, op, part: 0 }),
         low_water: op,
-        change: Change::Create {
-            parent: InodeNo::ROOT,
-            name: format!("file {op}").into_bytes(),
-            kind: NewKind::File,
-            mode: 0o644,
-            umask: 0,
-            uid: 0,
-            gid: 0,
-            layout: None,
-            open_existing: false,
-        },
+        change: make(InodeNo::ROOT, format!("file {op}").as_bytes(), NewKind::File),
     };
     for op in 0..1000 {
         meta::apply(&mut store, &create(op));
@@ -529,14 +519,9 @@ fn a_create_touches_few_records_in_a_full_directory() {
     );
 }
 
-type Damage = fn(&mut meta::Record);
-
-/// Each kind of damage is seen, or the walk above proves nothing.
-#[test]
-fn check_finds_what_is_broken() {
-    let mut store = MemStore::new();
-    let mut commands = prelude();
-    let create = |parent, name: &[u8], kind| Change::Create {
+/// A new entry of root's, as the test does not mind how.
+fn make(parent: InodeNo, name: &[u8], kind: NewKind) -> Change {
+    Change::Create {
         parent,
         name: name.to_vec(),
         kind,
@@ -546,11 +531,20 @@ fn check_finds_what_is_broken() {
         gid: 0,
         layout: None,
         open_existing: false,
-    };
+    }
+}
+
+type Damage = fn(&mut meta::Record);
+
+/// Each kind of damage is seen, or the walk above proves nothing.
+#[test]
+fn check_finds_what_is_broken() {
+    let mut store = MemStore::new();
+    let mut commands = prelude();
     let changes = [
-        create(InodeNo(1), b"dir", NewKind::Directory),
-        create(InodeNo(2), b"sub", NewKind::Directory),
-        create(InodeNo(2), b"file", NewKind::File),
+        make(InodeNo(1), b"dir", NewKind::Directory),
+        make(InodeNo(2), b"sub", NewKind::Directory),
+        make(InodeNo(2), b"file", NewKind::File),
         Change::BeginWrite { ino: InodeNo(4) },
         Change::AddChunk {
             ino: InodeNo(4),
@@ -566,7 +560,7 @@ fn check_finds_what_is_broken() {
             done_writing: true,
             kill_priv: false,
         },
-        create(InodeNo(1), b"open", NewKind::File),
+        make(InodeNo(1), b"open", NewKind::File),
         Change::Unlink { parent: InodeNo(1), name: b"open".to_vec() },
         Change::SetLock {
             ino: InodeNo(4),

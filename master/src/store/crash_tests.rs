@@ -8,13 +8,13 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 
-use dfs_core::command::{Change, Command, NewKind, XattrMode};
+use dfs_core::command::{Change, Command, XattrMode};
 use dfs_core::ids::{FsId, InodeNo};
 use dfs_core::meta::{self, MemStore};
 use dfs_core::time::WallTime;
 use redb::StorageBackend;
 
-use super::tests::{applied, content};
+use super::tests::{applied, content, create_file};
 use super::{RedbStore, StoreError};
 
 const SECTOR_BYTES: usize = 512;
@@ -202,17 +202,7 @@ impl Life {
         let name = format!("{}-{}", "n".repeat(lots.index(40)), lots.below(30)).into_bytes();
         let parent = InodeNo::ROOT;
         let change = match lots.below(4) {
-            0 | 1 => Change::Create {
-                parent,
-                name,
-                kind: NewKind::File,
-                mode: 0o644,
-                umask: 0,
-                uid: 0,
-                gid: 0,
-                layout: None,
-                open_existing: true,
-            },
+            0 | 1 => create_file(&name, true),
             2 => Change::Unlink { parent, name },
             _ => Change::SetXattr {
                 ino: parent,

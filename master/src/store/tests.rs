@@ -15,18 +15,23 @@ fn command(change: Change) -> Command {
     Command { at: WallTime(1_000), id: None, low_water: 0, change }
 }
 
-fn create(name: &str) -> Command {
-    command(Change::Create {
+/// A file of root's in the root directory.
+pub(super) fn create_file(name: &[u8], open_existing: bool) -> Change {
+    Change::Create {
         parent: InodeNo::ROOT,
-        name: name.into(),
+        name: name.to_vec(),
         kind: NewKind::File,
         mode: 0o644,
         umask: 0,
         uid: 0,
         gid: 0,
         layout: None,
-        open_existing: false,
-    })
+        open_existing,
+    }
+}
+
+fn create(name: &str) -> Command {
+    command(create_file(name.as_bytes(), false))
 }
 
 /// Everything in the store, as the model would have it.
