@@ -399,10 +399,16 @@ impl ChunkIo {
 
     /// How far a file that somebody is writing reaches, asked at its last chunk; 0 if nobody there answers.
     pub(crate) fn tail_size(&self, attr: &Attr) -> u64 {
+        self.known_tail_size(attr).unwrap_or(0)
+    }
+
+    /// As [`Self::tail_size`]; `None` if nobody there answers.
+    pub(crate) fn known_tail_size(&self, attr: &Attr) -> Option<u64> {
         let chunk_size = attr.layout.chunk_size.max(1);
         let mut first = attr.size / chunk_size;
         let mut tail = None;
-        while let Ok(found) = self.layouts(attr.ino, first, LAYOUTS_ASKED) {
+        loop {
+            let found = self.layouts(attr.ino, first, LAYOUTS_ASKED).ok()?;
             let full = found.len() == LAYOUTS_ASKED as usize;
             if let Some(last) = found.into_iter().next_back() {
                 first = last.index + 1;
@@ -412,24 +418,27 @@ impl ChunkIo {
                 break;
             }
         }
-        let Some(layout) = tail else { return 0 };
+        let Some(layout) = tail else { return Some(0) };
         let primary_first =
             layout.members.iter().filter(|member| member.member.server == layout.primary).chain(
                 layout.members.iter().filter(|member| member.member.server != layout.primary),
             );
+        let mut without = 0;
         for member in primary_first {
             let link = self.servers.link(member.member.server, &member.address);
             let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
             let reply =
                 self.servers.call(&link, &stat, READ_ATTEMPT).and_then(|frame| reply_of(&frame));
             match reply {
-                Ok(DataReply::Stat { len: 0, .. }) => return 0,
-                Ok(DataReply::Stat { len, .. }) => return layout.index * chunk_size + len,
+                Ok(DataReply::Stat { len: 0, .. }) => return Some(0),
+                Ok(DataReply::Stat { len, .. }) => return Some(layout.index * chunk_size + len),
+                Ok(DataReply::Failed(DataFailure::NoReplica)) => without += 1,
                 Ok(other) => tracing::debug!(?other, "length of the last chunk"),
                 Err(error) => tracing::debug!(%error, "length of the last chunk"),
             }
         }
-        0
+        // No member has made it yet: nothing was written there.
+        (without == layout.members.len()).then_some(0)
     }
 
     // One operation on a chunk that nobody else knows of yet.

@@ -53,6 +53,8 @@ struct Pending {
     inline: DirtyExtents,
     /// Written since the last commit: how far, when, how often.
     end: u64,
+    /// The file's counter of truncations as it was known before the first of that.
+    cuts: Option<u64>,
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
@@ -360,17 +362,17 @@ impl FileState {
             );
         }
         self.readahead.clear();
-        if attr.inline && end <= INLINE_BYTES_MAX && self.write_inline(offset, data)? {
+        if attr.inline && end <= INLINE_BYTES_MAX && self.write_inline(&attr, offset, data)? {
             return Ok(());
         }
         if attr.inline {
-            self.leave_inline(attr.layout.chunk_size)?;
+            self.leave_inline(&attr)?;
         }
-        self.write_chunks(attr.layout.chunk_size, offset, data)
+        self.write_chunks(&attr, offset, data)
     }
 
     /// False: the content is on its way into chunks.
-    fn write_inline(&self, offset: u64, data: &[u8]) -> Result<bool> {
+    fn write_inline(&self, attr: &Attr, offset: u64, data: &[u8]) -> Result<bool> {
         self.take_room(data.len() as u64)?;
         let mut inner = self.lock();
         if !inner.writers.is_empty() {
@@ -381,7 +383,7 @@ impl FileState {
         let before = inner.pending.inline.bytes();
         inner.pending.inline.write(offset, data);
         let added = inner.pending.inline.bytes() - before;
-        self.wrote(&mut inner, offset + data.len() as u64);
+        self.wrote(&mut inner, attr.cuts, offset + data.len() as u64);
         drop(inner);
         self.io.budget.give_back(data.len() as u64 - added);
         Ok(true)
@@ -389,7 +391,7 @@ impl FileState {
 
     /// Content grows beyond the inode: what is pending goes to chunks. The master's content follows when a chunk is
     /// first asked for.
-    fn leave_inline(&self, chunk_size: u64) -> Result<()> {
+    fn leave_inline(&self, attr: &Attr) -> Result<()> {
         let extents = {
             let mut inner = self.lock();
             // So that nobody puts more there.
@@ -398,13 +400,15 @@ impl FileState {
         };
         let held = extents.bytes();
         for (offset, extent) in extents.iter() {
-            self.write_chunks(chunk_size, offset, extent)?;
+            self.write_chunks(attr, offset, extent)?;
         }
         self.io.budget.give_back(held);
         Ok(())
     }
 
-    fn write_chunks(&self, chunk_size: u64, offset: u64, data: &[u8]) -> Result<()> {
+    /// `attr`: as it was known before.
+    fn write_chunks(&self, attr: &Attr, offset: u64, data: &[u8]) -> Result<()> {
+        let chunk_size = attr.layout.chunk_size;
         let mut at = offset;
         let mut rest = data;
         while !rest.is_empty() {
@@ -422,7 +426,7 @@ impl FileState {
                 // After it is on its way: a commit that begins now must not log a size ahead of the bytes.
                 let mut inner = self.lock();
                 inner.pending.marked = true;
-                self.wrote(&mut inner, at + len as u64);
+                self.wrote(&mut inner, attr.cuts, at + len as u64);
             }
             // A full disk is told to the writer at once, not only to whoever syncs.
             self.keep(writer.take_error_now());
@@ -433,8 +437,10 @@ impl FileState {
         Ok(())
     }
 
-    fn wrote(&self, inner: &mut Inner, end: u64) {
+    /// `cuts`: as it was known before anything of this was sent.
+    fn wrote(&self, inner: &mut Inner, cuts: u64, end: u64) {
         inner.pending.end = inner.pending.end.max(end);
+        inner.pending.cuts = Some(inner.pending.cuts.map_or(cuts, |before| before.min(cuts)));
         inner.pending.mtime = Some(self.io.link.wall_now());
         inner.pending.writes += 1;
         inner.touched = Instant::now();

@@ -205,10 +205,13 @@ pub enum Change {
     BeginWrite {
         ino: InodeNo,
     },
-    /// Stable content reaches `size` (never shrinks the logged size); chunks below it are born.
+    /// Stable content reaches `size` (never shrinks the logged size); chunks below it are born. `cuts_seen`: what the
+    /// inode's counter of truncations was before the bytes that end there were written; refused with `Truncated` if the
+    /// size would grow and it is another now, or a truncation to less is under way.
     CommitSize {
         ino: InodeNo,
         size: u64,
+        cuts_seen: u64,
         mtime: Option<WallTime>,
         done_writing: bool,
         kill_priv: bool,

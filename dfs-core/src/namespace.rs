@@ -93,6 +93,8 @@ pub struct Inode {
     pub btime: WallTime,
     /// Raised by every change of content or attributes; caches follow it (DECISIONS 3).
     pub change: u64,
+    /// Raised by every truncation, at its beginning and its end: a size that a writer knew before is worth nothing.
+    pub cuts: u64,
     pub layout: Layout,
     pub body: Body,
 }
@@ -115,6 +117,8 @@ pub struct Attr {
     pub ctime: WallTime,
     pub btime: WallTime,
     pub change: u64,
+    /// See [`Inode::cuts`].
+    pub cuts: u64,
     pub layout: Layout,
     /// The content is in the inode.
     pub inline: bool,
@@ -147,6 +151,7 @@ impl Inode {
             ctime: self.ctime,
             btime: self.btime,
             change: self.change,
+            cuts: self.cuts,
             layout: self.layout,
             inline,
             writing,
@@ -211,4 +216,7 @@ pub enum NamespaceError {
     /// Too many unacknowledged requests of this client.
     #[error("too many outstanding requests")]
     Busy,
+    /// The file was truncated since the writer knew its size: what is there must be asked again.
+    #[error("truncated meanwhile")]
+    Truncated,
 }

@@ -57,6 +57,7 @@ wire_struct!(Inode {
     ctime,
     btime,
     change,
+    cuts,
     layout,
     body
 });
@@ -75,6 +76,7 @@ wire_struct!(Attr {
     ctime,
     btime,
     change,
+    cuts,
     layout,
     inline,
     writing
@@ -100,6 +102,7 @@ wire_enum!(NamespaceError {
     17 = NoSession,
     18 = OutcomeUnknown,
     19 = Busy,
+    20 = Truncated,
 });
 
 wire_struct!(Member { server, disk });
@@ -157,7 +160,7 @@ wire_enum!(Change {
     34 = Spill { ino, change_seen, chunk },
     35 = DropChunk { chunk },
     36 = BeginWrite { ino },
-    37 = CommitSize { ino, size, mtime, done_writing, kill_priv },
+    37 = CommitSize { ino, size, cuts_seen, mtime, done_writing, kill_priv },
     38 = TruncateBegin { ino, size },
     39 = TruncateEnd { ino, size },
     40 = FreeChunks { ino, first, count },

@@ -82,7 +82,7 @@ fn refused(refusal: &NamespaceError) -> i32 {
         NamespaceError::AttributeTooLarge => libc::ENOSPC,
         NamespaceError::FileTooLarge => libc::EFBIG,
         // dfs-client chooses again by itself; what comes here gave up after many changes in a row.
-        NamespaceError::LayoutChanged => libc::EIO,
+        NamespaceError::LayoutChanged | NamespaceError::Truncated => libc::EIO,
         NamespaceError::Stale => libc::ESTALE,
         NamespaceError::Locked => libc::EAGAIN,
         NamespaceError::NoLocks => libc::ENOLCK,

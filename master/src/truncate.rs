@@ -77,11 +77,8 @@ impl Master {
                 Change::InlineTruncate { ino, size },
             );
         }
-        let freed = if size < inode.size {
-            self.chunks_beyond(ino, size, inode.layout.chunk_size)
-        } else {
-            vec![]
-        };
+        // Also when the file grows: a writer may have chunks beyond the logged size.
+        let freed = self.chunks_beyond(ino, size, inode.layout.chunk_size);
         let begun = self.propose(
             Some(OpId { part: 0, ..id }),
             low_water,

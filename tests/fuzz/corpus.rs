@@ -47,6 +47,7 @@ fn inode(body: Body) -> Inode {
         ctime: TIME,
         btime: TIME,
         change: 3,
+        cuts: 1,
         layout: layout(),
         body,
     }
@@ -177,6 +178,7 @@ fn changes() -> Vec<Change> {
         Change::CommitSize {
             ino: INO,
             size: 99,
+            cuts_seen: 2,
             mtime: None,
             done_writing: true,
             kill_priv: false,

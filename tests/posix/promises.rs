@@ -80,6 +80,39 @@ fn records_appended_by_two_mounts_are_all_there_and_whole() {
     });
 }
 
+/// What one mount wrote and did not commit is gone with the cut of another: its commit must not bring the size back.
+#[test]
+fn a_commit_after_the_other_mounts_truncate_brings_no_size_back() {
+    const MIB: u64 = 1 << 20;
+    on_two_mounts(|a, b| {
+        for (name, cut) in [("nothing", 0), ("a-part", MIB), ("longer", 8 * MIB)] {
+            let there = b.join(name);
+            let mut file = File::create(a.join(name)).unwrap();
+            file.write_all(&[b'w'; 3 << 20]).unwrap();
+            // At the servers, and not logged: nobody synced or closed.
+            wait_until("the other mount sees the bytes", || {
+                fs::metadata(&there).is_ok_and(|meta| meta.len() == 3 * MIB)
+            });
+            OpenOptions::new().write(true).open(&there).unwrap().set_len(cut).unwrap();
+            file.sync_all().unwrap();
+            let left = usize::try_from(cut.min(3 * MIB)).unwrap();
+            let mut expected = vec![b'w'; left];
+            expected.resize(usize::try_from(cut).unwrap(), 0);
+            assert!(fs::read(&there).unwrap() == expected, "{name}: on the other mount");
+            assert_eq!(file.metadata().unwrap().len(), cut, "{name}");
+
+            // What is written after the cut counts.
+            file.write_all_at(b"after", 10 * MIB).unwrap();
+            file.sync_all().unwrap();
+            expected.resize(10 << 20, 0);
+            expected.extend(b"after");
+            assert!(fs::read(&there).unwrap() == expected, "{name}: after the cut");
+            drop(file);
+            assert!(fs::read(a.join(name)).unwrap() == expected, "{name}: on the first mount");
+        }
+    });
+}
+
 /// Found by the comparison (seed 101): the appending mount still believed the size of a moment ago.
 #[test]
 fn an_append_goes_behind_what_the_other_mount_made_longer() {

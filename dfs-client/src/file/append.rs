@@ -247,7 +247,7 @@ impl FileState {
             };
             begin.get_or_insert(at);
             size = at + piece.len() as u64;
-            self.wrote(&mut self.lock(), size);
+            self.wrote(&mut self.lock(), attr.cuts, size);
         }
         Ok(begin.unwrap_or(size))
     }

@@ -10,11 +10,16 @@ use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
 use crate::session::lock;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// A truncation that is under way is looked at again after so long.
+const AGAIN: Duration = Duration::from_millis(5);
 
 /// What one commit is about.
 #[derive(Clone, Copy)]
 struct Wrote {
     end: u64,
+    cuts: u64,
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
@@ -100,9 +105,10 @@ impl FileState {
         let inline = self.commit_inline();
         let wrote = {
             let inner = self.lock();
-            let Pending { end, mtime, kill_priv, writes, marked, .. } = inner.pending;
+            let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
+            let cuts = cuts.unwrap_or(u64::MAX);
             let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
-            Wrote { end, mtime, kill_priv, writes, marked, known_size }
+            Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
         };
         let last_word = done_writing && wrote.marked;
         let mut logged = !(wrote.marked || wrote.mtime.is_some() || wrote.kill_priv);
@@ -120,7 +126,7 @@ impl FileState {
         // The size is logged when somebody flushes again, with what was lost told.
         self.lock().error.tell_sync()?;
         if !logged {
-            let outcome = self.commit_size(&wrote, wrote.end, last_word).map(|_logged| ());
+            let outcome = self.commit_stable(&wrote, last_word);
             self.keep(self.forgive_gone(outcome));
         }
         self.lock().error.tell_sync()
@@ -144,11 +150,42 @@ impl FileState {
         }
     }
 
+    /// Logs what was written, all of it stable. If another mount truncated the file in between, what is left of it is
+    /// what its last chunk says.
+    fn commit_stable(&self, wrote: &Wrote, last_word: bool) -> Result<()> {
+        let mut wrote = *wrote;
+        let began = Instant::now();
+        loop {
+            match self.commit_size(&wrote, wrote.end, last_word) {
+                Err(ClientError::Refused(NamespaceError::Truncated)) => {}
+                other => return other.map(|_logged| ()),
+            }
+            if self.io.link.config().server_wait <= began.elapsed() {
+                return Err(ClientError::ChunkUnavailable {
+                    reason: "how long the file is after a truncation cannot be told".to_owned(),
+                    waited: began.elapsed(),
+                });
+            }
+            let attr = self.io.link.getattr(self.ino)?;
+            match self.io.known_tail_size(&attr) {
+                Some(tail) => {
+                    wrote.cuts = attr.cuts;
+                    wrote.end = wrote.end.min(tail.max(attr.size));
+                    self.learn(attr, None, true);
+                }
+                None => std::thread::sleep(AGAIN),
+            }
+            // The truncation may be under way still.
+            std::thread::sleep(AGAIN);
+        }
+    }
+
     /// Logs `size` and the rest of what was written; a smaller size than the logged one changes nothing. False: the
     /// file is not yet as large as it was written.
     fn commit_size(&self, wrote: &Wrote, size: u64, done_writing: bool) -> Result<bool> {
-        let Wrote { end, mtime, kill_priv, writes, .. } = *wrote;
-        let change = Change::CommitSize { ino: self.ino, size, mtime, done_writing, kill_priv };
+        let Wrote { end, cuts: cuts_seen, mtime, kill_priv, writes, .. } = *wrote;
+        let ino = self.ino;
+        let change = Change::CommitSize { ino, size, cuts_seen, mtime, done_writing, kill_priv };
         let attr = match self.io.link.change(change) {
             Ok(Outcome::Attr(attr)) => Some(attr),
             Ok(_) => None,
@@ -168,6 +205,7 @@ impl FileState {
         let unchanged = inner.pending.writes == writes;
         if unchanged {
             inner.pending.end = 0;
+            inner.pending.cuts = None;
             inner.pending.mtime = None;
             inner.pending.kill_priv = false;
             if done_writing {
@@ -215,7 +253,7 @@ impl FileState {
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
                     // Another client moved the content into chunks: these bytes follow it.
                     let attr = self.refresh()?;
-                    return self.leave_inline(attr.layout.chunk_size);
+                    return self.leave_inline(&attr);
                 }
                 Err(ClientError::Refused(NamespaceError::Stale)) => break,
                 Err(error) => {
@@ -234,6 +272,7 @@ impl FileState {
         if inner.pending.writes == writes {
             let held = std::mem::take(&mut inner.pending.inline).bytes();
             inner.pending.end = 0;
+            inner.pending.cuts = None;
             inner.pending.mtime = None;
             inner.pending.kill_priv = false;
             drop(inner);

@@ -58,6 +58,7 @@ impl FileState {
         self.readahead.clear();
         let mut inner = self.lock();
         inner.pending.end = 0;
+        inner.pending.cuts = None;
         inner.pending.mtime = None;
         inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
         Ok(attr)
@@ -128,7 +129,7 @@ impl FileState {
                 } else {
                     let writer = {
                         let mut inner = self.lock();
-                        self.wrote(&mut inner, 0);
+                        self.wrote(&mut inner, u64::MAX, 0);
                         inner.pending.marked = true;
                         self.writer_in(&mut inner, index)
                     };

@@ -87,6 +87,7 @@ impl Transaction<'_> {
                 return Err(NamespaceError::LayoutChanged);
             }
         }
+        inode.cuts += 1;
         self.set_size(&mut inode, size);
         self.touch(&mut inode, true);
         Ok(self.put_and_answer(ino, inode))
@@ -111,7 +112,7 @@ impl Transaction<'_> {
     pub(super) fn commit_size(
         &mut self,
         ino: InodeNo,
-        size: u64,
+        (size, cuts_seen): (u64, u64),
         mtime: Option<WallTime>,
         done_writing: bool,
         kill_priv: bool,
@@ -121,11 +122,15 @@ impl Transaction<'_> {
         let Body::Chunks { writing, .. } = &mut inode.body else {
             return Err(NamespaceError::LayoutChanged);
         };
+        // Nobody knows yet whether what was written beyond a cut that is under way came before it.
+        let under_way = read::truncating(self.store, ino).is_some_and(|cut| cut < size);
+        if inode.size < size && (cuts_seen != inode.cuts || under_way) {
+            return Err(NamespaceError::Truncated);
+        }
         if done_writing {
             *writing = false;
         }
-        // What was written beyond a cut that is under way is cut too.
-        let size = size.min(read::truncating(self.store, ino).unwrap_or(u64::MAX)).max(inode.size);
+        let size = size.max(inode.size);
         let grown = inode.size < size;
         self.set_size(&mut inode, size);
         if grown || mtime.is_some() {
@@ -151,6 +156,7 @@ impl Transaction<'_> {
         }
         self.store.put(Key::Truncating(ino), Record::Truncating(size));
         self.cut(ino, &mut inode, size);
+        inode.cuts += 1;
         if size < inode.size {
             self.set_size(&mut inode, size);
         }
@@ -168,6 +174,7 @@ impl Transaction<'_> {
         }
         self.store.delete(&Key::Truncating(ino));
         self.cut(ino, &mut inode, size);
+        inode.cuts += 1;
         self.set_size(&mut inode, size);
         self.touch(&mut inode, true);
         Ok(self.put_and_answer(ino, inode))

@@ -112,6 +112,7 @@ impl Transaction<'_> {
             ctime: self.now,
             btime: self.now,
             change: 1,
+            cuts: 0,
             layout,
             body,
         };

@@ -47,6 +47,7 @@ pub fn init(
         ctime: now,
         btime: now,
         change: 1,
+        cuts: 0,
         layout: Layout { chunk_size: CHUNK_BYTES_DEFAULT, record_log: false },
         body: Body::Directory { parent: InodeNo::ROOT, entry_count: 0, next_cookie: FIRST_COOKIE },
     };
@@ -143,8 +144,8 @@ impl Transaction<'_> {
             Change::Spill { ino, change_seen, chunk } => self.spill(*ino, *change_seen, *chunk),
             Change::DropChunk { chunk } => self.drop_chunk(*chunk),
             Change::BeginWrite { ino } => self.begin_write(*ino),
-            Change::CommitSize { ino, size, mtime, done_writing, kill_priv } => {
-                self.commit_size(*ino, *size, *mtime, *done_writing, *kill_priv)
+            Change::CommitSize { ino, size, cuts_seen, mtime, done_writing, kill_priv } => {
+                self.commit_size(*ino, (*size, *cuts_seen), *mtime, *done_writing, *kill_priv)
             }
             Change::TruncateBegin { ino, size } => self.truncate_begin(*ino, *size),
             Change::TruncateEnd { ino, size } => self.truncate_end(*ino, *size),

@@ -157,6 +157,8 @@ impl Draw {
             25 => Change::CommitSize {
                 ino: file,
                 size: u64::from(x) * 2,
+                cuts_seen: meta::attr(store, file).map_or(0, |attr| attr.cuts)
+                    + u64::from(a % 8 == 1),
                 mtime: yes.then_some(WallTime(i64::from(y))),
                 done_writing: c % 2 == 0,
                 kill_priv: c % 3 == 0,
@@ -556,6 +558,7 @@ fn check_finds_what_is_broken() {
         Change::CommitSize {
             ino: InodeNo(4),
             size: 10,
+            cuts_seen: 0,
             mtime: None,
             done_writing: true,
             kill_priv: false,

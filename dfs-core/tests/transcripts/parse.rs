@@ -326,6 +326,11 @@ impl<'a> Words<'a> {
             "commit" => Change::CommitSize {
                 ino: self.ino(0)?,
                 size: self.number(1)?,
+                // What the inode has now, unless the script is about an older one.
+                cuts_seen: match self.key("cuts") {
+                    Some(seen) => number(seen)?,
+                    None => meta::attr(self.store, self.ino(0)?).map_or(0, |attr| attr.cuts),
+                },
                 mtime: self.mtime()?,
                 done_writing: self.flag("done"),
                 kill_priv,
