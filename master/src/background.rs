@@ -14,6 +14,7 @@ use dfs_service::shutdown::Shutdown;
 
 use crate::clients::GRACE_MS;
 use crate::rpc::{end_client, fence_client};
+use crate::settle;
 use crate::state::{Master, lock, now};
 
 const TICK: Duration = Duration::from_millis(250);
@@ -70,6 +71,9 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
             forget_garbage(master, &mut garbage_since);
             end_leases(master);
             master.finish_truncations();
+        }
+        if round % 4 == 3 {
+            settle::begin(master);
         }
         if round % 4 == 1 {
             master.note_surplus();

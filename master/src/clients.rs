@@ -18,6 +18,8 @@ pub const GRACE_MS: u64 = 30_000;
 pub const LEASE_MS: u64 = 600_000;
 /// Clients give a sign of life every 20 s: who has missed two of them is called silent.
 const SILENT_MS: u64 = 45_000;
+/// Files whose size is asked in one round.
+const SETTLED_AT_ONCE: usize = 64;
 /// Ended clients told in one reply.
 const TOLD_MAX: usize = 1000;
 /// Clients that left, kept to be told; servers that missed one ask for it when they connect again.
@@ -43,6 +45,9 @@ pub struct Clients {
     marked: BTreeSet<InodeNo>,
     /// Inodes whose mark is being cleared.
     clearing: BTreeSet<InodeNo>,
+    /// Inodes whose writer ended without its last word: the master must ask how far they reach before the mark goes.
+    unsettled: BTreeSet<InodeNo>,
+    settling: bool,
 }
 
 /// Clients that ended, as a chunkserver is told.
@@ -246,11 +251,49 @@ impl Clients {
             }
             self.writers.remove(&ino);
         }
+        if self.unsettled.contains(&ino) {
+            return false;
+        }
         (self.marked.remove(&ino) || all_known) && self.clearing.insert(ino)
     }
 
     pub fn end_clearing(&mut self, ino: InodeNo) {
         self.clearing.remove(&ino);
+    }
+
+    /// As [`Self::done_writing`], by nobody's word: true if nobody writes `ino`.
+    pub fn begin_clearing(&mut self, ino: InodeNo) -> bool {
+        let free = !self.writers.contains_key(&ino) && self.clearing.insert(ino);
+        if free {
+            self.marked.remove(&ino);
+        }
+        free
+    }
+
+    /// `ino` has the mark: somebody must ask how far it reaches if no writer is known.
+    pub fn unsettled_unless_written(&mut self, ino: InodeNo) {
+        if !self.writers.contains_key(&ino) && !self.clearing.contains(&ino) {
+            self.unsettled.insert(ino);
+        }
+    }
+
+    /// Inodes that nobody writes and whose size is to be asked; nothing while a round of that runs.
+    pub fn begin_settling(&mut self) -> Vec<InodeNo> {
+        if self.settling {
+            return Vec::new();
+        }
+        let free = self.unsettled.iter().filter(|ino| !self.writers.contains_key(ino));
+        let free: Vec<InodeNo> = free.take(SETTLED_AT_ONCE).copied().collect();
+        self.settling = !free.is_empty();
+        free
+    }
+
+    pub fn settled(&mut self, ino: InodeNo) {
+        self.unsettled.remove(&ino);
+    }
+
+    pub fn end_settling(&mut self) {
+        self.settling = false;
     }
 
     /// `client` ended: forgets it; answers the inodes nobody has open any more.
@@ -259,8 +302,11 @@ impl Clients {
         if !self.fenced.contains_key(&client) {
             self.list(client);
         }
-        self.writers.retain(|_, writers| {
-            writers.remove(&client);
+        let unsettled = &mut self.unsettled;
+        self.writers.retain(|ino, writers| {
+            if writers.remove(&client) {
+                unsettled.insert(*ino);
+            }
             !writers.is_empty()
         });
         let opens = self.opens.remove(&client).unwrap_or_default();
@@ -307,7 +353,7 @@ mod tests {
         assert!(!clients.begin_writing(A, INO), "the mark is going");
         clients.end_clearing(INO);
         assert!(clients.begin_writing(A, INO) && clients.begin_writing(B, INO));
-        clients.end(A);
+        assert!(!clients.done_writing(A, INO, false));
         assert!(
             !clients.done_writing(B, INO, false),
             "somebody may have a layout of the master before"
@@ -326,6 +372,27 @@ mod tests {
         assert_eq!(clients.silent_ends_in_ms(A, at(30), LEASE_MS), None);
         assert_eq!(clients.silent_ends_in_ms(A, at(60), LEASE_MS), Some(540_000));
         assert_eq!(clients.silent_ends_in_ms(A, at(900), LEASE_MS), Some(0));
+    }
+
+    #[test]
+    fn a_file_whose_writer_ended_is_settled_before_its_mark_goes() {
+        let mut clients = Clients::default();
+        assert!(clients.begin_writing(A, INO) && clients.begin_writing(B, INO));
+        clients.mark(INO);
+        clients.end(A);
+        assert!(clients.begin_settling().is_empty(), "somebody writes it still");
+        assert!(!clients.done_writing(B, INO, true), "what the other wrote is not known yet");
+        assert_eq!(clients.begin_settling(), [INO]);
+        assert!(clients.begin_settling().is_empty(), "one round at a time");
+        assert!(clients.begin_writing(B, INO) && !clients.begin_clearing(INO));
+        assert!(!clients.done_writing(B, INO, true));
+        assert!(clients.begin_clearing(INO) && !clients.begin_writing(B, INO));
+        clients.end_clearing(INO);
+        clients.settled(INO);
+        clients.end_settling();
+        assert!(clients.begin_settling().is_empty());
+        clients.unsettled_unless_written(INO);
+        assert_eq!(clients.begin_settling(), [INO], "of an earlier reign");
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod journal;
 pub mod metrics;
 pub mod rpc;
 pub mod run;
+pub mod settle;
 pub mod state;
 pub mod store;
 pub mod surplus;

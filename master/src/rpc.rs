@@ -347,7 +347,15 @@ fn change_of_client(
     }
     let outcome = master.propose(Some(id), low_water, change);
     if let Some(ino) = cleared {
-        lock(&master.clients).end_clearing(ino);
+        let mut clients = lock(&master.clients);
+        clients.end_clearing(ino);
+        if outcome != Ok(Outcome::Refused(NamespaceError::Stale))
+            && !matches!(outcome, Ok(Outcome::Attr(_)))
+        {
+            // The mark is still set, and whose it is must be known when it says so again.
+            clients.begin_writing(id.client, ino);
+            clients.mark(ino);
+        }
     }
     let outcome = outcome?;
     if let Outcome::Unlinked { ino, nlink: 0 } | Outcome::Renamed { replaced: Some(ino), .. } =
@@ -364,6 +372,12 @@ fn change_of_client(
 
 fn opened(master: &Arc<Master>, ino: InodeNo) -> Result<MetaReply, MetaFailure> {
     let inode = master.inode(ino)?;
+    if matches!(inode.body, Body::Chunks { writing: true, .. })
+        && WRITE_LAYOUT_MS <= master.uptime_ms()
+    {
+        // Of a writer that an earlier reign knew.
+        lock(&master.clients).unsettled_unless_written(ino);
+    }
     let attr = inode.attr(ino);
     let content = match inode.body {
         Body::Inline(content) => Some(content),

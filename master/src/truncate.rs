@@ -139,7 +139,11 @@ impl Master {
         })
     }
 
-    fn cut_at_primary(&self, layout: &ChunkLayout, len: u64) -> Result<(), String> {
+    /// A connection to the primary of `layout`, as a client of it.
+    ///
+    /// # Errors
+    /// The reason, for people.
+    pub fn call_primary(&self, layout: &ChunkLayout) -> Result<LoneClient, String> {
         let primary = layout
             .members
             .iter()
@@ -151,6 +155,11 @@ impl Master {
         let mut client = LoneClient::new(stream);
         let hello = DataCall::Hello { fs: self.fs, from: Peer::Client(self.own_client) };
         call(&mut client, &hello)?;
+        Ok(client)
+    }
+
+    fn cut_at_primary(&self, layout: &ChunkLayout, len: u64) -> Result<(), String> {
+        let mut client = self.call_primary(layout)?;
         let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version };
         match call(&mut client, &stat) {
             Ok(DataReply::Stat { len: have, .. }) if have <= len => return Ok(()),
@@ -205,7 +214,7 @@ impl Master {
     }
 }
 
-fn call(client: &mut LoneClient, call: &DataCall) -> Result<DataReply, String> {
+pub(crate) fn call(client: &mut LoneClient, call: &DataCall) -> Result<DataReply, String> {
     let frame =
         client.call(&call.to_bytes(), &[], DATA_CALL_MAX).map_err(|error| error.to_string())?;
     match DataReply::from_bytes(&frame.args).map_err(|error| error.to_string())? {

@@ -58,6 +58,37 @@ fn a_put_that_is_killed_leaves_the_old_content_whole() {
 }
 
 #[test]
+fn what_a_dead_client_wrote_counts_in_the_size_when_it_is_ended() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let clients = || {
+        let status = cluster.dfs_json(["status"]);
+        let clients = status["mounts"].as_array().unwrap().clone();
+        let ids = clients.iter().map(|client| client["id"].as_str().unwrap().to_owned());
+        ids.collect::<Vec<_>>()
+    };
+    let before = clients();
+    // Stands for any client that dies with bytes at the servers and no word to the master of how far they reach.
+    let mut put = begin_put(&cluster, "/f");
+    put.kill().unwrap();
+    put.wait().unwrap();
+    let name = drafts(&cluster.mount())[0].file_name().unwrap().to_str().unwrap().to_owned();
+    let path = format!("/{name}");
+    // A listing shows what the master has logged.
+    let logged = || cluster.dfs_json(["ls", "-l", "/"])["entries"][0]["size"].as_u64().unwrap();
+    assert_eq!(logged(), 0);
+    let written = || cluster.dfs_json(["stat", &path])[0]["size"].as_u64().unwrap();
+    let dead: Vec<String> = clients().into_iter().filter(|id| !before.contains(id)).collect();
+    assert_eq!(dead.len(), 1, "{dead:?}");
+    cluster.dfs(["mount", "evict", &dead[0]]);
+    wait_until("the size is logged", || 0 < written() && logged() == written());
+    let len = usize::try_from(logged()).unwrap();
+    let content = pattern(6 << 20, 2);
+    check_bytes("cat", &cluster.try_dfs(["cat", &path]).stdout, &content[..len]);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
 fn a_put_that_is_interrupted_leaves_nothing_behind() {
     need_fuse!();
     let cluster = Cluster::start();
