@@ -363,8 +363,9 @@ pub(crate) struct AppendArgs {
     after_help = "Examples:
   dfs mount 127.0.0.1:7000 /mnt/dfs --key-file cluster.key
   dfs mount --dir ~/dfs ~/second-mount
-  dfs mount evict --dir ~/dfs 5d0f32a4c1b94c1f8f5f0a3a1e4b7c66    end a mount that is gone, at once: its locks
-                                                     pass on; `dfs status` lists the ids"
+  dfs mount evict --dir ~/dfs 5d0f32a4c1b94c1f8f5f0a3a1e4b7c66
+
+`evict` ends a mount that is gone, at once: its locks pass on. `dfs status` lists the ids."
 )]
 pub(crate) struct MountArgs {
     /// Address of the master (HOST:PORT) unless --master or --dir names the cluster, then an empty directory
