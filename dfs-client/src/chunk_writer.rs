@@ -736,6 +736,7 @@ impl ChunkWriter {
 
     /// For threads that must not wait.
     fn later(self: &Arc<Self>, job: Job) {
+        // One place for each kind of job.
         if !self.queued[job as usize].swap(true, Ordering::AcqRel) {
             self.io.jobs.put(Arc::clone(self), job);
         }

@@ -128,6 +128,7 @@ impl Servers {
 
     /// A living connection, dialled if there is none.
     pub(crate) fn connection(&self, link: &ServerLink, lane: Lane) -> io::Result<Arc<FrameClient>> {
+        // One place for each kind of lane.
         let mut slot = lock(&link.lanes[lane as usize]);
         if let Some(client) = slot.as_ref().filter(|client| !client.is_closed()) {
             return Ok(Arc::clone(client));

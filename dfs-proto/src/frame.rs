@@ -76,6 +76,7 @@ impl FrameHeader {
 
     #[must_use]
     pub fn encode(&self) -> [u8; HEADER_BYTES] {
+        // Every index below, and in `decode`, is a constant within these 32 bytes.
         let mut out = [0; HEADER_BYTES];
         out[0..2].copy_from_slice(&MAGIC);
         out[2] = FORMAT;

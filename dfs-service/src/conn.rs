@@ -184,6 +184,7 @@ pub fn dial(addr: &str, key: &ClusterKey, door: Door, timeout: Duration) -> io::
 }
 
 fn ask(mut stream: &TcpStream, key: &ClusterKey, door: Door) -> io::Result<()> {
+    // Every index in a handshake is a constant within an array of fixed size, read whole before it is looked at.
     let mut asker = [0; NONCE];
     getrandom::fill(&mut asker)?;
     let mut hello = [0; 6 + NONCE];

@@ -44,6 +44,7 @@ impl Buffer {
         self.len = self.len.min(len);
     }
 
+    /// `len` is set when the bytes are there, and only made smaller after.
     #[must_use]
     pub fn as_slice(&self) -> &[u8] {
         &self.bytes[..self.len]

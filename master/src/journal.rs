@@ -737,6 +737,7 @@ impl Shared {
                     }
                     (None, Some(location)) => {
                         bytes += location.payload_bytes as usize;
+                        // A file leaves the map only when all that was in it is purged.
                         let file = Arc::clone(&state.files[&location.sequence]);
                         on_disk.push((found.len(), location, file));
                         found.push((slot.position, Bytes::new()));

@@ -333,6 +333,7 @@ fn encode_header(position: Position, group_state: &[u8], content_bytes: u64) -> 
     out.extend_from_slice(&group_state_bytes.to_le_bytes());
     out.extend_from_slice(&[0; 4]);
     out.extend_from_slice(group_state);
+    // Within the fixed part, which was just written.
     let crc = crc32c::crc32c(&out[16..]);
     out[12..16].copy_from_slice(&crc.to_le_bytes());
     out
@@ -475,6 +476,7 @@ fn read_full(from: &mut impl Read, buffer: &mut [u8]) -> io::Result<usize> {
     Ok(filled)
 }
 
+/// `at` is a constant within a header that was read whole.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -355,10 +355,12 @@ impl SegmentHeader {
     }
 }
 
+/// `bytes`: a whole header, as its length has been checked by whoever calls this.
 fn header_crc(bytes: &[u8]) -> u32 {
     crc32c::crc32c_append(crc32c::crc32c(&bytes[..12]), &bytes[16..HEADER_USED])
 }
 
+/// `at` is a constant within a header whose length has been checked.
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }

@@ -131,6 +131,7 @@ impl Segments {
         let hole = missing_before(&sequences, &contents);
         if hole.is_some() && !accept_loss {
             return Err(JournalError::Damaged {
+                // There is one: `missing_before` finds nothing where there is none.
                 file: disk.path(&segment_name(sequences[0])),
                 offset: HEADER_BYTES,
                 reason: "entries before those in this segment are missing",
