@@ -7,7 +7,7 @@ mod append;
 mod commit;
 mod size;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{
     Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak,
@@ -25,6 +25,7 @@ use crate::error::{ClientError, Kept, Result};
 use crate::readahead::Readahead;
 use crate::session::{Session, lock, spawn};
 use append::Gathered;
+use commit::Until;
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
@@ -34,6 +35,8 @@ const INLINE_FRESH: Duration = Duration::from_secs(1);
 const LAYOUT_KNOWN: Duration = Duration::from_secs(3600);
 /// A file nobody has open is committed when it was not touched for so long.
 const LATE: Duration = Duration::from_secs(2);
+/// How long the time of synced bytes may stay unlogged.
+const DEFER_MAX: Duration = Duration::from_secs(1);
 /// One piece taken from the write budget at a time.
 const WRITE_PIECE: usize = 1 << 20;
 /// More dirty ranges than this in inline content become one.
@@ -60,6 +63,17 @@ struct Pending {
     writes: u64,
     /// The master may believe that this client writes.
     marked: bool,
+    logged: Logged,
+}
+
+/// The last commit of size and time.
+#[derive(Default)]
+struct Logged {
+    at: Option<Instant>,
+    /// Chunks that were being written by then: the master knows that they have content.
+    chunks: BTreeSet<u64>,
+    /// Something of later has been left to the next one.
+    deferred: bool,
 }
 
 struct Inner {
@@ -523,11 +537,32 @@ impl FileState {
         }
         let file = Arc::clone(self);
         let begun = spawn("late commit", move || {
-            let committed = file.commit_all(true);
+            let committed = file.commit_all(Until::Closed);
             if let Err(error) = &committed {
                 tracing::warn!(ino = file.ino.0, %error, "written after the last close, and lost");
             }
             file.lock().touched = Instant::now();
+            file.committing_late.store(false, Ordering::Release);
+        });
+        if begun.is_err() {
+            self.committing_late.store(false, Ordering::Release);
+        }
+    }
+
+    /// Logs the time of what was synced without it.
+    pub(crate) fn commit_deferred(self: &Arc<Self>) {
+        let due = {
+            let Logged { at, deferred, .. } = &self.lock().pending.logged;
+            *deferred && at.is_none_or(|at| DEFER_MAX <= at.elapsed())
+        };
+        if !due || self.committing_late.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let file = Arc::clone(self);
+        let begun = spawn("deferred commit", move || {
+            if let Err(error) = file.log_times() {
+                tracing::debug!(ino = file.ino.0, %error, "left to the next sync");
+            }
             file.committing_late.store(false, Ordering::Release);
         });
         if begun.is_err() {

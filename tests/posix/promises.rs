@@ -47,6 +47,47 @@ fn what_is_closed_on_one_mount_is_read_by_an_open_on_the_other() {
 }
 
 #[test]
+fn fdatasync_leaves_the_time_to_a_moment_later() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    let there = cluster.mount_again("second").join("f");
+    let here = cluster.mount().join("f");
+    write(&here, &vec![1; 1 << 20]);
+    let file = OpenOptions::new().write(true).open(&here).unwrap();
+    file.write_all_at(&[2; 4096], 0).unwrap();
+    file.sync_data().unwrap();
+    let logged = || cluster.dfs_json(["status"])["logIndex"].as_u64().unwrap();
+    let (before, begun) = (logged(), Instant::now());
+    let mut syncs = 0;
+    while syncs < 100 {
+        file.write_all_at(&[3; 4096], syncs * 4096).unwrap();
+        file.sync_data().unwrap();
+        syncs += 1;
+    }
+    // One a second, and what else a master logs of itself.
+    let entries = logged() - before;
+    let seconds = begun.elapsed().as_secs() + 1;
+    assert!(entries < 10 + 5 * seconds && entries < syncs, "{entries} in {seconds} s");
+    // Open still, and nobody writes: the time is told all the same.
+    let told = fs::metadata(&there).unwrap().modified().unwrap();
+    file.write_all_at(&[4; 4096], 0).unwrap();
+    file.sync_data().unwrap();
+    wait_until("the other mount sees a later time", || {
+        told < fs::metadata(&there).unwrap().modified().unwrap()
+    });
+    // With its metadata: at once.
+    let told = fs::metadata(&there).unwrap().modified().unwrap();
+    thread::sleep(Duration::from_millis(1100));
+    file.write_all_at(&[5; 4096], 0).unwrap();
+    file.sync_all().unwrap();
+    thread::sleep(Duration::from_millis(1100));
+    assert!(told < fs::metadata(&there).unwrap().modified().unwrap());
+    assert!(fs::read(&there).unwrap()[..4096] == [5; 4096]);
+}
+
+#[test]
 fn records_appended_by_two_mounts_are_all_there_and_whole() {
     on_two_mounts(|a, b| {
         const RECORDS: usize = 150;

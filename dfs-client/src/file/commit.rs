@@ -5,15 +5,26 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 
-use super::{FileState, INLINE_RANGES_MAX, Pending, small};
+use super::{DEFER_MAX, FileState, INLINE_RANGES_MAX, Logged, Pending, small};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
 use crate::session::lock;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A truncation that is under way is looked at again after so long.
 const AGAIN: Duration = Duration::from_millis(5);
+
+/// How much is to be done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Until {
+    /// All bytes are stable, and found again: the time may be logged later.
+    DataSynced,
+    Synced,
+    /// And nobody here writes any more.
+    Closed,
+}
 
 /// What one commit is about.
 #[derive(Clone, Copy)]
@@ -79,7 +90,7 @@ impl FileState {
     /// The first error of an earlier write, once.
     pub fn flush(&self) -> Result<()> {
         let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
-        self.commit_all(last)
+        self.commit_all(if last { Until::Closed } else { Until::Synced })
     }
 
     /// As `fsync(2)`.
@@ -87,10 +98,19 @@ impl FileState {
     /// # Errors
     /// The first error of an earlier write, once.
     pub fn fsync(&self) -> Result<()> {
-        self.commit_all(false)
+        self.commit_all(Until::Synced)
     }
 
-    pub(super) fn commit_all(&self, done_writing: bool) -> Result<()> {
+    /// As `fdatasync(2)`.
+    ///
+    /// # Errors
+    /// The first error of an earlier write, once.
+    pub fn fdatasync(&self) -> Result<()> {
+        self.commit_all(Until::DataSynced)
+    }
+
+    pub(super) fn commit_all(&self, until: Until) -> Result<()> {
+        let done_writing = until == Until::Closed;
         // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
         let _alone = done_writing.then(|| self.alone());
         self.settle_appends();
@@ -103,15 +123,10 @@ impl FileState {
             return Ok(());
         }
         let inline = self.commit_inline();
-        let wrote = {
-            let inner = self.lock();
-            let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
-            let cuts = cuts.unwrap_or(u64::MAX);
-            let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
-            Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
-        };
+        let wrote = self.to_commit();
         let last_word = done_writing && wrote.marked;
-        let mut logged = !(wrote.marked || wrote.mtime.is_some() || wrote.kill_priv);
+        let mut logged = !(wrote.marked || wrote.mtime.is_some() || wrote.kill_priv)
+            || until == Until::DataSynced && self.may_defer(&wrote);
         let stable = inline.and_then(|()| {
             self.each_writer(ChunkWriter::acknowledged_and_syncing)?;
             self.writers().iter().for_each(ChunkWriter::start_sync);
@@ -130,6 +145,37 @@ impl FileState {
             self.keep(self.forgive_gone(outcome));
         }
         self.lock().error.tell_sync()
+    }
+
+    fn to_commit(&self) -> Wrote {
+        let inner = self.lock();
+        let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
+        let cuts = cuts.unwrap_or(u64::MAX);
+        let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
+        Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
+    }
+
+    /// Whether stable bytes are found again without a commit: a moment ago the file was as large, with content in these
+    /// chunks. Should it have been cut meanwhile, the mark of this writer leads to its last chunk.
+    fn may_defer(&self, wrote: &Wrote) -> bool {
+        let mut inner = self.lock();
+        let logged = &inner.pending.logged;
+        let may = wrote.end <= wrote.known_size
+            && wrote.marked
+            && !wrote.kill_priv
+            && logged.at.is_some_and(|at| at.elapsed() < DEFER_MAX)
+            && inner.writers.keys().all(|index| logged.chunks.contains(index));
+        inner.pending.logged.deferred |= may;
+        may
+    }
+
+    /// Logs what syncs have left to this.
+    pub(super) fn log_times(&self) -> Result<()> {
+        let _one = lock(&self.commit);
+        let wrote = self.to_commit();
+        let logged = self.commit_size(&wrote, 0, false).map(|_logged| ());
+        self.lock().pending.logged.at = Some(Instant::now());
+        logged
     }
 
     fn is_committed(&self, done_writing: bool) -> bool {
@@ -185,6 +231,7 @@ impl FileState {
     fn commit_size(&self, wrote: &Wrote, size: u64, done_writing: bool) -> Result<bool> {
         let Wrote { end, cuts: cuts_seen, mtime, kill_priv, writes, .. } = *wrote;
         let ino = self.ino;
+        let chunks: BTreeSet<u64> = self.lock().writers.keys().copied().collect();
         let change = Change::CommitSize { ino, size, cuts_seen, mtime, done_writing, kill_priv };
         let attr = match self.io.link.change(change) {
             Ok(Outcome::Attr(attr)) => Some(attr),
@@ -202,6 +249,7 @@ impl FileState {
         if size < end && logged < end {
             return Ok(false);
         }
+        inner.pending.logged = Logged { at: Some(Instant::now()), chunks, deferred: false };
         let unchanged = inner.pending.writes == writes;
         if unchanged {
             inner.pending.end = 0;

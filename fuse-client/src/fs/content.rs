@@ -125,8 +125,13 @@ impl FileSystem {
         Ok(Reply::Done)
     }
 
-    pub(super) fn fsync(&self, ino: InodeNo, _datasync: bool) -> Answer {
-        self.session.file(ino).fsync()?;
+    pub(super) fn fsync(&self, ino: InodeNo, datasync: bool) -> Answer {
+        let file = self.session.file(ino);
+        if datasync {
+            file.fdatasync()?
+        } else {
+            file.fsync()?
+        }
         self.unsynced.remove(&ino);
         Ok(Reply::Done)
     }
