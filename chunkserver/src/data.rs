@@ -16,6 +16,7 @@ use dfs_service::clock::monotonic_nanos;
 
 use crate::node::{Node, lock};
 use crate::reply::ReplyWriter;
+use crate::store::{Store, StoreError};
 use crate::{adopt, member, primary, repair};
 
 /// Unanswered requests of one connection, and their payload.
@@ -218,6 +219,8 @@ fn name(call: &DataCall) -> &'static str {
         DataCall::Committed { .. } => "committed",
         DataCall::Space => "space",
         DataCall::Repair { .. } => "repair",
+        DataCall::ReadSums { .. } => "read_sums",
+        DataCall::LocalDoor => "local_door",
     }
 }
 
@@ -256,6 +259,8 @@ fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
         | DataCall::FetchSums { .. }
         | DataCall::FetchBlock { .. }
         | DataCall::Committed { .. }
+        | DataCall::ReadSums { .. }
+        | DataCall::LocalDoor
         | DataCall::Space => tracing::debug!("one-way call ignored"),
     }
 }
@@ -283,6 +288,21 @@ fn on_request(
             // One large read must not cost the connection's memory for ever.
             buffer.shrink_to(1 << 20);
         }
+        DataCall::ReadSums { chunk, version, offset, len } => {
+            match read_sums(node, chunk, version, offset, len) {
+                Ok((reply, sums)) => waiter.reply_with(node, &reply, &sums, None),
+                Err(failure) => waiter.reply(node, &DataReply::Failed(failure)),
+            }
+        }
+        DataCall::LocalDoor => waiter.reply(
+            node,
+            &match &node.local_door {
+                Some(door) => {
+                    DataReply::LocalDoor { name: door.name.clone(), token: door.token.to_vec() }
+                }
+                None => bad("no files are handed out here"),
+            },
+        ),
         DataCall::Stat { chunk, version } => {
             let reply = stat(node, chunk, version).unwrap_or_else(DataReply::Failed);
             waiter.reply(node, &reply);
@@ -374,14 +394,41 @@ fn read(
     len: u32,
     buffer: &mut Vec<u8>,
 ) -> Result<u64, DataFailure> {
+    served(node, chunk, version, offset, len, |store| {
+        store.read(chunk, version, offset, u64::from(len), buffer)
+    })
+}
+
+/// What a client needs to read the bytes from the file itself.
+fn read_sums(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    offset: u64,
+    len: u32,
+) -> Result<(DataReply, Vec<u8>), DataFailure> {
+    let found = served(node, chunk, version, offset, len, |store| {
+        store.read_sums(chunk, version, offset, u64::from(len))
+    })?;
+    let reply = DataReply::ReadSums { replica_len: found.replica_len, in_file: found.in_file };
+    node.metrics.local_read_bytes.inc_by(u64::from(len));
+    Ok((reply, found.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()))
+}
+
+/// Does `read` with all that must hold before and after it.
+fn served<T>(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    offset: u64,
+    len: u32,
+    read: impl FnOnce(&Store) -> Result<T, StoreError>,
+) -> Result<T, DataFailure> {
     node.fence.check()?;
     if PAYLOAD_BYTES_MAX < len {
         return Err(DataFailure::BadRequest { reason: format!("read of {len} bytes") });
     }
-    let replica_len = node
-        .store
-        .read(chunk, version, offset, u64::from(len), buffer)
-        .map_err(|error| node.failure(version, &error))?;
+    let found = read(&node.store).map_err(|error| node.failure(version, &error))?;
     // After reading: what was read may be served once all that was applied before it is everywhere.
     let end = offset.saturating_add(u64::from(len));
     match node.leaders.of_version(chunk, version) {
@@ -390,7 +437,7 @@ fn read(
     }
     // Asked again: the lease may have ended while the disk was slow.
     node.fence.check()?;
-    Ok(replica_len)
+    Ok(found)
 }
 
 fn stat(node: &Node, chunk: ChunkId, version: ChunkVersion) -> Result<DataReply, DataFailure> {

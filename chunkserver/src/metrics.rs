@@ -13,6 +13,8 @@ pub(crate) struct Metrics {
     pub(crate) mutate_seconds: Histogram,
     /// Payload bytes answered to reads.
     pub(crate) read_bytes: IntCounter,
+    /// Bytes that clients on this machine were told the checksums of.
+    pub(crate) local_read_bytes: IntCounter,
     /// Payload bytes applied, as primary or member.
     pub(crate) written_bytes: IntCounter,
     /// Operations applied as a member.
@@ -46,6 +48,10 @@ impl Metrics {
             mutate_seconds: made
                 .seconds("dfs_chunkserver_mutate_seconds", "mutation until acknowledged"),
             read_bytes: made.counter("dfs_chunkserver_read_bytes_total", "bytes read by clients"),
+            local_read_bytes: made.counter(
+                "dfs_chunkserver_local_read_bytes_total",
+                "bytes vouched for, read from files",
+            ),
             written_bytes: made.counter("dfs_chunkserver_written_bytes_total", "bytes applied"),
             replicated: made
                 .counter("dfs_chunkserver_replicated_operations_total", "applied as member"),

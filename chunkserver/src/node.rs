@@ -14,6 +14,7 @@ use dfs_service::clock::monotonic_nanos;
 use crate::config::Config;
 use crate::damage::Damage;
 use crate::fence::Fence;
+use crate::local_door::LocalDoor;
 use crate::member::Members;
 use crate::metrics::Metrics;
 use crate::peer::Peers;
@@ -35,6 +36,8 @@ pub(crate) struct Node {
     pub(crate) members: Members,
     pub(crate) metrics: Metrics,
     pub(crate) damage: Damage,
+    /// `None`: it could not be opened.
+    pub(crate) local_door: Option<LocalDoor>,
     pub(crate) news: News,
     space: CachedSpace,
 }
@@ -82,6 +85,11 @@ impl Node {
             config.connect_timeout,
             config.apply_timeout,
         );
+        let local_door = LocalDoor::open()
+            .inspect_err(
+                |error| tracing::warn!(%error, "clients here read through their connections"),
+            )
+            .ok();
         Self {
             server,
             fs,
@@ -92,6 +100,7 @@ impl Node {
             members: Members::default(),
             metrics: Metrics::new(),
             damage: Damage::default(),
+            local_door,
             news: News::default(),
             space: CachedSpace::default(),
             store,

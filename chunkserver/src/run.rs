@@ -110,6 +110,9 @@ impl Server {
             .run(on_frames, control, runtime.handle().clone())
             .context("start accepting")?;
 
+        if let Some(door) = &node.local_door {
+            door.serve(&node).context("serve the local door")?;
+        }
         let ticker = Shutdown::new();
         let ticker_thread = {
             let (node, ticker) = (Arc::clone(&node), ticker.clone());
@@ -176,6 +179,9 @@ impl Server {
             && thread.join().is_err()
         {
             tracing::error!("ticker panicked");
+        }
+        if let Some(door) = &self.node.local_door {
+            door.close();
         }
         self.connections.close();
         self.node.peers.close();

@@ -120,6 +120,16 @@ pub struct ReplicaReport {
     pub spec: ChunkSpec,
 }
 
+/// What vouches for a range of a replica.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RangeSums {
+    pub replica_len: u64,
+    /// Of the blocks that the range touches.
+    pub sums: Vec<u32>,
+    /// None of it is in memory and the journal only.
+    pub in_file: bool,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Space {
     pub used_bytes: u64,
@@ -259,6 +269,26 @@ impl Store {
             out.clear();
         }
         result
+    }
+
+    /// Checksums of the blocks that [`Self::read`] would verify, for somebody else to verify the file's bytes with.
+    ///
+    /// # Errors
+    /// `NotFound`, `WrongVersion`, `NotCurrent`.
+    pub fn read_sums(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u64,
+        len: u64,
+    ) -> Result<RangeSums, StoreError> {
+        self.engine().read_sums(chunk, version, offset, len)
+    }
+
+    /// The file of a replica that is here.
+    #[must_use]
+    pub fn chunk_file(&self, chunk: ChunkId) -> Option<PathBuf> {
+        self.report(chunk).map(|_| self.engine().config.dir.join(files::chunk_path(chunk)))
     }
 
     /// One block and its checksum, whatever version is held, current or not: for adoption, repair and scrub.

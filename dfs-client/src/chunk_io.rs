@@ -10,6 +10,7 @@
 mod faults;
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -28,6 +29,7 @@ use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
 use crate::budget::Budget;
 use crate::error::{ClientError, Fault, Faults, Result};
 use crate::jobs::{Carriers, Jobs};
+use crate::local_files;
 use crate::master_link::{MasterLink, unexpected};
 use crate::servers::{Lane, ServerLink, Servers, reply_of};
 use crate::session::{lock, random, spawn};
@@ -368,6 +370,9 @@ impl ChunkIo {
     ) -> bool {
         let Some(link) = self.order(layout, offset).into_iter().next() else { return false };
         let Ok(connection) = self.servers.connection(&link, Lane::Read) else { return false };
+        if let Some(file) = self.servers.local_file(&link, layout, offset, len) {
+            return start_local(&link, &connection, layout, file, (offset, len), on_done);
+        }
         let call =
             DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
         let began = link.read_began();
@@ -545,6 +550,46 @@ impl ChunkIo {
             .map(|member| self.servers.link(member.member.server, &member.address))
             .ok_or_else(|| io::Error::other("the layout has no primary"))
     }
+}
+
+/// As [`ChunkIo::start_read`], from the file itself: the server is asked for the checksums only.
+fn start_local(
+    link: &Arc<ServerLink>,
+    connection: &FrameClient,
+    layout: &Arc<ChunkLayout>,
+    file: Arc<File>,
+    (offset, len): (u64, u32),
+    on_done: Box<dyn FnOnce(Option<Vec<u8>>) + Send>,
+) -> bool {
+    let (chunk, version) = (layout.chunk, layout.version);
+    let call = DataCall::ReadSums { chunk, version, offset, len }.to_bytes();
+    let layout = Arc::clone(layout);
+    let began = link.read_began();
+    let of_reply = Arc::clone(link);
+    let started = connection.start(
+        &call,
+        &[],
+        None,
+        Box::new(move |reply| {
+            let worked = reply.is_ok();
+            let bytes = reply.ok().and_then(|frame| match reply_of(&frame) {
+                Ok(DataReply::ReadSums { replica_len, in_file: true }) => {
+                    let sums = &frame.payload;
+                    local_files::read(&file, &layout, (offset, len), replica_len, sums)
+                }
+                _ => None,
+            });
+            if bytes.is_none() {
+                of_reply.local.forget(chunk);
+            }
+            of_reply.read_ended(began, worked);
+            on_done(bytes);
+        }),
+    );
+    if started.is_err() {
+        link.read_ended(began, false);
+    }
+    started.is_ok()
 }
 
 fn answer_of(reply: io::Result<Frame>) -> ReadAnswer {

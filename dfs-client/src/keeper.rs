@@ -40,6 +40,8 @@ fn turn(session: &Arc<Session>) {
         if !session.is_open(file.ino()) {
             file.commit_late();
         }
+        file.commit_deferred();
     }
+    session.io.servers.sweep_local_files();
     session.forget_files(|file| file.is_idle(IDLE_MAX) && !session.is_open(file.ino()));
 }

@@ -13,6 +13,7 @@ mod chunk_io;
 mod chunk_writer;
 mod jobs;
 mod keeper;
+mod local_files;
 mod master_link;
 mod own_changes;
 mod readahead;

@@ -5,6 +5,7 @@
 )]
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,11 +14,14 @@ use std::time::{Duration, Instant};
 
 use dfs_core::client::replica::{ReplicaView, smooth};
 use dfs_core::ids::{ClientId, FsId, ServerId};
+use dfs_proto::chunk_file::BLOCK_BYTES_MAX;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataReply, Peer};
 use dfs_proto::frame_conn::{Frame, FrameClient, LoneClient};
+use dfs_proto::meta_rpc::ChunkLayout;
 use dfs_service::conn::{self, ClusterKey, Door};
 
+use crate::local_files::{DoorAddress, LOCAL_BYTES_MIN, LocalFiles};
 use crate::session::lock;
 
 const DIAL_MAX: Duration = Duration::from_secs(1);
@@ -56,6 +60,7 @@ pub(crate) struct ServerLink {
     life: Mutex<Life>,
     latency_us: AtomicU64,
     in_flight: AtomicU64,
+    pub(crate) local: LocalFiles,
 }
 
 /// What is known of a server that left something unanswered.
@@ -121,6 +126,7 @@ impl Servers {
                 life: Mutex::default(),
                 latency_us: AtomicU64::new(0),
                 in_flight: AtomicU64::new(0),
+                local: LocalFiles::default(),
             })
         });
         Arc::clone(link)
@@ -208,6 +214,35 @@ impl Servers {
             idle.push(lone);
         }
         Ok(frame)
+    }
+
+    /// The chunk's file, if a read of it is better done here.
+    pub(crate) fn local_file(
+        &self,
+        link: &ServerLink,
+        layout: &ChunkLayout,
+        offset: u64,
+        len: u32,
+    ) -> Option<Arc<File>> {
+        let whole = offset.is_multiple_of(BLOCK_BYTES_MAX.min(layout.chunk_size.max(1)));
+        if len < LOCAL_BYTES_MIN || !whole {
+            return None;
+        }
+        link.local.file(layout.chunk, || {
+            let frame = self.call(link, &DataCall::LocalDoor.to_bytes(), DIAL_MAX)?;
+            match reply_of(&frame)? {
+                DataReply::LocalDoor { name, token } => Ok(DoorAddress { name, token }),
+                other => Err(io::Error::other(format!("local door was answered {other:?}"))),
+            }
+        })
+    }
+
+    /// Closes files that were open for long enough.
+    pub(crate) fn sweep_local_files(&self) {
+        let links: Vec<_> = lock(&self.links).values().map(Arc::clone).collect();
+        for link in links {
+            link.local.sweep();
+        }
     }
 
     fn dial_lone(&self, link: &ServerLink) -> io::Result<LoneClient> {

@@ -55,6 +55,10 @@ pub enum DataCall {
     Committed { chunk: ChunkId, version: ChunkVersion, seq: u64 },
     /// Answered with `Applied { seq: 0, free_bytes }`.
     Space,
+    /// As `Read`, by a client that reads the file itself ([`crate::local_door`]). Reply payload: checksums.
+    ReadSums { chunk: ChunkId, version: ChunkVersion, offset: u64, len: u32 },
+    /// Where files are handed out to clients on the same machine.
+    LocalDoor,
     /// One-way, from whoever got `BadBlock`: these members may have the right bytes.
     Repair { layout: ChunkLayout, block: u32 },
 }
@@ -142,6 +146,15 @@ pub enum DataReply {
     Block {
         crc: u32,
     },
+    /// `in_file`: the file holds it all. Payload: u32 little-endian checksums of the blocks in question.
+    ReadSums {
+        replica_len: u64,
+        in_file: bool,
+    },
+    LocalDoor {
+        name: String,
+        token: Vec<u8>,
+    },
     Failed(DataFailure),
 }
 
@@ -204,6 +217,8 @@ wire_enum!(DataCall {
     25 = Committed { chunk, version, seq },
     26 = Space,
     27 = Repair { layout, block },
+    28 = ReadSums { chunk, version, offset, len },
+    29 = LocalDoor,
 });
 wire_enum!(Peer { 1 = Client(client), 2 = Server(server) });
 wire_enum!(WireMutation {
@@ -223,6 +238,8 @@ wire_enum!(DataReply {
     7 = Applied { seq, free_bytes },
     8 = Sums { version, seq, len, sealed, digest, client_table_bytes },
     9 = Block { crc },
+    10 = ReadSums { replica_len, in_file },
+    11 = LocalDoor { name, token },
     20 = Failed(failure),
 });
 wire_enum!(DataFailure {

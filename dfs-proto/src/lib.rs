@@ -7,6 +7,7 @@ pub mod convert;
 pub mod data_rpc;
 pub mod frame;
 pub mod frame_conn;
+pub mod local_door;
 pub mod meta_rpc;
 
 /// Control plane messages and services, generated from `proto/control.proto`.

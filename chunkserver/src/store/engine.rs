@@ -18,7 +18,7 @@ use super::journal::{Fate, Journal, lock};
 use super::replica::{Effect, Replica, block_number, index};
 use super::space::Accounts;
 use super::sync::Signal;
-use super::{Mutation, OpTag, ReplicaReport, Seen, StoreConfig};
+use super::{Mutation, OpTag, RangeSums, ReplicaReport, Seen, StoreConfig};
 
 /// Longer writes beyond the end go to the file first and are written once.
 pub(super) const BULK_BYTES_MIN: usize = (128 << 10) + 1;
@@ -111,6 +111,19 @@ impl Cell {
 }
 
 impl State {
+    /// The replica, if it may answer reads of `version`.
+    fn readable(&self, chunk: ChunkId, version: ChunkVersion) -> Result<&Replica, StoreError> {
+        let replica = self.held(chunk)?;
+        let have = replica.position.version;
+        if replica.not_current {
+            return Err(StoreError::NotCurrent { chunk });
+        }
+        if have != version {
+            return Err(StoreError::WrongVersion { chunk, have, asked: version });
+        }
+        Ok(replica)
+    }
+
     pub(super) fn held(&self, chunk: ChunkId) -> Result<&Replica, StoreError> {
         self.replica.as_ref().ok_or(StoreError::NotFound { chunk })
     }
@@ -468,14 +481,7 @@ impl Engine {
     ) -> Result<u64, StoreError> {
         let cell = self.cell(chunk)?;
         let state = cell.read();
-        let replica = state.held(chunk)?;
-        let have = replica.position.version;
-        if replica.not_current {
-            return Err(StoreError::NotCurrent { chunk });
-        }
-        if have != version {
-            return Err(StoreError::WrongVersion { chunk, have, asked: version });
-        }
+        let replica = state.readable(chunk, version)?;
         out.clear();
         let end = offset.saturating_add(len).min(replica.len);
         if end <= offset {
@@ -495,6 +501,27 @@ impl Engine {
         out.truncate(index(end - from));
         out.drain(..index(offset - from));
         Ok(replica.len)
+    }
+
+    pub(super) fn read_sums(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u64,
+        len: u64,
+    ) -> Result<RangeSums, StoreError> {
+        let cell = self.cell(chunk)?;
+        let state = cell.read();
+        let replica = state.readable(chunk, version)?;
+        let (size, replica_len) = (replica.block_size(), replica.len);
+        let end = offset.saturating_add(len).min(replica_len);
+        if end <= offset {
+            return Ok(RangeSums { replica_len, sums: Vec::new(), in_file: true });
+        }
+        let (from, to) = (offset / size * size, end.next_multiple_of(size));
+        let in_file = !state.pending.iter().any(|(_, effect)| effect.touches(from, to));
+        let sums = (from / size..to / size).map(|block| replica.sum(block)).collect();
+        Ok(RangeSums { replica_len, sums, in_file })
     }
 
     pub(super) fn read_for_copy(
@@ -681,12 +708,21 @@ impl Effect {
         }
     }
 
-    /// Shows the effect in `bytes`, which are those at `from`.
-    fn overlay(&self, from: u64, bytes: &mut [u8]) {
-        let (offset, len) = match self {
+    fn range(&self) -> (u64, u64) {
+        match self {
             Self::Write { offset, data } => (*offset, data.len() as u64),
             Self::Zero { offset, len } => (*offset, *len),
-        };
+        }
+    }
+
+    fn touches(&self, from: u64, to: u64) -> bool {
+        let (offset, len) = self.range();
+        offset < to && from < offset.saturating_add(len)
+    }
+
+    /// Shows the effect in `bytes`, which are those at `from`.
+    fn overlay(&self, from: u64, bytes: &mut [u8]) {
+        let (offset, len) = self.range();
         let start = offset.max(from);
         let end = (offset + len).min(from + bytes.len() as u64);
         if end <= start {
