@@ -293,43 +293,73 @@ fn a_frozen_primary_is_left_out_and_nothing_is_lost() {
     check_same(&read_all(&file), &content);
 }
 
+const RECORD_LEN: usize = 500;
+
+fn record(who: u64, number: u64) -> Vec<u8> {
+    let mut record = pattern(who * 1_000_000 + number + 1, RECORD_LEN);
+    record[..8].copy_from_slice(&who.to_le_bytes());
+    record[8..16].copy_from_slice(&number.to_le_bytes());
+    record
+}
+
+/// Appends records until `go_on` says no, and flushes: how many, and the offsets of those that were waited for.
+fn append_records(
+    session: &Arc<Session>,
+    ino: InodeNo,
+    who: u64,
+    go_on: impl Fn(usize) -> bool,
+) -> (usize, Vec<u64>) {
+    session.open(ino, true).unwrap();
+    let file = session.file(ino);
+    let mut offsets = Vec::new();
+    let mut number = 0;
+    while go_on(number) {
+        let record = record(who, number as u64);
+        if who < 2 {
+            offsets.push(file.append(&record).unwrap());
+        } else {
+            file.append_behind(&record).unwrap();
+            if number % 64 == 63 {
+                file.fsync().unwrap();
+            }
+        }
+        number += 1;
+    }
+    file.flush().unwrap();
+    (number, offsets)
+}
+
+/// Every record is there once, whole, where it was said to be, those of each writer in order.
+fn check_records(content: &[u8], written: &[(usize, Vec<u64>)]) {
+    let mut found = vec![0; written.len()];
+    for (place, bytes) in content.chunks(RECORD_LEN).enumerate() {
+        let who = u64::from_le_bytes(bytes[..8].try_into().unwrap());
+        let writer = usize::try_from(who).unwrap();
+        let next: &mut usize = &mut found[writer];
+        let at = place * RECORD_LEN;
+        assert!(bytes == record(who, *next as u64), "at {at}: not record {next} of {who}");
+        if let Some(offset) = written[writer].1.get(*next) {
+            assert_eq!(*offset, at as u64);
+        }
+        *next += 1;
+    }
+    let counts: Vec<usize> = written.iter().map(|(count, _)| *count).collect();
+    assert_eq!(found, counts);
+}
+
 /// Two of them wait for each record, two write behind.
 #[test]
 fn appends_of_four_sessions_are_there_once_each_while_servers_die() {
-    const LEN: usize = 500;
     let cluster = start("on-failure");
     let stop = Arc::new(AtomicBool::new(false));
     let maker = session(&cluster, "maker");
     let ino = create(&maker, "log", chunks(64 << 10)).ino();
-    let record = |who: u64, number: u64| {
-        let mut record = pattern(who * 1_000_000 + number + 1, LEN);
-        record[..8].copy_from_slice(&who.to_le_bytes());
-        record[8..16].copy_from_slice(&number.to_le_bytes());
-        record
-    };
     let writers: Vec<_> = (0..4u64)
         .map(|who| {
             let session = session(&cluster, &format!("appender {who}"));
             let stop = Arc::clone(&stop);
             std::thread::spawn(move || {
-                session.open(ino, true).unwrap();
-                let file = session.file(ino);
-                let mut offsets = Vec::new();
-                let mut number = 0;
-                while !stop.load(Ordering::Acquire) {
-                    let record = record(who, number as u64);
-                    if who < 2 {
-                        offsets.push(file.append(&record).unwrap());
-                    } else {
-                        file.append_behind(&record).unwrap();
-                        if number % 64 == 63 {
-                            file.fsync().unwrap();
-                        }
-                    }
-                    number += 1;
-                }
-                file.flush().unwrap();
-                (number, offsets)
+                append_records(&session, ino, who, |_| !stop.load(Ordering::Acquire))
             })
         })
         .collect();
@@ -342,23 +372,37 @@ fn appends_of_four_sessions_are_there_once_each_while_servers_die() {
     let written: Vec<_> = writers.into_iter().map(|writer| writer.join().unwrap()).collect();
     maker.file(ino).invalidate();
     let content = read_all(&maker.file(ino));
-    let mut found = [0; 4];
-    for (place, bytes) in content.chunks(LEN).enumerate() {
-        let who = u64::from_le_bytes(bytes[..8].try_into().unwrap());
-        let writer = usize::try_from(who).unwrap();
-        let next: &mut usize = &mut found[writer];
-        let expected = record(who, *next as u64);
-        assert_eq!(bytes, &expected[..], "at {}: record {next} of {who}", place * LEN);
-        if let Some(offset) = written[writer].1.get(*next) {
-            assert_eq!(*offset, (place * LEN) as u64);
-        }
-        *next += 1;
-    }
-    let counts: Vec<usize> = written.iter().map(|(count, _)| *count).collect();
-    assert_eq!(found[..], counts[..]);
-    assert!(400 < counts.iter().sum::<usize>(), "only {counts:?} records");
+    check_records(&content, &written);
+    let total: usize = written.iter().map(|(count, _)| *count).sum();
+    assert!(400 < total, "only {total} records");
     // No multiple of the record's length is one of the chunk's: the ends that were passed were crossed.
     assert!(2 * (64 << 10) < content.len(), "no record crossed a chunk's end");
+}
+
+#[test]
+fn a_file_that_leaves_its_inode_while_four_sessions_append_loses_no_record() {
+    let cluster = start("never");
+    let maker = session(&cluster, "maker");
+    let sessions: Vec<_> =
+        (0..4).map(|who| session(&cluster, &format!("appender {who}"))).collect();
+    for round in 0..40 {
+        let ino = create(&maker, &format!("log {round}"), chunks(64 << 10)).ino();
+        let written: Vec<_> = std::thread::scope(|scope| {
+            let writers: Vec<_> = sessions
+                .iter()
+                .enumerate()
+                .map(|(who, session)| {
+                    let records = if who < 2 { 9 } else { 100 };
+                    scope.spawn(move || {
+                        append_records(session, ino, who as u64, |number| number < records)
+                    })
+                })
+                .collect();
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        maker.file(ino).invalidate();
+        check_records(&read_all(&maker.file(ino)), &written);
+    }
 }
 
 #[test]

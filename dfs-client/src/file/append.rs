@@ -195,17 +195,25 @@ impl FileState {
                     });
                 }
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    attr = self.refresh()?;
+                    attr = self.logged()?;
                     if attr.inline && INLINE_BYTES_MAX < attr.size.saturating_add(data.len() as u64)
                     {
                         self.io.spill(self.ino)?;
-                        attr = self.refresh()?;
+                        attr = self.logged()?;
                     }
                 }
                 Err(error) => return Err(error),
             }
         }
         self.append_to_chunks(attr, data, room)
+    }
+
+    /// What the master has. Not what the last chunk adds to it: a chunk that is full says nothing of the bytes of the
+    /// next one that belong to an append which crosses its end.
+    fn logged(&self) -> Result<Attr> {
+        let attr = self.io.link.getattr(self.ino)?;
+        self.learn(attr.clone(), None, true);
+        Ok(attr)
     }
 
     fn append_to_chunks(&self, mut attr: Attr, data: &[u8], room: &mut u64) -> Result<u64> {
@@ -219,8 +227,11 @@ impl FileState {
         // One operation crosses at most one chunk's end: longer ones are not atomic.
         for piece in data.chunks(small(chunk_size)) {
             let piece = Arc::new(piece.to_vec());
+            // A file that ends with its chunk may be about to go on: an append that crosses this very end has the next
+            // bytes. The chunk's primary knows.
+            let mut at_end = !record && 0 < size && size.is_multiple_of(chunk_size);
             let at = loop {
-                let index = size / chunk_size;
+                let index = size / chunk_size - u64::from(at_end);
                 if FILE_BYTES_MAX / chunk_size <= index {
                     return Err(NamespaceError::FileTooLarge.into());
                 }
@@ -238,10 +249,14 @@ impl FileState {
                         stored?;
                         break index * chunk_size + offset;
                     }
-                    Appended::Full { carry } => size = (index + 1) * chunk_size + carry,
+                    Appended::Full { carry } => {
+                        size = (index + 1) * chunk_size + carry;
+                        at_end = false;
+                    }
                     Appended::Moved => {
-                        attr = self.refresh()?;
+                        attr = self.logged()?;
                         size = attr.size;
+                        at_end = !record && 0 < size && size.is_multiple_of(chunk_size);
                     }
                 }
             };
