@@ -10,6 +10,7 @@ use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, InodeNo};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::namespace::Body;
+use dfs_core::time::WallTime;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply};
 
 use crate::state::{Master, accepted, lock};
@@ -54,7 +55,8 @@ impl Master {
             ino,
             size,
             cuts_seen: inode.cuts,
-            mtime: None,
+            // Somewhere behind the last commit it was written: who compares times must see that it is not what it was.
+            mtime: Some(WallTime(dfs_service::clock::wall_nanos())),
             done_writing,
             kill_priv: false,
         };
