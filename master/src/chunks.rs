@@ -162,6 +162,10 @@ impl Master {
             };
             if record.preparing.is_none() && all_up && !reported {
                 self.note_write_layout(chunk, request.client);
+                // Noted before it is asked: a truncation that begins now sees the one, or is seen here.
+                if self.may_be_cut(request.ino, request.index, record.chunk_size) {
+                    return Err(MetaFailure::Busy { retry_after_ms: 2 });
+                }
                 return Ok(MetaReply::Layout(self.layout_of(chunk, &record)));
             }
             if self.is_warming() && self.any_member_unheard(&record) {
@@ -215,6 +219,9 @@ impl Master {
         }
         // Read again: until now the mark may have been on its way out.
         let inode = self.inode(request.ino)?;
+        if self.may_be_cut(request.ino, request.index, inode.layout.chunk_size) {
+            return Err(MetaFailure::Busy { retry_after_ms: 2 });
+        }
         match &inode.body {
             Body::Chunks { writing, .. } => {
                 if !writing {

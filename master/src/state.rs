@@ -51,7 +51,8 @@ pub struct Master {
     /// Who was given a layout to write with, and when (DECISIONS 8).
     pub write_layouts: Mutex<HashMap<ChunkId, BTreeMap<ClientId, Timestamp>>>,
     /// Truncations running now: a repeated request waits for the first.
-    pub truncating: Mutex<HashSet<InodeNo>>,
+    /// To which size each is cut or grown by this process now.
+    pub truncating: Mutex<HashMap<InodeNo, u64>>,
     /// Replicas that nobody needs.
     pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,

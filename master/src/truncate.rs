@@ -1,19 +1,21 @@
 //! Truncation of files in chunks (DECISIONS 8).
 //!
-//! Order: intent logged, freed chunks taken out of the file → their members fenced if somebody else may still write
-//! them → the tail cut through its primary, stable → the end logged → the reply. A master that stops in between
-//! finishes what it finds logged when it starts again.
+//! Order: no layouts to write at or behind the cut are given out → layouts that are out are fenced → intent logged,
+//! freed chunks taken out of the file, a lower size shown → the tail cut through its primary, stable → the end logged →
+//! layouts again, the reply. So whoever sees the lower size, and writes, writes behind the cut. A master that stops in
+//! between finishes what it finds logged when it starts again.
 #![expect(
     clippy::wildcard_enum_match_arm,
     reason = "a request has one kind of answer, every other one is an error by itself"
 )]
 
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use dfs_core::chunk::Chunk;
 use dfs_core::command::{Change, Outcome};
-use dfs_core::ids::{ChunkId, InodeNo, OpId};
-use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::ids::{ChunkId, ClientId, InodeNo, OpId};
+use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Body, NamespaceError};
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
@@ -39,7 +41,7 @@ impl Master {
         size: u64,
     ) -> Result<Outcome, MetaFailure> {
         // One at a time per file; a repeated request waits for the first and then finds its answer.
-        if !lock(&self.truncating).insert(ino) {
+        if !self.begin_truncating(ino, size) {
             return Err(MetaFailure::Busy { retry_after_ms: 10 });
         }
         let outcome = self.truncate_alone(id, low_water, ino, size);
@@ -78,7 +80,10 @@ impl Master {
             );
         }
         // Also when the file grows: a writer may have chunks beyond the logged size.
-        let freed = self.chunks_beyond(ino, size, inode.layout.chunk_size);
+        let chunk_size = inode.layout.chunk_size.max(1);
+        let freed = self.chunks_beyond(ino, size, chunk_size);
+        self.fence_writers(id.client, ino, size, chunk_size, &freed)
+            .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
         let begun = self.propose(
             Some(OpId { part: 0, ..id }),
             low_water,
@@ -92,15 +97,59 @@ impl Master {
                 });
             }
         };
-        for (chunk, record) in &freed {
-            if self.write_layout_is_out(*chunk, id.client) {
-                self.fence(*chunk, record)
-                    .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
-            }
+        for (chunk, _) in &freed {
             lock(&self.write_layouts).remove(chunk);
+        }
+        // Asked again by its client, after it was finished for it: what is behind the cut by now was written since.
+        if meta::truncating(&self.reader(), ino) != Some(size) {
+            return Ok(Outcome::Attr(self.inode(ino)?.attr(ino)));
         }
         self.cut_tail(tail)?;
         self.propose(Some(OpId { part: 1, ..id }), low_water, Change::TruncateEnd { ino, size })
+    }
+
+    fn begin_truncating(&self, ino: InodeNo, size: u64) -> bool {
+        match lock(&self.truncating).entry(ino) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(size);
+                true
+            }
+        }
+    }
+
+    /// Whether chunk `index` of a file may still be cut by a truncation that is under way.
+    #[must_use]
+    pub fn may_be_cut(&self, ino: InodeNo, index: u64, chunk_size: u64) -> bool {
+        let running = lock(&self.truncating).get(&ino).copied();
+        let logged = meta::truncating(&self.reader(), ino);
+        running.into_iter().chain(logged).any(|size| size / chunk_size.max(1) <= index)
+    }
+
+    /// Whoever else may still write behind the cut is refused from here on.
+    fn fence_writers(
+        &self,
+        client: ClientId,
+        ino: InodeNo,
+        size: u64,
+        chunk_size: u64,
+        freed: &[(ChunkId, Chunk)],
+    ) -> Result<(), String> {
+        for (chunk, record) in freed {
+            if self.write_layout_is_out(*chunk, client) {
+                self.fence(*chunk, record)?;
+            }
+        }
+        let tail =
+            (!size.is_multiple_of(chunk_size)).then(|| self.file_chunk(ino, size / chunk_size));
+        match tail.flatten() {
+            Some(chunk) if self.write_layout_is_out(chunk, client) => {
+                self.reconfigure(chunk, None)?;
+                lock(&self.write_layouts).remove(&chunk);
+                Ok(())
+            }
+            Some(_) | None => Ok(()),
+        }
     }
 
     fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<(ChunkId, Chunk)> {
@@ -189,10 +238,18 @@ impl Master {
             usize::MAX,
         );
         for (key, record) in begun {
-            let (Key::Truncating(ino), Record::Truncating(size)) = (key, record) else { continue };
-            if !lock(&self.truncating).insert(ino) {
+            let (Key::Truncating(ino), Record::Truncating(listed)) = (key, record) else {
+                continue;
+            };
+            if !self.begin_truncating(ino, listed) {
                 continue;
             }
+            // It may have ended, and the file have grown again, since it was listed: a cut now would be of new bytes.
+            let Some(size) = meta::truncating(&self.reader(), ino).filter(|size| *size == listed)
+            else {
+                lock(&self.truncating).remove(&ino);
+                continue;
+            };
             let chunk_size = self.inode(ino).map_or(1, |inode| inode.layout.chunk_size.max(1));
             let tail = match size % chunk_size {
                 0 => None,

@@ -450,3 +450,40 @@ fn a_sparse_file_of_a_tebibyte_costs_what_is_written() {
     file.set_len(0).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 0);
 }
+
+#[test]
+fn what_is_synced_after_an_interrupted_truncate_is_not_cut_with_it() {
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    let path = cluster.mount().join("f");
+    let old = pattern(100_000, 1);
+    write_synced(&path, &old);
+    // Layouts of the time before are used up: nobody has to be fenced, the intent is logged without any server.
+    std::thread::sleep(Duration::from_secs(11));
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        cluster.kill(server);
+    }
+    let asked = {
+        let path = path.clone();
+        std::thread::spawn(move || File::options().write(true).open(path)?.set_len(50_000))
+    };
+    wait_until("the size is lowered", || cluster.dfs_json(["stat", "/f"])[0]["size"] == 50_000);
+    for role in ["mount", "master"] {
+        cluster.kill(role);
+    }
+    assert!(asked.join().unwrap().is_err(), "nobody answered");
+    cluster.down();
+    cluster.up();
+    let new = pattern(40_000, 2);
+    let file = File::options().write(true).open(&path).unwrap();
+    file.write_all_at(&new, 60_000).unwrap();
+    file.sync_all().unwrap();
+    let log = cluster.dir().join("log/master.log");
+    wait_until("the truncation is finished", || {
+        std::fs::read_to_string(&log).unwrap().contains("truncation of an earlier reign finished")
+    });
+    let expected = [&old[..50_000], &[0; 10_000], &new].concat();
+    let found = std::fs::read(cluster.mount_again("second").join("f")).unwrap();
+    assert_eq!(found.len(), expected.len());
+    assert!(found == expected, "the bytes written after the truncate");
+}
