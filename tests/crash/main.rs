@@ -2,10 +2,14 @@
 //!
 //! The checker lives outside of the cluster: a worker notes an operation as acknowledged when its call returned, and
 //! at the end every acknowledged `fsync`, append, rename and unlink must be there exactly once; what was not
-//! acknowledged may be there once or not at all. `DFS_CRASH_KILLS` (default 8 a test) and `DFS_CRASH_SEED` are
-//! settings; the seed is printed.
+//! acknowledged may be there once or not at all. Two workers change bytes that are there already, in chunks of 16 and
+//! of 128 KiB (`rewrite`, `ranges`). `DFS_CRASH_KILLS` (default 8 a test) and `DFS_CRASH_SEED` are settings; the seed
+//! is printed.
 #![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod ranges;
+mod rewrite;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -14,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rewrite::Rewritten;
 use tests::{Cluster, Options};
 
 fn setting(name: &str, default: u64) -> u64 {
@@ -188,8 +193,7 @@ fn append(mount: &Path, worker: u64, n: u64, noted: &mut Noted) -> bool {
     appended.is_ok()
 }
 
-fn check(cluster: &Cluster, all: &[Noted]) {
-    let mount = base(cluster);
+fn check(mount: &Path, all: &[Noted]) {
     let mut files = 0;
     for noted in all {
         for (path, expect) in &noted.names {
@@ -243,6 +247,20 @@ fn check(cluster: &Cluster, all: &[Noted]) {
 }
 
 const WORKERS: u64 = 3;
+/// Directories of the workers that change existing bytes, and their chunk sizes: a block, and two of them.
+const REWRITERS: [(&str, &str); 2] = [("rewritten16", "16KiB"), ("rewritten128", "128KiB")];
+
+fn rewrite(dir: &Path, random: &mut Random, stop: &AtomicBool, done: &AtomicU64) -> Rewritten {
+    let mut rewritten = Rewritten::default();
+    while !stop.load(Ordering::Relaxed) {
+        if rewritten.step(dir, random) {
+            done.fetch_add(1, Ordering::Relaxed);
+        } else {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+    rewritten
+}
 
 /// Kills `victims` (one of them each time) under load, waits for progress in between, checks at the end.
 fn kill_under_load(stream: u64, victims: &[&str]) {
@@ -250,16 +268,28 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
         return tests::skipped(&reason);
     }
     let mut random = Random::new(stream);
-    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    let mut cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let mount = base(&cluster);
     fs::create_dir(&mount).unwrap();
-    let noted: Vec<Noted> = std::thread::scope(|scope| {
+    for (dir, chunk_size) in REWRITERS {
+        cluster.dfs(["mkdir", "--chunk-size", chunk_size, &format!("/inside/{dir}")]);
+    }
+    let (noted, rewritten) = std::thread::scope(|scope| {
         let workers: Vec<_> = (0..WORKERS)
             .map(|worker| {
                 let (mount, stop, done) = (&mount, &stop, &done);
                 scope.spawn(move || {
                     work(worker, mount, &mut Random::new(100 * stream + worker), stop, done)
+                })
+            })
+            .collect();
+        let rewriters: Vec<_> = (0..)
+            .zip(REWRITERS)
+            .map(|(n, (dir, _))| {
+                let (dir, stop, done) = (mount.join(dir), &stop, &done);
+                scope.spawn(move || {
+                    rewrite(&dir, &mut Random::new(100 * stream + 50 + n), stop, done)
                 })
             })
             .collect();
@@ -284,17 +314,24 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
             wait_for_progress(&done, 50);
         }));
         stop.store(true, Ordering::Relaxed);
-        let noted = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        let noted: Vec<Noted> = workers.into_iter().map(|worker| worker.join().unwrap()).collect();
+        let rewritten: Vec<Rewritten> =
+            rewriters.into_iter().map(|worker| worker.join().unwrap()).collect();
         if let Err(panic) = outcome {
             println!("{}", cluster.logs());
             std::panic::resume_unwind(panic);
         }
-        noted
+        (noted, rewritten)
     });
     for (worker, noted) in noted.iter().enumerate() {
         println!("worker {worker}: {} acknowledged, {} failed", noted.acknowledged, noted.failed);
     }
-    check(&cluster, &noted);
+    // Another client: nothing it reads comes from this machine's page cache or the memory of the first mount.
+    let mount = cluster.mount_again("check").join("inside");
+    check(&mount, &noted);
+    for ((dir, _), rewritten) in REWRITERS.iter().zip(&rewritten) {
+        rewritten.check(&mount.join(dir));
+    }
     tests::wait_until("dfs fsck is clean", || cluster.try_dfs(["fsck"]).status.success());
 }
 
