@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_proto::codec::Wire as _;
-use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer};
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, decode_sums, encode_sums};
 use dfs_proto::frame_conn::LoneClient;
 use dfs_service::conn::{Door, dial};
 
@@ -92,19 +92,14 @@ pub(crate) fn fetch_sums(client: &mut LoneClient, chunk: ChunkId) -> Result<Sums
     let DataReply::Sums { version, seq, len, sealed, digest, client_table_bytes } = reply else {
         return Err(format!("unexpected reply {reply:?}"));
     };
-    let at = payload
-        .len()
-        .checked_sub(client_table_bytes as usize)
-        .filter(|at| at % 4 == 0)
-        .ok_or("checksums of no sensible length")?;
-    let (sums, client_table) = payload.split_at(at);
-    let word = |bytes: &[u8]| u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    let (sums, client_table) =
+        decode_sums(&payload, client_table_bytes).map_err(|error| error.to_string())?;
     Ok(Sums {
         position: Position { version, seq },
         len,
         sealed,
         digest,
-        sums: sums.chunks_exact(4).map(word).collect(),
+        sums,
         client_table: client_table.to_vec(),
     })
 }
@@ -189,9 +184,7 @@ pub(crate) fn sums(node: &Node, chunk: ChunkId) -> Result<(DataReply, Vec<u8>), 
     let (report, sums, table) =
         node.store.block_sums(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
     let table = table.to_bytes();
-    let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
-
-    payload.extend_from_slice(&table);
+    let payload = encode_sums(&sums, &table);
     let reply = DataReply::Sums {
         version: report.position.version,
         seq: report.position.seq,

@@ -25,5 +25,9 @@ mod reply;
 mod run;
 mod state;
 
+#[cfg(test)]
+#[path = "../../tests/fuzz/engine.rs"]
+mod fuzz_engine;
+
 pub use config::Config;
 pub use run::{Server, run};

@@ -56,10 +56,8 @@ impl ServerState {
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
             Ok(text) => {
-                let whole = text.rfind('\n').map_or(0, |at| at + 1);
-                for line in text[..whole].lines() {
-                    ended.insert(ClientId(u128::from_str_radix(line, 16).map_err(|_| bad(&path))?));
-                }
+                let whole;
+                (ended, whole) = parse_ended(&text).ok_or_else(|| bad(&path))?;
                 if whole < text.len() {
                     // A line cut short by a crash was never acted upon.
                     OpenOptions::new().write(true).open(&path)?.set_len(whole as u64)?;
@@ -165,17 +163,26 @@ impl ServerState {
     }
 
     fn write(&self, reign: Reign) -> io::Result<()> {
-        let body = format!(
-            "dfs-server-state 1 {} {} {} {}",
-            self.incarnation, reign.epoch.0, reign.nonce, reign.log_index
-        );
         let next = self.dir.join("server_state.next");
         let mut file = File::create(&next)?;
-        writeln!(file, "{body} {:08x}", crc32c::crc32c(body.as_bytes()))?;
+        file.write_all(text_of(self.incarnation, reign).as_bytes())?;
         file.sync_all()?;
         fs::rename(&next, self.dir.join("server_state"))?;
         File::open(&self.dir)?.sync_all()
     }
+}
+
+fn text_of(incarnation: u64, reign: Reign) -> String {
+    let Reign { epoch, nonce, log_index } = reign;
+    let body = format!("dfs-server-state 1 {incarnation} {} {nonce} {log_index}", epoch.0);
+    format!("{body} {:08x}\n", crc32c::crc32c(body.as_bytes()))
+}
+
+/// Clients of all whole lines, and the bytes of these.
+fn parse_ended(text: &str) -> Option<(HashSet<ClientId>, usize)> {
+    let whole = text.rfind('\n').map_or(0, |at| at + 1);
+    let id = |line| u128::from_str_radix(line, 16).ok().map(ClientId);
+    Some((text[..whole].lines().map(id).collect::<Option<_>>()?, whole))
 }
 
 fn parse(text: &str) -> Option<(u64, Reign)> {
@@ -189,6 +196,9 @@ fn parse(text: &str) -> Option<(u64, Reign)> {
     let reign = Reign { epoch: Epoch(next()?), nonce: next()?, log_index: next()? };
     Some((incarnation, reign))
 }
+
+#[cfg(test)]
+mod fuzz;
 
 #[cfg(test)]
 mod tests {

@@ -493,7 +493,7 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     number.checked_mul(factor).ok_or_else(|| "does not fit in 64 bits".to_owned())
 }
 
-fn parse_chunk_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_chunk_size(text: &str) -> Result<u64, String> {
     use dfs_core::namespace::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
     let size = parse_size(text)?;
     if size.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&size) {
@@ -504,7 +504,7 @@ fn parse_chunk_size(text: &str) -> Result<u64, String> {
 }
 
 /// Reads `500ms`, `30s`, `5m`, `1h`; a bare number means seconds.
-fn parse_time(text: &str) -> Result<Duration, String> {
+pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
     let number: u64 = digits.parse().map_err(|_| "expected a time such as 30s".to_owned())?;

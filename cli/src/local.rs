@@ -86,6 +86,25 @@ impl ClusterFile {
             chunkservers: Vec::new(),
         }
     }
+
+    /// `path` is for messages.
+    pub(crate) fn parse(text: &str, path: &Path) -> anyhow::Result<Self> {
+        // The number first: a newer layout need not have the rest.
+        let any: serde_json::Value =
+            serde_json::from_str(text).with_context(|| format!("read {}", path.display()))?;
+        let format = any.get("format").and_then(serde_json::Value::as_u64);
+        if format != Some(u64::from(FORMAT)) {
+            return fail(
+                format!(
+                    "{}: format {}, this program knows {FORMAT}",
+                    path.display(),
+                    format.map_or_else(|| "missing".to_owned(), |f| f.to_string()),
+                ),
+                "use the program that wrote it, or a newer one",
+            );
+        }
+        serde_json::from_value(any).with_context(|| format!("read {}", path.display()))
+    }
 }
 
 /// What the holder of the lock is doing: others say so when they are refused.
@@ -196,21 +215,7 @@ impl ClusterDir {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
         };
-        // The number first: a newer layout need not have the rest.
-        let any: serde_json::Value =
-            serde_json::from_str(&text).with_context(|| format!("read {}", path.display()))?;
-        let format = any.get("format").and_then(serde_json::Value::as_u64);
-        if format != Some(u64::from(FORMAT)) {
-            return fail(
-                format!(
-                    "{}: format {}, this program knows {FORMAT}",
-                    path.display(),
-                    format.map_or_else(|| "missing".to_owned(), |f| f.to_string()),
-                ),
-                "use the program that wrote it, or a newer one",
-            );
-        }
-        serde_json::from_value(any).map(Some).with_context(|| format!("read {}", path.display()))
+        ClusterFile::parse(&text, &path).map(Some)
     }
 
     /// Reads `cluster.json`, refusing directories without one.

@@ -15,6 +15,12 @@ mod progress;
 mod remote_path;
 mod supervisor;
 
+#[cfg(test)]
+mod fuzz;
+#[cfg(test)]
+#[path = "../../tests/fuzz/engine.rs"]
+mod fuzz_engine;
+
 use std::io::Write as _;
 use std::process::ExitCode;
 

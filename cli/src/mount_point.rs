@@ -23,7 +23,7 @@ pub(crate) fn mounted_at(path: &Path) -> Vec<String> {
 }
 
 /// Mount points and types of a `mountinfo` table, proc(5).
-fn mounts_in(table: &[u8]) -> Vec<(PathBuf, String)> {
+pub(crate) fn mounts_in(table: &[u8]) -> Vec<(PathBuf, String)> {
     table
         .split(|byte| *byte == b'\n')
         .filter_map(|line| {

@@ -39,8 +39,9 @@ impl std::str::FromStr for ServerId {
 
     fn from_str(text: &str) -> Result<Self, BadServerId> {
         text.strip_prefix("cs-")
+            // As it is printed: one server has one name.
+            .filter(|n| n.starts_with(|c: char| ('1'..='9').contains(&c)))
             .and_then(|n| n.parse().ok())
-            .filter(|n| *n > 0)
             .map(Self)
             .ok_or_else(|| BadServerId(text.to_owned()))
     }

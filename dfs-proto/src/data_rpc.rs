@@ -6,7 +6,7 @@
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, ServerId};
 
-use crate::codec::wire_enum;
+use crate::codec::{DecodeError, wire_enum};
 use crate::meta_rpc::ChunkLayout;
 
 /// Arguments of a request frame.
@@ -259,3 +259,29 @@ wire_enum!(DataFailure {
     14 = StaleEpoch { asked, current },
     15 = Disk { reason },
 });
+
+/// Payload of [`DataReply::Sums`].
+#[must_use]
+pub fn encode_sums(sums: &[u32], client_table: &[u8]) -> Vec<u8> {
+    let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
+    payload.extend_from_slice(client_table);
+    payload
+}
+
+/// Block checksums and client table of what [`encode_sums`] made.
+///
+/// # Errors
+/// `Range` if the length fits no list of checksums.
+pub fn decode_sums(
+    payload: &[u8],
+    client_table_bytes: u32,
+) -> Result<(Vec<u32>, &[u8]), DecodeError> {
+    let (sums, client_table) = payload
+        .len()
+        .checked_sub(client_table_bytes as usize)
+        .filter(|at| at % 4 == 0)
+        .and_then(|at| payload.split_at_checked(at))
+        .ok_or(DecodeError::Range("length of checksums"))?;
+    let (words, _rest) = sums.as_chunks::<4>();
+    Ok((words.iter().copied().map(u32::from_le_bytes).collect(), client_table))
+}

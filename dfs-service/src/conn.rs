@@ -73,7 +73,8 @@ impl ClusterKey {
             return Err(bad(&format!("mode {:o} lets others read it: chmod 600", mode & 0o777)));
         }
         let digits = text.trim();
-        if digits.len() != 64 || !digits.is_ascii() {
+        // `from_str_radix` alone would take "+f", too.
+        if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(bad("expected 64 hexadecimal digits"));
         }
         let mut key = [0; 32];

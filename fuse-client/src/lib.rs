@@ -15,6 +15,10 @@ mod privilege;
 pub mod seam;
 mod workers;
 
+#[cfg(test)]
+#[path = "../../tests/fuzz/engine.rs"]
+mod fuzz_engine;
+
 pub use buffers::{Buffer, Buffers};
 pub use mount::{MountConfig, run};
 pub use mount_point::check_device;

@@ -198,6 +198,9 @@ pub(crate) fn set_readahead(device: &str, kib: u32) -> std::io::Result<()> {
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
 

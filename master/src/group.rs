@@ -20,6 +20,8 @@ pub mod snapshot_files;
 mod types;
 
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::fmt;

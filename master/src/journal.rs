@@ -23,6 +23,8 @@ mod crash_tests;
 #[cfg(test)]
 mod faulty;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, VecDeque};

@@ -21,5 +21,9 @@ pub mod store;
 pub mod surplus;
 pub mod truncate;
 
+#[cfg(test)]
+#[path = "../../tests/fuzz/engine.rs"]
+mod fuzz_engine;
+
 pub use config::Config;
 pub use run::{Server, run};

@@ -28,6 +28,8 @@ mod read_view;
 #[cfg(test)]
 mod crash_tests;
 #[cfg(test)]
+mod fuzz;
+#[cfg(test)]
 mod tests;
 
 const TABLE: TableDefinition<'static, &'static [u8], &'static [u8]> =

@@ -411,3 +411,6 @@ fn replay_op(
     }
     Ok(true)
 }
+
+#[cfg(test)]
+mod fuzz;

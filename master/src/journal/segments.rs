@@ -34,9 +34,11 @@ pub(super) fn segment_name(sequence: u64) -> String {
     format!("{sequence:016}.log")
 }
 
-fn parse_segment_name(name: &str) -> Option<u64> {
+pub(super) fn parse_segment_name(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(".log")?;
-    (digits.len() == 16).then(|| digits.parse().ok())?
+    // `parse` alone would take a sign, too: another file for the same segment.
+    let is_name = digits.len() == 16 && digits.bytes().all(|digit| digit.is_ascii_digit());
+    is_name.then(|| digits.parse().ok())?
 }
 
 /// The writing end of the log.

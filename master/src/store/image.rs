@@ -24,12 +24,19 @@ const BLOCK_BYTES: usize = 64 << 10;
 const BLOCK_BYTES_MAX: usize = 64 << 20;
 
 pub(super) fn write(view: &ReadView, out: &mut dyn Write) -> io::Result<()> {
+    // From the first tag on: what was applied is told apart from the state.
+    write_pairs(view.pairs(&[1]), out)
+}
+
+pub(super) fn write_pairs(
+    pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
+    out: &mut dyn Write,
+) -> io::Result<()> {
     out.write_all(MAGIC)?;
     out.write_all(&FORMAT.to_le_bytes())?;
     let mut block = Vec::with_capacity(BLOCK_BYTES * 2);
     let (mut number, mut count) = (0_u64, 0_u64);
-    // From the first tag on: what was applied is told apart from the state.
-    for (key, value) in view.pairs(&[1]) {
+    for (key, value) in pairs {
         key.put(&mut block);
         value.put(&mut block);
         count += 1;
@@ -54,7 +61,7 @@ fn write_block(number: u64, content: &[u8], covered: &[u8], out: &mut dyn Write)
     out.write_all(content)
 }
 
-fn checksum(number: u64, content: &[u8], covered: &[u8]) -> u32 {
+pub(super) fn checksum(number: u64, content: &[u8], covered: &[u8]) -> u32 {
     let sum = crc32c::crc32c(&number.to_le_bytes());
     crc32c::crc32c_append(crc32c::crc32c_append(sum, content), covered)
 }
@@ -82,8 +89,11 @@ pub(super) fn read(
         if BLOCK_BYTES_MAX < len {
             return Err(damaged("block too long"));
         }
-        block.resize(len, 0);
-        from.read_exact(&mut block)?;
+        block.clear();
+        // Not `resize`: a length that is not true must not cost its memory.
+        if (&mut *from).take(len as u64).read_to_end(&mut block)? < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
         let covered = if len == 0 { &count.to_le_bytes()[..] } else { &[] };
         if checksum(number, &block, covered) != expected {
             return Err(damaged("wrong checksum"));

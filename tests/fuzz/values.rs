@@ -153,6 +153,15 @@ fn changes() -> Vec<Change> {
             mtime: SetTime::To(TIME),
             kill_priv: true,
         },
+        Change::SetAttr {
+            ino: INO,
+            mode: None,
+            uid: Some(1),
+            gid: None,
+            atime: SetTime::Now,
+            mtime: SetTime::Now,
+            kill_priv: false,
+        },
         Change::RemoveXattr { ino: INO, name: name() },
         Change::Reclaim { ino: INO },
         Change::InlineWrite {
@@ -215,11 +224,35 @@ pub(crate) fn commands() -> Vec<Command> {
     changes().into_iter().map(|change| Command { at: TIME, id, low_water: 4, change }).collect()
 }
 
-pub(crate) fn outcomes() -> Vec<Outcome> {
+fn refusals() -> Vec<NamespaceError> {
     vec![
+        NamespaceError::NotFound,
+        NamespaceError::Exists,
+        NamespaceError::NotDirectory,
+        NamespaceError::IsDirectory,
+        NamespaceError::NotEmpty,
+        NamespaceError::NameTooLong,
+        NamespaceError::Invalid("text".to_owned()),
+        NamespaceError::TooManyLinks,
+        NamespaceError::NotPermitted("text".to_owned()),
+        NamespaceError::NoAttribute,
+        NamespaceError::AttributeTooLarge,
+        NamespaceError::FileTooLarge,
+        NamespaceError::LayoutChanged,
+        NamespaceError::Stale,
+        NamespaceError::Locked,
+        NamespaceError::NoLocks,
+        NamespaceError::NoSession,
+        NamespaceError::OutcomeUnknown,
+        NamespaceError::Busy,
+        NamespaceError::Truncated,
+    ]
+}
+
+pub(crate) fn outcomes() -> Vec<Outcome> {
+    let mut outcomes: Vec<Outcome> = refusals().into_iter().map(Outcome::Refused).collect();
+    outcomes.extend([
         Outcome::Done,
-        Outcome::Refused(NamespaceError::Invalid("text".to_owned())),
-        Outcome::Refused(NamespaceError::Busy),
         Outcome::Entry { attr: attr(), created: true },
         Outcome::Attr(attr()),
         Outcome::Unlinked { ino: INO, nlink: 0 },
@@ -228,7 +261,8 @@ pub(crate) fn outcomes() -> Vec<Outcome> {
         Outcome::Chunk { chunk: CHUNK, record: chunk() },
         Outcome::Truncating { tail: Some((CHUNK, 6)), attr: attr() },
         Outcome::LockChanged,
-    ]
+    ]);
+    outcomes
 }
 
 pub(crate) fn records() -> Vec<Record> {
@@ -290,6 +324,7 @@ pub(crate) fn keys() -> Vec<Key> {
             Key::FileChunk(InodeNo(n), 2),
             Key::Chunk(ChunkId(n)),
             Key::Xattr(InodeNo(n), b"user.x".to_vec()),
+            Key::Unborn(InodeNo(n), ChunkId(2)),
             Key::Locks(InodeNo(n)),
             Key::Orphan(InodeNo(n)),
             Key::Truncating(InodeNo(n)),
@@ -306,6 +341,11 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
     let mut calls: Vec<MetaCall> =
         changes().into_iter().map(|change| MetaCall::Change { op: 8, part: 0, change }).collect();
     calls.extend([
+        MetaCall::ChangeNames {
+            op: 8,
+            change: Change::Unlink { parent: INO, name: name() },
+            open: true,
+        },
         MetaCall::Hello { name: "mount".to_owned(), known: true },
         MetaCall::Ping,
         MetaCall::Goodbye,
@@ -360,6 +400,7 @@ pub(crate) fn meta_replies() -> Vec<MetaReply> {
         }),
         MetaReply::Attr(attr()),
         MetaReply::Entries { entries: vec![entry.clone(), entry], end: true },
+        MetaReply::Changed { outcome: Outcome::Done, directories: vec![attr(), attr()] },
         MetaReply::Bytes(vec![5; 30]),
         MetaReply::Names(vec![NameBytes(name())]),
         MetaReply::Statfs(StatfsReply {
@@ -393,6 +434,7 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
         WireMutation::Append { record: true, at_least: 4 },
         WireMutation::Zero { offset: 1, len: 2 },
         WireMutation::Truncate { len: 9 },
+        WireMutation::Seal,
     ]
     .into_iter()
     .map(|mutation| DataCall::Mutate {
@@ -412,6 +454,21 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
         DataCall::SyncMember { chunk: CHUNK, version, seq: 4 },
         DataCall::AllStable { chunk: CHUNK, version, seq: 4 },
         DataCall::FetchSums { chunk: CHUNK },
+        DataCall::Replicate {
+            layout: chunk_layout(),
+            seq: 5,
+            client: CLIENT,
+            counter: 1,
+            low_water: 1,
+            mutation,
+            append: Some((4, 5)),
+            committed: 4,
+        },
+        DataCall::Committed { chunk: CHUNK, version, seq: 4 },
+        DataCall::Space,
+        DataCall::ReadSums { chunk: CHUNK, version, offset: 5, len: 6 },
+        DataCall::LocalDoor,
+        DataCall::Repair { layout: chunk_layout(), block: 2 },
         DataCall::FetchBlock { chunk: CHUNK, source_version: version, source_seq: 4, block: 1 },
     ]);
     calls
@@ -425,6 +482,10 @@ pub(crate) fn data_replies() -> Vec<DataReply> {
         DataReply::Mutated { seq: 1, len: 2 },
         DataReply::Appended { seq: 1, offset: 2, appended: 3, sealed: false },
         DataReply::Synced { seq: 1, len: 2 },
+        DataReply::Applied { seq: 1, free_bytes: 2 },
+        DataReply::Block { crc: 7 },
+        DataReply::ReadSums { replica_len: 5, in_file: true },
+        DataReply::LocalDoor { name: "door".to_owned(), token: vec![1; 16] },
         DataReply::Sums {
             version: ChunkVersion(1),
             seq: 2,
@@ -433,7 +494,6 @@ pub(crate) fn data_replies() -> Vec<DataReply> {
             digest: 4,
             client_table_bytes: 5,
         },
-        DataReply::Block { crc: 6 },
     ];
     replies.extend(
         [

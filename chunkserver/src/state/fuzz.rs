@@ -1,0 +1,37 @@
+//! Fuzz targets of this server's own text files.
+
+use super::*;
+use crate::fuzz_engine::Target;
+
+#[test]
+fn server_state_file() {
+    let reign = Reign { epoch: Epoch(3), nonce: u64::MAX, log_index: 5000 };
+    let valid = [text_of(1, Reign::default()), text_of(2, reign)].map(String::into_bytes).to_vec();
+    let seal = |bytes: &mut Vec<u8>| {
+        let Some(at) = bytes.iter().rposition(|byte| *byte == b' ') else { return };
+        bytes.truncate(at);
+        let crc = crc32c::crc32c(bytes);
+        bytes.extend_from_slice(format!(" {crc:08x}\n").as_bytes());
+    };
+    Target::new("server_state", valid).repaired_by(seal).run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Some((incarnation, reign)) = parse(text) else { return false };
+        assert_eq!(parse(&text_of(incarnation, reign)), Some((incarnation, reign)));
+        true
+    });
+}
+
+#[test]
+fn ended_clients_file() {
+    let line = |id: u128| format!("{}\n", ClientId(id));
+    let valid = vec![line(5).into_bytes(), [line(1), line(u128::MAX)].concat().into_bytes()];
+    // A line cut short by a crash was never acted upon: what is whole counts.
+    Target::new("ended_clients", valid).prefixes_may_be_valid().run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Some((ended, whole)) = parse_ended(text) else { return false };
+        assert!(ended.len() <= whole);
+        let again: String = ended.iter().map(|client| format!("{client}\n")).collect();
+        assert_eq!(parse_ended(&again).unwrap().0, ended);
+        true
+    });
+}

@@ -1,0 +1,74 @@
+//! Fuzz targets of what people type, and of the files a local cluster keeps.
+#![allow(clippy::allow_attributes, clippy::print_stdout, reason = "a test that fails says more")]
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+
+use crate::fuzz_engine::Target;
+use crate::local::{ChunkserverEntry, ClusterFile};
+use crate::remote_path::RemotePath;
+use crate::{args, mount_point};
+
+fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
+    texts.iter().map(|text| text.as_bytes().to_vec()).collect()
+}
+
+#[test]
+fn cluster_json() {
+    let mut file = ClusterFile::new("/mnt/dfs".into());
+    file.format = 1;
+    file.chunkservers.push(ChunkserverEntry { id: "cs-1".into(), address: "127.0.0.1:1".into() });
+    let valid = vec![
+        serde_json::to_vec_pretty(&file).unwrap(),
+        serde_json::to_vec(&ClusterFile { chunkservers: vec![], ..file }).unwrap(),
+    ];
+    // An error of serde's carries a backtrace when one is asked for. The newline at the end need not be there.
+    Target::new("cluster_json", valid).memory(8 << 20).prefixes_may_be_valid().run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let path = Path::new("cluster.json");
+        let Ok(file) = ClusterFile::parse(text, path) else { return false };
+        let again = serde_json::to_string(&file).unwrap();
+        assert_eq!(ClusterFile::parse(&again, path).unwrap(), file);
+        true
+    });
+}
+
+#[test]
+fn remote_paths() {
+    let valid = texts(&["/", "a/b", "//a/./b/", "/notes.txt"]);
+    Target::new("remote_path", valid).memory(8 << 20).prefixes_may_be_valid().run(|bytes| {
+        let Ok(path) = RemotePath::parse(OsStr::from_bytes(bytes)) else { return false };
+        let clean = |name: &Vec<u8>| {
+            !name.is_empty() && !name.contains(&b'/') && name != b"." && name != b".."
+        };
+        assert!(path.names.iter().all(clean), "{path:?}");
+        let joined = [&b"/"[..], &path.names.join(&b'/')].concat();
+        assert_eq!(RemotePath::parse(OsStr::from_bytes(&joined)).unwrap().names, path.names);
+        true
+    });
+}
+
+#[test]
+fn sizes_and_times() {
+    let valid = texts(&["4096", "64MiB", "1gb", "500ms", "30s", "5m", "1h"]);
+    Target::new("size_and_time", valid).prefixes_may_be_valid().run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let chunk_size = args::parse_chunk_size(text);
+        if let Ok(bytes) = chunk_size {
+            assert!(bytes.is_power_of_two() && args::parse_size(text) == Ok(bytes));
+        }
+        args::parse_size(text).is_ok() || args::parse_time(text).is_ok()
+    });
+}
+
+#[test]
+fn mountinfo_table() {
+    let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
+    let escaped = "37 35 0:52 / /a\\040b\\134 rw - fuse.dfs dfs rw\n";
+    Target::new("mountinfo_cli", texts(&[line, escaped])).prefixes_may_be_valid().run(|bytes| {
+        let mounts = mount_point::mounts_in(bytes);
+        assert!(mounts.len() <= 1 + bytes.iter().filter(|byte| **byte == b'\n').count());
+        true
+    });
+}

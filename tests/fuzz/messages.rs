@@ -1,0 +1,415 @@
+//! What clients, servers and the log say to each other, and the records and keys of the store.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+
+use dfs_core::command::{Command, Outcome};
+use dfs_core::meta::Record;
+use dfs_core::namespace::acl::Acl;
+use dfs_proto::codec::{Reader, Wire};
+use dfs_proto::control;
+use dfs_proto::convert::{decode_key, encode_key};
+use dfs_proto::data_rpc::{DataCall, DataReply};
+use dfs_proto::meta_rpc::{MetaReply, MetaRequest};
+use prost::Message;
+
+use crate::engine::Target;
+use crate::values;
+
+/// Accepted bytes must mean the same after being written and read again.
+fn round_trip<T: Wire + PartialEq + Debug>(bytes: &[u8]) -> bool {
+    let Ok(value) = T::from_bytes(bytes) else { return false };
+    assert_eq!(T::from_bytes(&value.to_bytes()).as_ref(), Ok(&value), "round trip");
+    true
+}
+
+fn bytes_of<T: Wire>(values: Vec<T>) -> Vec<Vec<u8>> {
+    values.iter().map(Wire::to_bytes).collect()
+}
+
+#[test]
+fn commands_of_the_log() {
+    Target::new("command", bytes_of(values::commands())).run(round_trip::<Command>);
+}
+
+#[test]
+fn outcomes_of_commands() {
+    Target::new("outcome", bytes_of(values::outcomes())).run(round_trip::<Outcome>);
+}
+
+#[test]
+fn records_of_the_store() {
+    Target::new("record", bytes_of(values::records())).run(round_trip::<Record>);
+}
+
+#[test]
+fn keys_of_the_store_and_their_order() {
+    let keys = values::keys();
+    for (a, b) in keys.iter().flat_map(|a| keys.iter().map(move |b| (a, b))) {
+        assert_eq!(a.cmp(b), encode_key(a).cmp(&encode_key(b)), "{a:?} {b:?}");
+    }
+    // A name is the rest of the key.
+    Target::new("key", keys.iter().map(encode_key).collect()).prefixes_may_be_valid().run(
+        |bytes| {
+            let Ok(key) = decode_key(bytes) else { return false };
+            assert_eq!(encode_key(&key), bytes);
+            true
+        },
+    );
+}
+
+#[test]
+fn requests_to_the_master() {
+    Target::new("meta_request", bytes_of(values::meta_requests())).run(round_trip::<MetaRequest>);
+}
+
+#[test]
+fn replies_of_the_master() {
+    Target::new("meta_reply", bytes_of(values::meta_replies())).run(round_trip::<MetaReply>);
+}
+
+#[test]
+fn requests_to_chunkservers() {
+    Target::new("data_call", bytes_of(values::data_calls())).run(round_trip::<DataCall>);
+}
+
+#[test]
+fn replies_of_chunkservers() {
+    Target::new("data_reply", bytes_of(values::data_replies())).run(round_trip::<DataReply>);
+}
+
+#[test]
+fn checksums_and_client_table_of_a_replica() {
+    let payload = |sums: &[u32], table: &[u8]| {
+        let mut bytes = u32::try_from(table.len()).unwrap().to_le_bytes().to_vec();
+        bytes.extend_from_slice(&dfs_proto::data_rpc::encode_sums(sums, table));
+        bytes
+    };
+    let valid = vec![payload(&[], b""), payload(&[1, u32::MAX, 3], b"table")];
+    Target::new("sums", valid).prefixes_may_be_valid().run(|bytes| {
+        let Some((len, payload)) = bytes.split_first_chunk() else { return false };
+        let table_bytes = u32::from_le_bytes(*len);
+        let Ok((sums, table)) = dfs_proto::data_rpc::decode_sums(payload, table_bytes) else {
+            return false;
+        };
+        assert_eq!(dfs_proto::data_rpc::encode_sums(&sums, table), payload);
+        assert_eq!(table.len(), table_bytes as usize);
+        true
+    });
+}
+
+#[test]
+fn access_lists_from_users() {
+    let entry = |tag: u16, perm: u16, id: u32| {
+        [&tag.to_le_bytes()[..], &perm.to_le_bytes(), &id.to_le_bytes()].concat()
+    };
+    let (user, group, other) =
+        (entry(1, 6, u32::MAX), entry(4, 4, u32::MAX), entry(0x20, 0, u32::MAX));
+    let version = 2_u32.to_le_bytes().to_vec();
+    let minimal = [&version[..], &user, &group, &other].concat();
+    let extended = [
+        &version[..],
+        &user,
+        &entry(2, 7, 1000),
+        &entry(2, 5, 1001),
+        &group,
+        &entry(8, 6, 100),
+        &entry(0x10, 7, u32::MAX),
+        &other,
+    ]
+    .concat();
+    Target::new("acl", vec![minimal, extended, version]).prefixes_may_be_valid().run(|bytes| {
+        let Ok(acl) = Acl::decode(bytes) else { return false };
+        let Some(acl) = acl else { return true };
+        // Linux ignores the id of entries that have none, and so do we.
+        assert_eq!(Acl::decode(&acl.encode()).as_ref(), Ok(&Some(acl.clone())));
+        assert!(acl.sync_mode(0) <= 0o777);
+        true
+    });
+}
+
+#[test]
+fn server_ids_that_people_type() {
+    let valid = ["cs-1", "cs-12", "cs-4294967295"].map(|text| text.as_bytes().to_vec()).to_vec();
+    Target::new("server_id", valid).prefixes_may_be_valid().run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Ok(id) = text.parse::<dfs_core::ids::ServerId>() else { return false };
+        assert_eq!(id.to_string(), text, "one server has one name");
+        true
+    });
+}
+
+/// A decoder that leaves the rest, of every type with a byte form.
+type Part = (&'static str, fn(&[u8]) -> bool);
+
+fn part<T: Wire + PartialEq + Debug>(bytes: &[u8]) -> bool {
+    let mut input = Reader::new(bytes);
+    let Ok(value) = T::get(&mut input) else { return false };
+    assert!(input.remaining() <= bytes.len());
+    assert_eq!(T::from_bytes(&value.to_bytes()).as_ref(), Ok(&value), "round trip");
+    true
+}
+
+macro_rules! parts {
+    ($($module:path { $($name:ident),* $(,)? })*) => {
+        #[allow(clippy::allow_attributes, unused_imports, reason = "globs, so that names stay short")]
+        fn parts() -> Vec<Part> {
+            let mut parts: Vec<Part> = Vec::new();
+            $({
+                use $module::*;
+                $(parts.push((stringify!($name), part::<$name>));)*
+            })*
+            parts
+        }
+    };
+}
+
+parts! {
+    dfs_core::ids { InodeNo, ChunkId, ChunkVersion, ServerId, DiskId, FsId, ClientId, Epoch, OpId }
+    dfs_core::time { WallTime, Timestamp }
+    dfs_core::namespace { FileKind, Layout, Body, Inode, Attr, Dentry, NamespaceError }
+    dfs_core::chunk { Member, Configuration, Preparing, Chunk, Garbage, ChunkIdentity }
+    dfs_core::command {
+        NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
+    }
+    dfs_core::meta { Superblock, Server, Client, Record }
+    dfs_proto::meta_rpc {
+        MetaRequest, FailedMember, MetaCall, MetaReply, MetaFailure, Welcome, EntryPlus, NameBytes,
+        StatfsReply, ChunkLayout, MemberAddress,
+    }
+    dfs_proto::data_rpc { DataCall, Peer, WireMutation, DataReply, DataFailure }
+    dfs_proto::chunk_file { ChunkSpec, Position, ChunkHeader, ClientTable }
+    dfs_proto::chunk_journal { SegmentHeader, Op, Event }
+}
+
+mod journal {
+    pub(super) use dfs_proto::chunk_journal::{Change as JournalChange, Record as JournalRecord};
+}
+
+/// Names as in `wire_struct!(NAME` and so on, with the types beside them that macros cannot name twice.
+fn every_part() -> Vec<Part> {
+    let mut parts = parts();
+    parts.push(("Change", part::<journal::JournalChange>));
+    parts.push(("Record", part::<journal::JournalRecord>));
+    parts.push(("u8", part::<u8>));
+    parts.push(("bool", part::<bool>));
+    parts.push(("String", part::<String>));
+    parts.push(("Vec<u8>", part::<Vec<u8>>));
+    parts.push(("Option<T>", part::<Option<(u64, u32)>>));
+    parts.push(("Vec<(u32, u32)>", part::<Vec<(u32, u32)>>));
+    parts
+}
+
+/// Every type that has a byte form, at every place of valid bytes and at some place of mutated ones.
+#[test]
+fn every_type_with_a_byte_form() {
+    let parts = every_part();
+    let mut valid: Vec<Vec<u8>> = Vec::new();
+    valid.extend(bytes_of(values::commands()));
+    valid.extend(bytes_of(values::records()));
+    valid.extend(bytes_of(values::meta_requests()));
+    valid.extend(bytes_of(values::meta_replies()));
+    valid.extend(bytes_of(values::data_calls()));
+    valid.extend(bytes_of(values::data_replies()));
+    valid.extend(crate::disks::wire_values());
+    let mut accepted_by = BTreeSet::new();
+    for bytes in &valid {
+        for (name, decode) in &parts {
+            if (0..bytes.len()).any(|at| decode(&bytes[at..])) {
+                accepted_by.insert(*name);
+            }
+        }
+    }
+    for (name, _) in &parts {
+        assert!(accepted_by.contains(name), "{name}: no value among the valid inputs");
+    }
+    let turn = RefCell::new(0_usize);
+    Target::new("wire", valid).prefixes_may_be_valid().run(|bytes| {
+        // Not all types on each input: they take turns.
+        let mut turn = turn.borrow_mut();
+        *turn = turn.wrapping_add(1);
+        let at = turn.wrapping_mul(7919) % bytes.len().max(1);
+        for n in 0..4 {
+            let (_, decode) = parts[(*turn * 4 + n) % parts.len()];
+            decode(&bytes[at.min(bytes.len())..]);
+        }
+        true
+    });
+}
+
+/// Every `impl Wire` of the source has a place in [`every_part`].
+#[test]
+fn no_byte_form_is_left_out() {
+    let known: BTreeSet<&str> = every_part().iter().map(|(name, _)| *name).collect();
+    let found = crate::source::wire_types();
+    assert!(40 < found.len(), "{found:?}");
+    // Private, the list in a slot: `chunk_slot`.
+    let inside = ["Sums"];
+    let missing: Vec<_> = found
+        .iter()
+        .filter(|name| !known.contains(name.as_str()) && !inside.contains(&name.as_str()))
+        .collect();
+    assert!(missing.is_empty(), "types with a byte form that no target decodes: {missing:?}");
+}
+
+/// Every variant of the source is among the values that all mutations start from.
+#[test]
+fn no_variant_is_left_out() {
+    let values = format!(
+        "{:?}{:?}{:?}{:?}{:?}{:?}{:?}",
+        values::commands(),
+        values::records(),
+        values::meta_requests(),
+        values::meta_replies(),
+        values::data_calls(),
+        values::data_replies(),
+        crate::disks::records(),
+    );
+    let words: BTreeSet<&str> = values.split(|c: char| !c.is_ascii_alphanumeric()).collect();
+    let found = crate::source::wire_variants();
+    assert!(150 < found.len(), "{found:?}");
+    let missing: Vec<_> =
+        found.iter().filter(|(_, variant)| !words.contains(variant.as_str())).collect();
+    assert!(missing.is_empty(), "variants that no value has: {missing:?}");
+}
+
+fn message<M: Message + Default + PartialEq + Debug>(bytes: &[u8]) -> bool {
+    let Ok(value) = M::decode(bytes) else { return false };
+    let again = M::decode(value.encode_to_vec().as_slice());
+    assert!(again.as_ref() == Ok(&value), "round trip: {value:?} {again:?}");
+    true
+}
+
+macro_rules! messages {
+    ($($name:ident),* $(,)?) => {
+        const MESSAGES: &[Part] = &[$((stringify!($name), message::<control::$name>)),*];
+    };
+}
+
+messages!(
+    HeartbeatRequest,
+    MemberFailure,
+    HeartbeatReply,
+    RepairSource,
+    StaleReplica,
+    ReplicaReport,
+    PromiseRequest,
+    AdoptRequest,
+    ReportRequest,
+    VerifyRequest,
+    DeleteRequest,
+    DeleteReply,
+    StatusRequest,
+    StatusReply,
+    EvictRequest,
+    EvictReply,
+    ClientStatus,
+    ServerStatus,
+    ChunkTotals,
+    LocateRequest,
+    LocateReply,
+    LocatedChunk,
+    FsckRequest,
+    FsckFinding,
+    Notice,
+);
+
+#[test]
+fn messages_of_the_control_plane() {
+    let report = control::ReplicaReport {
+        chunk: 1,
+        promised: 2,
+        version: 2,
+        seq: u64::MAX,
+        len: 5,
+        sealed: true,
+        dirty: true,
+        not_current: true,
+        digest: u32::MAX,
+        inode: 9,
+        index: 1,
+        chunk_size: 65536,
+        bad_blocks: vec![0, u32::MAX],
+        file_damaged: true,
+    };
+    let beat = control::HeartbeatRequest {
+        server: "cs-1".into(),
+        disk: vec![1; 16],
+        fs: vec![2; 16],
+        address: "127.0.0.1:1".into(),
+        replicas: vec![report.clone(), report.clone()],
+        gone: vec![1, u64::MAX],
+        member_failures: vec![control::MemberFailure {
+            chunk: 1,
+            version: 2,
+            server: "cs-2".into(),
+            reason: "r".into(),
+        }],
+        clients: vec![vec![3; 16]],
+        ..Default::default()
+    };
+    let reply = control::HeartbeatReply {
+        status: "alive".into(),
+        fs: vec![2; 16],
+        chunks_to_delete: vec![1, 2],
+        ended_clients: vec![vec![1; 16]],
+        stale_replicas: vec![control::StaleReplica { chunk: 1, below: 2 }],
+        left_clients: vec![vec![2; 16]],
+        repair_sources: vec![control::RepairSource {
+            chunk: 1,
+            server: "cs-2".into(),
+            address: "127.0.0.1:2".into(),
+        }],
+        ..Default::default()
+    };
+    let status = control::StatusReply {
+        servers: vec![control::ServerStatus { id: "cs-1".into(), ..Default::default() }],
+        chunks: Some(control::ChunkTotals { total: 3, ..Default::default() }),
+        notices: vec![control::Notice { text: "n".into(), at_ns: -1 }],
+        client_list: vec![control::ClientStatus {
+            last_heard_ms_ago: -1,
+            ends_in_ms: Some(0),
+            ..Default::default()
+        }],
+        ..Default::default()
+    };
+    let located = control::LocatedChunk { servers: vec!["cs-1".into()], ..Default::default() };
+    let adopt = control::AdoptRequest {
+        epoch: 1,
+        source_server: "cs-1".into(),
+        source_address: "127.0.0.1:1".into(),
+        ..Default::default()
+    };
+    let finding = control::FsckFinding { kind: "violation".into(), text: "t".into(), checked: 1 };
+    let valid = vec![
+        report.encode_to_vec(),
+        beat.encode_to_vec(),
+        reply.encode_to_vec(),
+        status.encode_to_vec(),
+        control::LocateReply { chunks: vec![located] }.encode_to_vec(),
+        adopt.encode_to_vec(),
+        finding.encode_to_vec(),
+        control::VerifyRequest { chunks: vec![1, u64::MAX] }.encode_to_vec(),
+        control::EvictRequest { client: vec![1; 16] }.encode_to_vec(),
+        control::DeleteRequest { chunks: vec![1, 2], epoch: 1, nonce: 2 }.encode_to_vec(),
+    ];
+    // A message without its last fields is a message.
+    Target::new("control", valid).prefixes_may_be_valid().run(|bytes| {
+        let accepted: Vec<bool> = MESSAGES.iter().map(|(_, decode)| decode(bytes)).collect();
+        accepted.contains(&true)
+    });
+}
+
+#[test]
+fn no_message_of_the_control_plane_is_left_out() {
+    let known: BTreeSet<&str> = MESSAGES.iter().map(|(name, _)| *name).collect();
+    let text =
+        std::fs::read_to_string(tests::repository().join("dfs-proto/proto/control.proto")).unwrap();
+    let found: BTreeSet<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("message "))
+        .filter_map(|rest| rest.split([' ', '{']).next())
+        .collect();
+    assert_eq!(found, known);
+}
