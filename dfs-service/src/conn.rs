@@ -72,7 +72,7 @@ impl ClusterKey {
         if mode & 0o007 != 0 {
             return Err(bad(&format!("mode {:o} lets others read it: chmod 600", mode & 0o777)));
         }
-        let digits = text.trim();
+        let digits = text.trim_ascii();
         // `from_str_radix` alone would take "+f", too.
         if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(bad("expected 64 hexadecimal digits"));
