@@ -708,36 +708,6 @@ impl Master {
         }
     }
 
-    /// Fences `chunk`: live members promise a version that will never be used, so that no write under the present one
-    /// is accepted any more.
-    ///
-    /// # Errors
-    /// The reason, if a live member did not promise.
-    pub fn fence(&self, chunk: ChunkId, record: &Chunk) -> Result<(), String> {
-        let preparing = Preparing {
-            version: record.next_version,
-            members: vec![],
-            learner: None,
-            after_wait: false,
-        };
-        let live: Vec<Member> = {
-            let cluster = lock(&self.cluster);
-            record
-                .active
-                .members
-                .iter()
-                .copied()
-                .filter(|member| cluster.is_up(now(), member))
-                .collect()
-        };
-        match self.collect_promises(chunk, record, &preparing, &live) {
-            Ok(_) => Ok(()),
-            Err(Failed::Member(member, reason)) => Err(format!("{}: {reason}", member.server)),
-            Err(Failed::Final(reason)) => Err(reason),
-            Err(Failed::WaitIsOver) => Err("fencing waits for nobody".to_owned()),
-        }
-    }
-
     /// What one request as a client of its own needs.
     #[must_use]
     pub fn own_op(&self) -> OpId {

@@ -12,7 +12,6 @@
 use std::collections::hash_map::Entry;
 use std::time::Duration;
 
-use dfs_core::chunk::Chunk;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
@@ -97,7 +96,7 @@ impl Master {
                 });
             }
         };
-        for (chunk, _) in &freed {
+        for chunk in &freed {
             lock(&self.write_layouts).remove(chunk);
         }
         // Asked again by its client, after it was finished for it: what is behind the cut by now was written since.
@@ -126,40 +125,34 @@ impl Master {
         running.into_iter().chain(logged).any(|size| size / chunk_size.max(1) <= index)
     }
 
-    /// Whoever else may still write behind the cut is refused from here on.
+    /// Whoever else may still write behind the cut is refused from here on: their layouts are of an older version.
     fn fence_writers(
         &self,
         client: ClientId,
         ino: InodeNo,
         size: u64,
         chunk_size: u64,
-        freed: &[(ChunkId, Chunk)],
+        freed: &[ChunkId],
     ) -> Result<(), String> {
-        for (chunk, record) in freed {
-            if self.write_layout_is_out(*chunk, client) {
-                self.fence(*chunk, record)?;
-            }
-        }
         let tail =
             (!size.is_multiple_of(chunk_size)).then(|| self.file_chunk(ino, size / chunk_size));
-        match tail.flatten() {
-            Some(chunk) if self.write_layout_is_out(chunk, client) => {
+        for chunk in freed.iter().copied().chain(tail.flatten()) {
+            if self.write_layout_is_out(chunk, client) {
                 self.reconfigure(chunk, None)?;
                 lock(&self.write_layouts).remove(&chunk);
-                Ok(())
             }
-            Some(_) | None => Ok(()),
         }
+        Ok(())
     }
 
-    fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<(ChunkId, Chunk)> {
+    fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<ChunkId> {
         let first = size.div_ceil(chunk_size);
         let reader = self.reader();
         reader
             .range(&Key::FileChunk(ino, first), &Key::FileChunk(InodeNo(ino.0 + 1), 0), usize::MAX)
             .into_iter()
             .filter_map(|(_, record)| match record {
-                Record::FileChunk(chunk) => self.chunk(chunk).map(|record| (chunk, record)),
+                Record::FileChunk(chunk) => Some(chunk),
                 _ => None,
             })
             .collect()
