@@ -69,7 +69,8 @@ fn fdatasync_leaves_the_time_to_a_moment_later() {
     // One a second, and what else a master logs of itself.
     let entries = logged() - before;
     let seconds = begun.elapsed().as_secs() + 1;
-    assert!(entries < 10 + 5 * seconds && entries < syncs, "{entries} in {seconds} s");
+    assert!(entries < 10 + 5 * seconds, "{entries} in {seconds} s");
+    assert!(20 < seconds || entries < syncs, "{entries} of {syncs} in {seconds} s");
     // Open still, and nobody writes: the time is told all the same.
     let told = fs::metadata(&there).unwrap().modified().unwrap();
     file.write_all_at(&[4; 4096], 0).unwrap();
