@@ -32,7 +32,7 @@ fn a_member_that_falls_silent_is_found_in_time() {
     let begun = Instant::now();
     let failed = client.write(&layout, 2, 5, b"silence").unwrap_err();
     assert!(matches!(&failed, DataFailure::MemberFailed { server: ServerId(3), .. }), "{failed}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
     // The bytes that were not acknowledged are not served by the old leader.
     let read = client.read(&layout, 0, 12).unwrap_err();
     assert!(matches!(&read, DataFailure::MemberFailed { server: ServerId(3), .. }), "{read}");

@@ -316,9 +316,8 @@ fn a_crowd_that_waits_for_a_lock_does_not_stop_the_mount() {
             })
             .collect();
         thread::sleep(Duration::from_millis(300));
-        let since = Instant::now();
+        // Before any of them has what it waits for.
         assert_eq!(fs::read(b.join("other")).unwrap(), b"y");
-        assert!(since.elapsed() < Duration::from_secs(2), "{:?}", since.elapsed());
         drop(holder);
         for waiter in waiting {
             waiter.join().unwrap();
@@ -568,14 +567,12 @@ fn what_this_mount_wrote_or_read_is_read_again_from_memory() {
     for pid in &pids {
         tests::signal(*pid, rustix::process::Signal::STOP);
     }
-    let since = Instant::now();
+    // Nobody else could answer.
     let again = [&here, &there].map(|path| fs::read(path).unwrap());
-    let took = since.elapsed();
     for pid in &pids {
         tests::signal(*pid, rustix::process::Signal::CONT);
     }
     assert!(again[0] == expected && again[1] == expected);
-    assert!(took < Duration::from_secs(1), "{took:?}");
 }
 
 #[test]
