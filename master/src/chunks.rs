@@ -352,11 +352,14 @@ impl Master {
     fn reconfigure_alone(&self, chunk: ChunkId, mut learner: Option<Member>) -> Result<(), String> {
         let mut after_wait = false;
         let mut last = String::new();
+        let mut left_out = Vec::new();
         for _ in 0..ATTEMPTS {
             let record = self.chunk(chunk).ok_or_else(|| format!("chunk {} is gone", chunk.0))?;
             let mut preparing = {
                 let cluster = lock(&self.cluster);
-                plan(&record, self.min_replicas, learner, |member| cluster.is_up(now(), member))
+                plan(&record, self.min_replicas, learner, |member| {
+                    cluster.is_up(now(), member) && !left_out.contains(member)
+                })
             }
             .map_err(|wait| wait.to_string())?;
             preparing.after_wait |= after_wait;
@@ -386,7 +389,7 @@ impl Master {
                         );
                         return Ok(());
                     }
-                    Err(Failed::Member(member, reason)) => {
+                    Err(Failed::Member(member, Unable { reason, is_silent })) => {
                         last = format!(
                             "{} failed to take up version {}: {reason}",
                             member.server, preparing.version.0
@@ -397,12 +400,15 @@ impl Master {
                             if preparing.members.len() == record.active.members.len() {
                                 return Err(last);
                             }
-                        } else {
+                        } else if is_silent {
                             lock(&self.cluster).on_unresponsive(
                                 now(),
                                 member.server,
                                 UNRESPONSIVE_MS,
                             );
+                        } else {
+                            // One chunk is not right there; the server and its other chunks are.
+                            left_out.push(member);
                         }
                     }
                     // Said in the log before anything is adopted because of it.
@@ -556,7 +562,7 @@ impl Master {
         lock(&self.cluster)
             .address(now(), member)
             .map(str::to_owned)
-            .ok_or_else(|| Failed::Member(*member, "not reachable".to_owned()))
+            .ok_or_else(|| Failed::Member(*member, Unable::silent("not reachable".to_owned())))
     }
 
     fn collect_promises(
@@ -595,11 +601,11 @@ impl Master {
                     reports.push(promise_report(member, &report.into_inner()))
                 }
                 Ok((member, Ok(Err(status)))) => {
-                    failed = Some(Failed::Member(member, status.message().to_owned()))
+                    failed = Some(Failed::Member(member, Unable::from(&status)))
                 }
                 Ok((member, Err(_))) => {
-                    failed =
-                        Some(Failed::Member(member, format!("no promise within {PROMISE_MAX:?}")))
+                    let late = Unable::silent(format!("no promise within {PROMISE_MAX:?}"));
+                    failed = Some(Failed::Member(member, late))
                 }
                 Err(error) => return Err(Failed::Final(error.to_string())),
             }
@@ -659,13 +665,11 @@ impl Master {
                 match self.runtime.block_on(call) {
                     Ok((member, Ok(Ok(report)))) => adopted.push((member, report.into_inner())),
                     Ok((member, Ok(Err(status)))) => {
-                        failed = Some(Failed::Member(member, status.message().to_owned()));
+                        failed = Some(Failed::Member(member, Unable::from(&status)));
                     }
                     Ok((member, Err(_))) => {
-                        failed = Some(Failed::Member(
-                            member,
-                            format!("not adopted within {ADOPT_MAX:?}"),
-                        ));
+                        let late = Unable::silent(format!("not adopted within {ADOPT_MAX:?}"));
+                        failed = Some(Failed::Member(member, late));
                     }
                     Err(error) => return Err(Failed::Final(error.to_string())),
                 }
@@ -717,10 +721,33 @@ impl Master {
 
 enum Failed {
     /// Leave this one out and try again.
-    Member(Member, String),
+    Member(Member, Unable),
     /// Only rebooted members answered, and the others were waited for: the next attempt may say so.
     WaitIsOver,
     Final(String),
+}
+
+/// Why a member did not take part.
+struct Unable {
+    reason: String,
+    /// It did not answer, rather than answer that it cannot.
+    is_silent: bool,
+}
+
+impl Unable {
+    fn silent(reason: String) -> Self {
+        Self { reason, is_silent: true }
+    }
+}
+
+impl From<&tonic::Status> for Unable {
+    fn from(status: &tonic::Status) -> Self {
+        use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
+        // What a server answers has no source; what happened to a connection has.
+        let is_silent = std::error::Error::source(status).is_some()
+            || matches!(status.code(), Cancelled | DeadlineExceeded | Unavailable | Unknown);
+        Self { reason: status.message().to_owned(), is_silent }
+    }
 }
 
 fn promise_report(member: Member, report: &ReplicaReport) -> PromiseReport {
