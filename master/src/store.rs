@@ -1,15 +1,16 @@
 //! The metadata state on disk: `dfs-core`'s records in one redb table.
 //!
-//! A batch (the commands of one log entry) is one redb transaction that also records what was applied, so the file
-//! never holds half of one. Most transactions are not synced: the log is, and the state is a cache of it. Every
-//! few megabytes one is, and that bounds what a start has to replay. A file that cannot be read is deleted by the
-//! caller and made anew from snapshot and log.
+//! A batch (the commands of one log entry) changes records in memory only: the log is durable, and the state is a
+//! cache of it. Every few megabytes of changes go to the file in one synced transaction that also records what was
+//! applied, so the file never holds half a batch; that bounds what a start has to replay. Batches go on meanwhile. A
+//! file that cannot be read is deleted by the caller and made anew from snapshot and log.
 //!
 //! Readers see the last finished batch, whole, for as long as they keep their view; old pages are kept that long.
 
 use std::io;
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
+use std::thread::JoinHandle;
 
 use dfs_core::meta::MetaStore;
 use dfs_proto::codec::{DecodeError, Reader, Wire};
@@ -20,10 +21,13 @@ use redb::{
 
 use batch::OpenBatch;
 pub use read_view::ReadView;
+use recent::Recent;
 
 mod batch;
 mod image;
+mod merged;
 mod read_view;
+mod recent;
 
 #[cfg(test)]
 mod crash_tests;
@@ -41,9 +45,9 @@ const APPLIED_KEY: &[u8] = &[0];
 /// Raised when older code must not read the file.
 const FORMAT: u32 = 1;
 
-/// Bytes changed since the last synced transaction that make the next one synced.
+/// Bytes changed in memory that are written to the file; a batch waits when there are twice as many.
 const CHECKPOINT_BYTES: u64 = 8 << 20;
-/// What a changed record costs beyond itself: its share of the tree's pages.
+/// What a changed record costs beyond itself: in memory, and its share of the tree's pages.
 const RECORD_OVERHEAD_BYTES: u64 = 128;
 /// Memory for pages, read and not yet written. A setting when somebody has a working set beyond it.
 const CACHE_BYTES: usize = 96 << 20;
@@ -124,29 +128,43 @@ impl From<redb::Error> for StoreError {
 /// The state, for one thread that changes it and many that read.
 #[derive(Debug)]
 pub struct RedbStore {
-    database: Database,
-    written: Mutex<Written>,
+    shared: Arc<Shared>,
+    /// Writes to the file while batches go on; without it, a batch does so itself.
+    flusher: Option<JoinHandle<()>>,
     checkpoint_bytes: u64,
 }
 
 /// Writes the state of one moment, while applying goes on.
 pub type StateWriter = Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Send>;
 
-/// What the writing thread knows.
 #[derive(Debug)]
+struct Shared {
+    database: Database,
+    current: RwLock<ReadView>,
+    written: Mutex<Written>,
+    /// Told when a flush is wanted, when it is done, and when the store closes.
+    turned: Condvar,
+}
+
+/// What the writing threads know.
+#[derive(Debug, Default)]
 struct Written {
     applied: Option<Applied>,
     /// Index of the last applied entry that survives power loss.
     durable_index: Option<u64>,
-    /// Bytes changed by transactions that are not synced.
+    /// Bytes changed since the last flush began.
     dirty_bytes: u64,
+    flushing: Option<Flush>,
+    closing: bool,
+    /// The flusher ended by a panic.
+    failed: bool,
 }
 
-impl Written {
-    fn synced(&mut self) {
-        self.durable_index = self.applied.as_ref().map(|applied| applied.index);
-        self.dirty_bytes = 0;
-    }
+/// What goes to the file in one transaction.
+#[derive(Clone, Debug)]
+struct Flush {
+    recent: Arc<Recent>,
+    applied: Option<Applied>,
 }
 
 impl RedbStore {
@@ -155,10 +173,15 @@ impl RedbStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Self::from_database(Builder::new().set_cache_size(CACHE_BYTES).create(path))
+        let mut store =
+            Self::from_database(Builder::new().set_cache_size(CACHE_BYTES).create(path))?;
+        let shared = Arc::clone(&store.shared);
+        let flusher = std::thread::Builder::new().name("store".to_owned());
+        store.flusher = Some(flusher.spawn(move || shared.flush_until_closed())?);
+        Ok(store)
     }
 
-    /// Opens the store in `backend`: tests lose power there.
+    /// Opens the store in `backend`: tests lose power there. Batches write to it themselves.
     ///
     /// # Errors
     /// See [`StoreError`].
@@ -166,7 +189,7 @@ impl RedbStore {
         Self::from_database(Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend))
     }
 
-    /// Sets after how many changed bytes a batch is synced.
+    /// Sets after how many changed bytes the file is written.
     #[must_use]
     pub fn checkpoint_every(mut self, bytes: u64) -> Self {
         self.checkpoint_bytes = bytes;
@@ -175,7 +198,8 @@ impl RedbStore {
 
     fn from_database(database: Result<Database, DatabaseError>) -> Result<Self, StoreError> {
         let database = database.map_err(redb::Error::from)?;
-        let applied = match table_of(&database)? {
+        let table = table_of(&database)?;
+        let applied = match &table {
             None => None,
             Some(table) => {
                 let bytes = table.get(APPLIED_KEY).map_err(redb::Error::from)?;
@@ -183,49 +207,60 @@ impl RedbStore {
             }
         };
         let durable_index = applied.as_ref().map(|applied| applied.index);
-        let written = Mutex::new(Written { applied, durable_index, dirty_bytes: 0 });
-        Ok(Self { database, written, checkpoint_bytes: CHECKPOINT_BYTES })
+        let shared = Shared {
+            database,
+            current: RwLock::new(ReadView { table: table.map(Arc::new), ..ReadView::default() }),
+            written: Mutex::new(Written { applied, durable_index, ..Written::default() }),
+            turned: Condvar::new(),
+        };
+        Ok(Self { shared: Arc::new(shared), flusher: None, checkpoint_bytes: CHECKPOINT_BYTES })
     }
 
     /// The last entry whose effects are here; `None` for an empty store.
     #[must_use]
     pub fn applied(&self) -> Option<Applied> {
-        self.written().applied.clone()
+        self.shared.written().applied.clone()
     }
 
     /// Index of the last entry whose effects are here even after a loss of power.
     #[must_use]
     pub fn durable_index(&self) -> Option<u64> {
-        self.written().durable_index
+        self.shared.written().durable_index
     }
 
-    /// Applies one log entry: whatever `change` does, and that `applied` is done, in one transaction. Readers see all
-    /// of it from the return on. A disk that fails ends the process: state and log would part.
+    /// Applies one log entry: whatever `change` does, and that `applied` is done, at once. Readers see all of it from
+    /// the return on. A disk that fails ends the process: state and log would part.
     pub fn batch<R>(&self, applied: &Applied, change: impl FnOnce(&mut dyn MetaStore) -> R) -> R {
-        let mut written = self.written();
-        let result = self.try_batch(&mut written, applied, change);
-        fatal(result, "apply to the metadata store")
+        let mut written = self.shared.written();
+        let mut batch = OpenBatch::new(self.reader());
+        let result = change(&mut batch);
+        let (view, changed_bytes) = batch.finish();
+        self.shared.show(view);
+        written.applied = Some(applied.clone());
+        written.dirty_bytes += changed_bytes;
+        if self.checkpoint_bytes <= written.dirty_bytes {
+            if self.flusher.is_none() {
+                self.shared.flush(written);
+            } else if written.flushing.is_none() {
+                self.shared.begin_flush(&mut written);
+            } else if self.checkpoint_bytes.saturating_mul(2) <= written.dirty_bytes {
+                let mut written = self.shared.wait_for_flush(written);
+                self.shared.begin_flush(&mut written);
+            }
+        }
+        result
     }
 
     /// Makes everything applied so far durable.
     pub fn checkpoint(&self) {
-        let mut written = self.written();
-        let result = self.begin(Durability::Immediate).and_then(|transaction| {
-            // Something must change: redb may skip an empty transaction.
-            if let Some(applied) = &written.applied {
-                let mut table = transaction.open_table(TABLE)?;
-                table.insert(APPLIED_KEY, applied.encode().as_slice())?;
-            }
-            Ok(transaction.commit()?)
-        });
-        fatal(result, "checkpoint the metadata store");
-        written.synced();
+        let written = self.shared.written();
+        self.shared.flush(written);
     }
 
     /// The state after the last finished batch. Cheap; keep it no longer than one request.
     #[must_use]
     pub fn reader(&self) -> ReadView {
-        ReadView::new(fatal(table_of(&self.database), "read the metadata store"))
+        self.shared.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Fixes the present state and returns what writes it: every record in key order, in checksummed blocks. The same
@@ -243,8 +278,9 @@ impl RedbStore {
     /// # Errors
     /// `InvalidData` if that is not what `from` gives; the state is then as it was.
     pub fn install(&self, applied: &Applied, from: &mut dyn io::Read) -> io::Result<()> {
-        let mut written = self.written();
-        let transaction = self.begin(Durability::Immediate).map_err(io::Error::other)?;
+        let shared = &self.shared;
+        let mut written = shared.wait_for_flush(shared.written());
+        let transaction = shared.begin().map_err(io::Error::other)?;
         transaction.delete_table(TABLE).map_err(io::Error::other)?;
         {
             let mut table = transaction.open_table(TABLE).map_err(io::Error::other)?;
@@ -255,55 +291,126 @@ impl RedbStore {
         }
         transaction.commit().map_err(io::Error::other)?;
         written.applied = Some(applied.clone());
-        written.synced();
+        written.durable_index = Some(applied.index);
+        written.dirty_bytes = 0;
+        let batch = self.reader().batch + 1;
+        shared.show(ReadView { batch, table: shared.table(), ..ReadView::default() });
         Ok(())
-    }
-
-    fn try_batch<R>(
-        &self,
-        written: &mut Written,
-        applied: &Applied,
-        change: impl FnOnce(&mut dyn MetaStore) -> R,
-    ) -> Result<R, redb::Error> {
-        let mut transaction = self.begin(Durability::None)?;
-        let result = {
-            let mut batch = OpenBatch::new(transaction.open_table(TABLE)?);
-            let result = change(&mut batch);
-            let (mut table, changed_bytes) = batch.finish()?;
-            table.insert(APPLIED_KEY, applied.encode().as_slice())?;
-            written.dirty_bytes += changed_bytes;
-            result
-        };
-        let checkpoint = self.checkpoint_bytes <= written.dirty_bytes;
-        if checkpoint {
-            set_durability(&mut transaction, Durability::Immediate)?;
-        }
-        transaction.commit()?;
-        written.applied = Some(applied.clone());
-        if checkpoint {
-            written.synced();
-        }
-        Ok(result)
-    }
-
-    fn begin(&self, durability: Durability) -> Result<redb::WriteTransaction, redb::Error> {
-        let mut transaction = self.database.begin_write()?;
-        set_durability(&mut transaction, durability)?;
-        Ok(transaction)
-    }
-
-    fn written(&self) -> MutexGuard<'_, Written> {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// A synced transaction also saves what redb needs to open the file without walking it.
-fn set_durability(
-    transaction: &mut redb::WriteTransaction,
-    durability: Durability,
-) -> Result<(), redb::Error> {
-    transaction.set_quick_repair(matches!(durability, Durability::Immediate));
-    Ok(transaction.set_durability(durability)?)
+impl Drop for RedbStore {
+    /// A flush that has begun is finished.
+    fn drop(&mut self) {
+        self.shared.written().closing = true;
+        self.shared.turned.notify_all();
+        if let Some(flusher) = self.flusher.take() {
+            // Its panic was printed where it happened.
+            let _ended = flusher.join();
+        }
+    }
+}
+
+impl Shared {
+    fn written(&self) -> MutexGuard<'_, Written> {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn show(&self, view: ReadView) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = view;
+    }
+
+    fn table(&self) -> Option<Arc<Table>> {
+        fatal(table_of(&self.database), "read the metadata store").map(Arc::new)
+    }
+
+    fn begin(&self) -> Result<redb::WriteTransaction, redb::Error> {
+        let mut transaction = self.database.begin_write()?;
+        // Saves what redb needs to open the file without walking it.
+        transaction.set_quick_repair(true);
+        transaction.set_durability(Durability::Immediate)?;
+        Ok(transaction)
+    }
+
+    /// From here on, batches change an empty memory.
+    fn begin_flush(&self, written: &mut Written) -> Flush {
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        current.flushing = std::mem::take(&mut current.recent);
+        let flush =
+            Flush { recent: Arc::clone(&current.flushing), applied: written.applied.clone() };
+        written.flushing = Some(flush.clone());
+        written.dirty_bytes = 0;
+        self.turned.notify_all();
+        flush
+    }
+
+    fn write(&self, flush: &Flush) {
+        let written = self.begin().and_then(|transaction| {
+            {
+                let mut table = transaction.open_table(TABLE)?;
+                for (key, value) in flush.recent.newest() {
+                    match value {
+                        Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                        None => table.remove(key.as_slice())?,
+                    };
+                }
+                if let Some(applied) = &flush.applied {
+                    table.insert(APPLIED_KEY, applied.encode().as_slice())?;
+                }
+            }
+            Ok(transaction.commit()?)
+        });
+        fatal(written, "write the metadata store");
+    }
+
+    fn end_flush(&self, written: &mut Written, flush: &Flush) {
+        let table = self.table();
+        let mut current = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        current.table = table;
+        current.flushing = Arc::default();
+        written.durable_index = flush.applied.as_ref().map(|applied| applied.index);
+        written.flushing = None;
+        self.turned.notify_all();
+    }
+
+    /// On the caller's thread, with nobody applying meanwhile.
+    fn flush(&self, written: MutexGuard<'_, Written>) {
+        let mut written = self.wait_for_flush(written);
+        let flush = self.begin_flush(&mut written);
+        self.write(&flush);
+        self.end_flush(&mut written, &flush);
+    }
+
+    fn wait_for_flush<'a>(&self, written: MutexGuard<'a, Written>) -> MutexGuard<'a, Written> {
+        let waiting = |written: &mut Written| written.flushing.is_some() && !written.failed;
+        let written =
+            self.turned.wait_while(written, waiting).unwrap_or_else(PoisonError::into_inner);
+        assert!(!written.failed, "the metadata store could not be written");
+        written
+    }
+
+    fn flush_until_closed(&self) {
+        let _failing = Failing(self);
+        loop {
+            let idle = |written: &mut Written| written.flushing.is_none() && !written.closing;
+            let written = self.turned.wait_while(self.written(), idle);
+            let written = written.unwrap_or_else(PoisonError::into_inner);
+            let Some(flush) = written.flushing.clone() else { return };
+            drop(written);
+            self.write(&flush);
+            self.end_flush(&mut self.written(), &flush);
+        }
+    }
+}
+
+/// Tells those who wait for the flusher that it is gone.
+struct Failing<'a>(&'a Shared);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.0.written().failed = std::thread::panicking();
+        self.0.turned.notify_all();
+    }
 }
 
 /// The table as of the last finished batch; `None` before the first.

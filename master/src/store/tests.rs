@@ -239,3 +239,51 @@ fn a_damaged_snapshot_changes_nothing() {
     assert!(80 < refused);
     assert_eq!(content(&target.reader()), before);
 }
+
+/// Views from before, during and after flushes, each against a copy of the model made at its moment.
+#[test]
+fn views_stay_whole_while_the_file_is_written_behind() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let store = RedbStore::open(&path).unwrap().checkpoint_every(4_000);
+    let mut model = MemStore::new();
+    let mut views = std::collections::VecDeque::new();
+    let key = |n: u64| Key::Xattr(InodeNo(1 + n % 3), format!("{:02}", n % 40).into());
+    let mut lots = 7_u64;
+    let mut draw = || {
+        lots = lots.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        lots >> 33
+    };
+    for index in 1..=2_000 {
+        store.batch(&applied(index), |store| {
+            for _ in 0..=draw() % 4 {
+                let (key, put) = (key(draw()), draw() % 3 != 0);
+                let record = Record::Xattr(draw().to_le_bytes().repeat(20));
+                for store in [&mut *store, &mut model] {
+                    if put {
+                        store.put(key.clone(), record.clone());
+                    } else {
+                        store.delete(&key);
+                    }
+                    assert_eq!(store.get(&key), put.then(|| record.clone()));
+                }
+            }
+            let (from, below) = (key(draw()), key(draw()));
+            assert_eq!(store.range(&from, &below, 9), model.range(&from, &below, 9));
+        });
+        views.push_back((store.reader(), model.clone()));
+        if 50 < views.len() {
+            let (view, model) = views.pop_front().unwrap();
+            assert_eq!(content(&view), model, "entry {index}");
+            let key = key(draw());
+            assert_eq!(view.get(&key), model.get(&key));
+        }
+    }
+    assert!(store.durable_index().is_some_and(|durable| 1_000 < durable), "nothing was flushed");
+    store.checkpoint();
+    drop(views);
+    drop(store);
+    let store = RedbStore::open(&path).unwrap();
+    assert_eq!(store.applied(), Some(applied(2_000)));
+    assert_eq!(content(&store.reader()), model);
+}
