@@ -20,6 +20,9 @@ pub struct Config {
     pub key: ClusterKey,
     /// File system of a new data directory. `None`: the master is asked.
     pub fs: Option<FsId>,
+    /// Where it stands, for placement; empty: not told.
+    pub zone: String,
+    pub host: String,
     /// Uses at most this much of the disk.
     pub capacity_bytes: Option<u64>,
     /// Kept free of user data for journal and repair (DECISIONS 14).
@@ -48,6 +51,8 @@ impl Config {
             master: None,
             key: ClusterKey::none(),
             fs: None,
+            zone: String::new(),
+            host: String::new(),
             capacity_bytes: None,
             reserve_percent: 5,
             segment_bytes: 64 << 20,

@@ -284,6 +284,8 @@ impl Talk {
             inventory_more: full && told.more,
             ended_serial: self.ended_serial,
             clients,
+            zone: node.config.zone.clone(),
+            host: node.config.host.clone(),
         };
         (request, told)
     }

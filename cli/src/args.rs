@@ -452,6 +452,22 @@ pub(crate) struct ChunkserverArgs {
     /// Use at most this much of the disk, for example 500GiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub capacity: Option<u64>,
+    /// Failure domain, such as a room or a cloud's zone: copies of a chunk are spread over them
+    #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
+    pub zone: String,
+    /// Machine it runs on: no two copies of a chunk on one, as long as there are others
+    #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
+    pub host: String,
+}
+
+/// A name of a zone or a host, as it is shown in tables.
+pub(crate) fn parse_domain(text: &str) -> Result<String, String> {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    if text.len() <= 253 && text.chars().all(is_plain) {
+        Ok(text.to_owned())
+    } else {
+        Err("expected up to 253 letters, digits, '-', '.' or '_', for example eu-1a".to_owned())
+    }
 }
 
 #[derive(Args, Debug)]

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
+use crate::plan::rebuild::Place;
 use crate::time::Timestamp;
 
 /// When silence means something. `dead_after` is at least three intervals.
@@ -116,6 +117,7 @@ pub struct Heartbeat {
     pub used_bytes: u64,
     pub free_bytes: u64,
     pub total_bytes: u64,
+    pub place: Place,
 }
 
 /// One server's row.
@@ -141,6 +143,7 @@ pub struct ServerRow {
     pub used_bytes: u64,
     pub free_bytes: u64,
     pub total_bytes: u64,
+    pub place: Place,
     /// Chunks placed here since the last heartbeat: its free space does not show them yet.
     recent_placements: u64,
 }
@@ -192,6 +195,7 @@ impl Cluster {
             used_bytes,
             free_bytes,
             total_bytes,
+            place,
         } = heartbeat;
         let returned = self.liveness(now, server) != Liveness::Alive;
         if self.rows.get(&server).is_some_and(|row| incarnation < row.incarnation) {
@@ -213,6 +217,7 @@ impl Cluster {
             used_bytes: 0,
             free_bytes: 0,
             total_bytes: 0,
+            place: Place::default(),
             recent_placements: 0,
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
@@ -251,6 +256,7 @@ impl Cluster {
         row.used_bytes = used_bytes;
         row.free_bytes = free_bytes;
         row.total_bytes = total_bytes;
+        row.place = place;
         row.recent_placements = 0;
         Heard { want_full_inventory: !row.inventory_complete && !row.inventory_pages, returned }
     }
@@ -357,9 +363,10 @@ impl Cluster {
         self.row(member.server).filter(|_| self.is_up(now, member)).map(|row| row.address.as_str())
     }
 
-    /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: the one with the largest
-    /// share of free space first, less what was placed there since it last reported; ties go to fewer chunks, then to
-    /// the lower id. Reserves nothing but counts the placement until the next heartbeat.
+    /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: one after the other, in a
+    /// zone and on a host that has none yet, if there is one, with the largest share of free space, less what was placed
+    /// there since it last reported; ties go to fewer chunks, then to the lower id. Reserves nothing but counts the
+    /// placement until the next heartbeat.
     pub fn place(
         &mut self,
         now: Timestamp,
@@ -380,18 +387,23 @@ impl Cluster {
                 // Permille of the disk, so that small and large disks fill alike.
                 let share = free.checked_mul(1000).map_or(1000, |f| f / row.total_bytes.max(1));
                 let room = 0 < free && chunk_bytes.min(64 << 10) <= free;
-                room.then_some((
-                    std::cmp::Reverse(share),
-                    row.chunk_count + row.recent_placements,
-                    *server,
-                    row.disk,
-                ))
+                let chunks = row.chunk_count + row.recent_placements;
+                let member = Member { server: *server, disk: row.disk };
+                room.then_some((std::cmp::Reverse(share), chunks, member, &row.place))
             })
             .collect();
         candidates.sort_unstable();
-        candidates.truncate(count);
-        let members: Vec<Member> =
-            candidates.into_iter().map(|(_, _, server, disk)| Member { server, disk }).collect();
+        let mut taken: Vec<&Place> =
+            avoid.iter().filter_map(|server| Some(&self.rows.get(server)?.place)).collect();
+        let mut members = Vec::with_capacity(count);
+        while members.len() < count && !candidates.is_empty() {
+            let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
+            let best =
+                (0..candidates.len()).min_by_key(|at| shared(candidates[*at].3)).unwrap_or(0);
+            let (_, _, member, place) = candidates.remove(best);
+            members.push(member);
+            taken.push(place);
+        }
         for member in &members {
             if let Some(row) = self.rows.get_mut(&member.server) {
                 row.recent_placements += 1;
@@ -425,6 +437,7 @@ mod tests {
             used_bytes: 1000 - free,
             free_bytes: free,
             total_bytes: 1000,
+            place: Place::default(),
         }
     }
 

@@ -1,4 +1,5 @@
 //! Intentions: what should be done next, from what is known.
 
+pub mod rebuild;
 pub mod reconfigure;
 pub mod surplus;

@@ -1,10 +1,9 @@
-//! What the master does without being asked: reclaiming, forgetting, ending leases, catching up returned members.
+//! What the master does without being asked: reclaiming, forgetting, ending leases.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::Liveness;
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
@@ -18,9 +17,6 @@ use crate::settle;
 use crate::state::{Master, lock, now};
 
 const TICK: Duration = Duration::from_millis(250);
-/// Chunks looked at for missing members in one round, and configuration changes made for them at once.
-const REPAIRS_AT_ONCE: usize = 4;
-
 const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
 const RECLAIM_BATCH: usize = 256;
 
@@ -61,7 +57,6 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
     let mut garbage_since: HashMap<ChunkId, Timestamp> = HashMap::new();
     // Not the start: a master that restarts often has a log that grows all the same.
     let mut snapshot_at = master.group.snapshot_index().unwrap_or(0);
-    let mut short_since: HashMap<ChunkId, Timestamp> = HashMap::new();
     let mut round: u64 = 0;
     while !shutdown.wait_for(TICK) {
         round += 1;
@@ -77,9 +72,6 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
         }
         if round % 4 == 1 {
             master.note_surplus();
-        }
-        if round % 4 == 2 {
-            complete_chunks(master, &mut short_since);
         }
         let index = master.group.applied_index().unwrap_or(0);
         if snapshot_at + master.config.snapshot_entries <= index {
@@ -220,109 +212,6 @@ fn end_refused(master: &Arc<Master>) {
         {
             tracing::debug!(%client, %error, "end client");
         }
-    }
-}
-
-/// Gives chunks with too few members, or with a member that is not current, a configuration with what is here now:
-/// a server that came back with an older replica first, another one after the rebuild delay.
-fn complete_chunks(master: &Arc<Master>, short_since: &mut HashMap<ChunkId, Timestamp>) {
-    if master.is_warming() {
-        return;
-    }
-    let now = now();
-    let mut wanted: Vec<(ChunkId, Option<Member>)> = Vec::new();
-    let mut short = HashMap::new();
-    let mut missed = Vec::new();
-    master.for_each_chunk(|chunk, record| {
-        if REPAIRS_AT_ONCE * 16 <= wanted.len() + missed.len() || !record.attached {
-            return;
-        }
-        if needs_readoption(master, chunk, record) {
-            wanted.push((chunk, None));
-        } else if is_missed(master, chunk, record) {
-            missed.push((chunk, record.clone()));
-        } else if record.active.members.len() < master.replication as usize {
-            let since = short_since.get(&chunk).copied().unwrap_or(now);
-            short.insert(chunk, since);
-            let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
-            if let Some(learner) =
-                choose_learner(master, chunk, record, delay <= now.nanos_since(since))
-            {
-                wanted.push((chunk, Some(learner)));
-            }
-        }
-    });
-    *short_since = short;
-    // What was reported may be older than the replica: asked before anything is done because of it.
-    let lacks = |(chunk, record): &(ChunkId, Chunk)| {
-        let mut members = record.active.members.iter();
-        members.any(|member| master.holds(member, *chunk) == Some(false))
-    };
-    wanted.extend(missed.iter().filter(|missed| lacks(missed)).map(|(chunk, _)| (*chunk, None)));
-    for batch in wanted.chunks(REPAIRS_AT_ONCE) {
-        std::thread::scope(|scope| {
-            for (chunk, learner) in batch {
-                scope.spawn(move || {
-                    if let Err(reason) = master.reconfigure(*chunk, *learner) {
-                        tracing::info!(chunk = chunk.0, reason, "chunk cannot be completed now");
-                    }
-                });
-            }
-        });
-    }
-}
-
-/// An attempt was left unfinished, or a live member is behind or rebooted while dirty.
-fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
-    let cluster = lock(&master.cluster);
-    let now = now();
-    let behind = record.active.members.iter().any(|member| {
-        cluster.is_up(now, member)
-            && cluster.row(member.server).is_some_and(|row| {
-                row.replicas.get(&chunk).is_some_and(|replica| {
-                    replica.not_current || replica.version < record.active.version
-                })
-            })
-    });
-    let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
-    all_up && (behind || record.preparing.is_some())
-}
-
-/// A live member has told all it holds, and this chunk is not among it: somebody removed the file.
-fn is_missed(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
-    if !record.born || record.preparing.is_some() || master.was_written_lately(chunk) {
-        return false;
-    }
-    let cluster = lock(&master.cluster);
-    let now = now();
-    let told_without = |member: &Member| {
-        let row = cluster.row(member.server);
-        row.is_some_and(|row| row.inventory_complete && !row.replicas.contains_key(&chunk))
-    };
-    let mut members = record.active.members.iter();
-    members.any(|member| cluster.is_up(now, member) && told_without(member))
-}
-
-fn choose_learner(
-    master: &Master,
-    chunk: ChunkId,
-    record: &Chunk,
-    anybody: bool,
-) -> Option<Member> {
-    let mut cluster = lock(&master.cluster);
-    let now = now();
-    let members: Vec<ServerId> = record.active.members.iter().map(|member| member.server).collect();
-    let returned = cluster
-        .rows()
-        .iter()
-        .filter(|(server, row)| !members.contains(server) && row.replicas.contains_key(&chunk))
-        .filter(|(server, _)| cluster.liveness(now, **server) == Liveness::Alive)
-        .map(|(server, row)| Member { server: *server, disk: row.disk })
-        .next();
-    match returned {
-        Some(member) => Some(member),
-        None if anybody => cluster.place(now, 1, record.chunk_size, &members).first().copied(),
-        None => None,
     }
 }
 

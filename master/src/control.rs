@@ -13,6 +13,7 @@ use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::plan::rebuild::Place;
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
@@ -184,6 +185,7 @@ async fn take(
                 used_bytes: beat.used_bytes,
                 free_bytes: beat.free_bytes,
                 total_bytes: beat.total_bytes,
+                place: Place { zone: beat.zone, host: beat.host },
             },
         );
         if leaving {

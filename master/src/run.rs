@@ -30,6 +30,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::group::{Group, GroupConfig};
 use crate::metrics::Metrics;
+use crate::rebuild;
 use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
 
@@ -73,6 +74,7 @@ pub struct Server {
     pub master: Arc<Master>,
     acceptor: dfs_service::conn::AcceptorHandle,
     background: std::thread::JoinHandle<()>,
+    rebuild: std::thread::JoinHandle<()>,
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
 }
@@ -132,6 +134,13 @@ impl Server {
                 .spawn(move || background::run(&master, &shutdown))
                 .context("start the background thread")?
         };
+        let rebuild = {
+            let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
+            std::thread::Builder::new()
+                .name("rebuild".to_owned())
+                .spawn(move || rebuild::run(&master, &shutdown))
+                .context("start the rebuild thread")?
+        };
         let (control, connections) = tokio::sync::mpsc::channel(16);
         let service = Control(Arc::clone(&master));
         runtime.spawn(async move {
@@ -157,13 +166,13 @@ impl Server {
             write_address(path, address)?;
         }
         tracing::info!(%address, "master serves");
-        Ok(Self { address, master, acceptor, background, shutdown, runtime })
+        Ok(Self { address, master, acceptor, background, rebuild, shutdown, runtime })
     }
 
     /// Stops serving and returns when nothing of it is left, so that the directory may be used again; everything
     /// acknowledged is in the log.
     pub fn stop(self) {
-        let Self { address: _, master, acceptor, background, shutdown, runtime } = self;
+        let Self { address: _, master, acceptor, background, rebuild, shutdown, runtime } = self;
         shutdown.ask();
         acceptor.stop();
         for connection in lock(&master.connections).values() {
@@ -172,6 +181,7 @@ impl Server {
         }
         // It ends within a tick.
         let _ended = background.join();
+        let _ended = rebuild.join();
         master.group.shutdown();
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         // Requests under way hold the store; each has a bound.

@@ -53,6 +53,7 @@ pub struct Master {
     /// Truncations running now: a repeated request waits for the first.
     /// To which size each is cut or grown by this process now.
     pub truncating: Mutex<HashMap<InodeNo, u64>>,
+    pub rebuild: crate::rebuild::Shared,
     /// Replicas that nobody needs.
     pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,
@@ -147,6 +148,7 @@ impl Master {
             changed: Changed::default(),
             write_layouts: Mutex::default(),
             truncating: Mutex::default(),
+            rebuild: crate::rebuild::Shared::default(),
             surplus: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),

@@ -31,7 +31,7 @@ pub struct Noted {
 impl Master {
     /// One round of the walk.
     pub fn note_surplus(&self) {
-        if self.is_warming() {
+        if self.is_warming() || self.rebuild.is_held() {
             return;
         }
         let start = lock(&self.surplus).cursor;
@@ -106,6 +106,9 @@ impl Master {
             aged.filter(|(_, age_ms)| settled_ms <= *age_ms).take(TOLD_MAX).collect()
         };
         let mut told = Vec::new();
+        if self.rebuild.is_held() {
+            return told;
+        }
         for (chunk, age_ms) in noted {
             let held = lock(&self.cluster)
                 .row(server)

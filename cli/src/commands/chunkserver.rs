@@ -6,7 +6,7 @@ use crate::args::{ChunkserverArgs, ClusterArgs};
 use crate::cluster;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Result<()> {
-    let ChunkserverArgs { data, id, listen, advertise, address_file, capacity } = args;
+    let ChunkserverArgs { data, id, listen, advertise, address_file, capacity, zone, host } = args;
     let target = cluster::target(cluster)?;
     dfs_service::log::init()?;
     let config = chunkserver::Config {
@@ -15,6 +15,8 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         master: Some(target.master),
         key: target.key,
         capacity_bytes: *capacity,
+        zone: zone.clone(),
+        host: host.clone(),
         address_file: address_file.clone(),
         ..chunkserver::Config::new(*id, data.clone())
     };

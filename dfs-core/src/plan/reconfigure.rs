@@ -5,7 +5,8 @@
 //! new version before that. A failed attempt starts again with a higher version and the *same* base.
 
 use crate::chunk::{Chunk, Configuration, Member, Preparing};
-use crate::ids::{ChunkVersion, ServerId};
+use crate::ids::{ChunkId, ChunkVersion, ServerId};
+use crate::plan::rebuild::mix;
 
 /// What a member says after its durable promise.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -85,20 +86,20 @@ pub enum Source {
     DataLost,
 }
 
-/// Chooses the source among `reports` of `preparing.members`: the highest (adopted version, sequence).
+/// Chooses the source among `reports` of `preparing.members`: the highest (adopted version, sequence), one by lot among
+/// equals, so that copies come from all servers.
 ///
 /// A member whose adopted version is below the last activated one has lost data and is never a source; version 1
 /// needs no adoption, so a chunk at version 1 that no member holds is an empty one.
 #[must_use]
 pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseReport]) -> Source {
     let Configuration { version: base, members: last, .. } = &chunk.active;
+    let of = ChunkId(chunk.ino.0.rotate_left(32) ^ chunk.index);
+    let lot = |report: &PromiseReport| mix(of, report.member.server);
     let voters = reports.iter().filter(|report| preparing.members.contains(&report.member));
     let (whole, lost): (Vec<&PromiseReport>, Vec<&PromiseReport>) =
         voters.partition(|report| *base <= report.version);
-    let best = whole
-        .iter()
-        .copied()
-        .max_by_key(|r| (r.version, r.seq, std::cmp::Reverse(r.member.server)));
+    let best = whole.iter().copied().max_by_key(|r| (r.version, r.seq, lot(r)));
     let all_answered =
         last.iter().all(|member| reports.iter().any(|report| report.member == *member));
     match best {
@@ -112,8 +113,7 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
         None => Source::DataLost,
         Some(best) => {
             let current = whole.iter().copied().filter(|r| !r.not_current);
-            let sure =
-                current.max_by_key(|r| (r.version, r.seq, std::cmp::Reverse(r.member.server)));
+            let sure = current.max_by_key(|r| (r.version, r.seq, lot(r)));
             match sure {
                 // An operation acknowledged in the last version is on every current member.
                 Some(sure) if (best.version, best.seq) <= (sure.version, sure.seq) => {

@@ -1,0 +1,461 @@
+//! Gives chunks their copies back.
+//!
+//! A walk over the chunk map finds chunks that lack a copy; [`dfs_core::plan::rebuild`] says which come first and where
+//! to; each copy is one configuration change with a learner, on a thread of its own. What a walk found is looked at
+//! again just before anything is done because of it.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use dfs_core::chunk::{Chunk, Member};
+use dfs_core::cluster::{Cluster, Liveness};
+use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
+use dfs_core::plan::rebuild::{
+    Limits, Place, Short, Target, Watched, assign, hold_for_room, hold_for_silence,
+};
+use dfs_core::time::Timestamp;
+use dfs_service::shutdown::Shutdown;
+
+use crate::state::{Master, lock, now};
+
+const TICK: Duration = Duration::from_millis(100);
+/// The map is walked so often, or a twentieth of the time if it is large.
+const WALK_EVERY: Duration = Duration::from_secs(1);
+const WALK_SHARE: u32 = 20;
+/// Found in one walk: more only wait in memory.
+const FOUND_MAX: usize = 100_000;
+/// Of those, the riskiest that are looked at when there is room for another copy.
+const CONSIDERED_MAX: usize = 1_000;
+/// Copies on their way to one server, and in all.
+const LIMITS: Limits = Limits { per_target: 3, in_all: 64 };
+const RETRY_MIN_MS: u64 = 500;
+const RETRY_MAX_MS: u64 = 30_000;
+/// Servers that fell silent together are waited for so many times as long as one.
+const HOLD_FACTOR: u64 = 10;
+
+/// What others see of it.
+#[derive(Debug, Default)]
+pub struct Shared {
+    /// Nothing is copied but chunks with one copy, and nothing is deleted.
+    held: AtomicBool,
+    work: Mutex<Work>,
+    /// Told when a change is done: there is room for another.
+    done: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    /// The learner, if the change brings one.
+    running: BTreeMap<ChunkId, Option<Member>>,
+    /// After a failure: not before, and how long the next pause is.
+    retry: HashMap<ChunkId, (Timestamp, u64)>,
+    chunks: u64,
+    bytes: u64,
+}
+
+impl Shared {
+    /// Whether so much is missing at once that it looks like a cause that may pass: nothing is deleted meanwhile.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        self.held.load(Ordering::Relaxed)
+    }
+}
+
+/// One thing to do to a chunk.
+#[derive(Clone, Debug)]
+struct Task {
+    chunk: ChunkId,
+    /// The configuration that was looked at.
+    version: ChunkVersion,
+    learner: Option<Member>,
+    bytes: u64,
+}
+
+/// What one walk found.
+#[derive(Debug, Default)]
+struct Found {
+    /// No copy is to be made elsewhere: members take up what the others have, or one that returned does.
+    at_once: Vec<Task>,
+    /// With the version that was looked at, the riskiest first.
+    short: Vec<(Short, ChunkVersion)>,
+    /// Of `short`, those whose delay is over.
+    due: BTreeSet<ChunkId>,
+    /// To be copied for all that are short.
+    bytes: u64,
+}
+
+/// Runs until `shutdown`, on a thread of its own.
+pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
+    let mut rebuild = Rebuild::default();
+    while !shutdown.is_asked() {
+        {
+            let work = lock(&master.rebuild.work);
+            let waited = master.rebuild.done.wait_timeout(work, TICK);
+            let _work = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if !master.is_warming() {
+            rebuild.round(master);
+        }
+    }
+}
+
+#[derive(Default)]
+struct Rebuild {
+    short_since: HashMap<ChunkId, Timestamp>,
+    found: Found,
+    walk_at: Option<Instant>,
+    states: BTreeMap<ServerId, Liveness>,
+    /// Copies each server was given since all chunks were safe.
+    given: BTreeMap<ServerId, u64>,
+    episode: Option<Episode>,
+    said: Option<String>,
+}
+
+/// From the first copy that is made until none is missing.
+struct Episode {
+    began: Timestamp,
+    chunks_before: u64,
+    bytes_before: u64,
+}
+
+impl Rebuild {
+    fn round(&mut self, master: &Arc<Master>) {
+        let states = {
+            let (cluster, now) = (lock(&master.cluster), now());
+            cluster.rows().keys().map(|server| (*server, cluster.liveness(now, *server))).collect()
+        };
+        let changed = self.states != states;
+        self.states = states;
+        if changed || self.walk_at.is_none_or(|at| at <= Instant::now()) {
+            let began = Instant::now();
+            self.found = self.walk(master);
+            self.walk_at = Some(Instant::now() + WALK_EVERY.max(began.elapsed() * WALK_SHARE));
+        }
+        self.say_progress(master);
+        let tasks = self.choose(master);
+        for task in tasks {
+            start(master, task);
+        }
+    }
+
+    /// What is to be done now, as far as limits allow.
+    fn choose(&mut self, master: &Master) -> Vec<Task> {
+        let now = now();
+        let (running, waiting): (BTreeMap<ChunkId, Option<Member>>, BTreeSet<ChunkId>) = {
+            let work = lock(&master.rebuild.work);
+            let waiting = work.retry.iter().filter(|(_, (at, _))| now < *at);
+            (work.running.clone(), waiting.map(|(chunk, _)| *chunk).collect())
+        };
+        let is_free = |chunk: &ChunkId| !running.contains_key(chunk) && !waiting.contains(chunk);
+        let room = LIMITS.in_all.saturating_sub(running.len());
+        let mut tasks: Vec<Task> = Vec::new();
+        self.found.at_once.retain(|task| {
+            let take = tasks.len() < room && is_free(&task.chunk);
+            if take {
+                tasks.push(task.clone());
+            }
+            !take
+        });
+        let (mut targets, places) = self.targets(master, &running);
+        let hold = self.hold(master, &targets);
+        let due: Vec<Short> = {
+            let short = self.found.short.iter().map(|(short, _)| short);
+            let due = short.filter(|short| {
+                (short.good <= 1 || (hold.is_none() && self.found.due.contains(&short.chunk)))
+                    && is_free(&short.chunk)
+            });
+            due.take(CONSIDERED_MAX).cloned().collect()
+        };
+        self.say_hold(master, hold);
+        let limits = Limits { in_all: LIMITS.in_all.saturating_sub(tasks.len()), ..LIMITS };
+        for (chunk, learner) in assign(&due, &mut targets, &places, limits) {
+            *self.given.entry(learner.server).or_default() += 1;
+            let Some((short, version)) = self.found.short.iter().find(|(s, _)| s.chunk == chunk)
+            else {
+                continue;
+            };
+            let (version, bytes) = (*version, short.bytes);
+            tasks.push(Task { chunk, version, learner: Some(learner), bytes });
+        }
+        let taken: Vec<ChunkId> = tasks.iter().map(|task| task.chunk).collect();
+        self.found.short.retain(|(short, _)| !taken.contains(&short.chunk));
+        tasks
+    }
+
+    fn targets(
+        &self,
+        master: &Master,
+        running: &BTreeMap<ChunkId, Option<Member>>,
+    ) -> (Vec<Target>, BTreeMap<ServerId, Place>) {
+        let mut incoming: BTreeMap<ServerId, usize> = BTreeMap::new();
+        for learner in running.values().flatten() {
+            *incoming.entry(learner.server).or_default() += 1;
+        }
+        let (cluster, now) = (lock(&master.cluster), now());
+        let places =
+            cluster.rows().iter().map(|(server, row)| (*server, row.place.clone())).collect();
+        let alive = cluster
+            .rows()
+            .iter()
+            .filter(|(server, _)| cluster.liveness(now, **server) == Liveness::Alive);
+        let targets = alive.map(|(server, row)| Target {
+            member: Member { server: *server, disk: row.disk },
+            place: row.place.clone(),
+            free_bytes: row.free_bytes,
+            total_bytes: row.total_bytes,
+            chunk_count: row.chunk_count,
+            incoming: incoming.get(server).copied().unwrap_or(0),
+            given: self.given.get(server).copied().unwrap_or(0),
+        });
+        (targets.collect(), places)
+    }
+
+    fn hold(&self, master: &Master, targets: &[Target]) -> Option<String> {
+        let profile = master.config.profile;
+        let patience_ms = HOLD_FACTOR * profile.rebuild_delay_ms.max(profile.dead_after_ms);
+        let watched: Vec<Watched> = {
+            let (cluster, now) = (lock(&master.cluster), now());
+            let silent_since = |server: &ServerId, heard_at: Timestamp| {
+                let is_dead = cluster.liveness(now, *server) == Liveness::Dead;
+                (is_dead && now.nanos_since(heard_at) < patience_ms * 1_000_000).then_some(heard_at)
+            };
+            let rows = cluster.rows().iter();
+            rows.map(|(server, row)| Watched {
+                server: *server,
+                place: row.place.clone(),
+                silent_since: silent_since(server, row.heard_at),
+            })
+            .collect()
+        };
+        if let Some(hold) = hold_for_silence(&watched) {
+            return Some(format!(
+                "{hold}; it begins when they were silent for {} s",
+                patience_ms / 1000
+            ));
+        }
+        hold_for_room(self.found.bytes, targets)
+            .map(|hold| format!("{hold}; add servers or delete files"))
+    }
+
+    fn say_hold(&mut self, master: &Master, hold: Option<String>) {
+        master.rebuild.held.store(hold.is_some(), Ordering::Relaxed);
+        if self.said != hold && !self.found.short.is_empty() {
+            match &hold {
+                Some(hold) => {
+                    master.notice(format!("copies of chunks with more than one wait: {hold}"));
+                }
+                None => master.notice("copies are made again".to_owned()),
+            }
+            self.said = hold;
+        } else if hold.is_none() {
+            self.said = None;
+        }
+    }
+
+    fn say_progress(&mut self, master: &Master) {
+        let (idle, chunks, bytes) = {
+            let work = lock(&master.rebuild.work);
+            (work.running.is_empty(), work.chunks, work.bytes)
+        };
+        match &self.episode {
+            None if !idle => {
+                self.episode =
+                    Some(Episode { began: now(), chunks_before: chunks, bytes_before: bytes });
+            }
+            Some(episode) if idle && self.found.short.is_empty() && self.short_since.is_empty() => {
+                let Episode { began, chunks_before, bytes_before } = *episode;
+                let made = chunks - chunks_before;
+                if 0 < made {
+                    let seconds = now().nanos_since(began) as f64 / 1e9;
+                    let mib = (bytes - bytes_before) as f64 / f64::from(1 << 20);
+                    master.notice(format!(
+                        "all chunks have their copies again: {made} chunks, {mib:.1} MiB in {seconds:.1} s"
+                    ));
+                }
+                self.episode = None;
+                self.given.clear();
+            }
+            Some(_) | None => {}
+        }
+    }
+
+    fn walk(&mut self, master: &Master) -> Found {
+        let now = now();
+        let mut found = Found::default();
+        let mut since = HashMap::new();
+        let mut missed = Vec::new();
+        let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
+        master.for_each_chunk(|chunk, record| {
+            if FOUND_MAX <= found.at_once.len() + found.short.len() + missed.len()
+                || !record.attached
+            {
+                return;
+            }
+            let at_once =
+                |learner| Task { chunk, version: record.active.version, learner, bytes: 0 };
+            if needs_readoption(master, chunk, record) {
+                found.at_once.push(at_once(None));
+            } else if is_missed(master, chunk, record) {
+                missed.push((chunk, record.clone()));
+            } else if let Some(lack) = lack_of(master, chunk, record) {
+                let first = self.short_since.get(&chunk).copied().unwrap_or(now);
+                since.insert(chunk, first);
+                match lack {
+                    Lack::Waits => {}
+                    Lack::Returned(learner) => found.at_once.push(at_once(Some(learner))),
+                    Lack::Short(short) => {
+                        if delay <= now.nanos_since(first) {
+                            found.due.insert(chunk);
+                        }
+                        found.bytes += short.bytes;
+                        let short = Short { since: first, ..short };
+                        found.short.push((short, record.active.version));
+                    }
+                }
+            }
+        });
+        self.short_since = since;
+        // What was reported may be older than the replica: asked before anything is done because of it.
+        let lacks = |(chunk, record): &(ChunkId, Chunk)| {
+            let mut members = record.active.members.iter();
+            members.any(|member| master.holds(member, *chunk) == Some(false))
+        };
+        let missed = missed.iter().filter(|missed| lacks(missed)).map(|(chunk, record)| Task {
+            chunk: *chunk,
+            version: record.active.version,
+            learner: None,
+            bytes: 0,
+        });
+        found.at_once.extend(missed);
+        found.short.sort_unstable_by_key(|(short, _)| short.risk());
+        found
+    }
+}
+
+fn start(master: &Arc<Master>, task: Task) {
+    lock(&master.rebuild.work).running.insert(task.chunk, task.learner);
+    let (chunk, worker) = (task.chunk, Arc::clone(master));
+    let started = std::thread::Builder::new()
+        .name("rebuild".to_owned())
+        .spawn(move || finish(&worker, &task, try_task(&worker, &task)));
+    if let Err(error) = started {
+        lock(&master.rebuild.work).running.remove(&chunk);
+        tracing::warn!(%error, "no thread for a copy");
+    }
+}
+
+fn try_task(master: &Master, task: &Task) -> Result<(), String> {
+    match master.chunk(task.chunk) {
+        Some(record) if record.active.version == task.version => {
+            master.reconfigure(task.chunk, task.learner)
+        }
+        // It went on meanwhile: the next walk looks at what it is now.
+        Some(_) | None => Err("it changed meanwhile".to_owned()),
+    }
+}
+
+fn finish(master: &Master, task: &Task, outcome: Result<(), String>) {
+    let mut work = lock(&master.rebuild.work);
+    work.running.remove(&task.chunk);
+    master.rebuild.done.notify_all();
+    match outcome {
+        Ok(()) => {
+            work.retry.remove(&task.chunk);
+            if task.learner.is_some() {
+                work.chunks += 1;
+                work.bytes += task.bytes;
+            }
+        }
+        Err(reason) => {
+            let (_, pause_ms) =
+                work.retry.get(&task.chunk).copied().unwrap_or((now(), RETRY_MIN_MS));
+            let at = Timestamp(now().0 + pause_ms * 1_000_000);
+            work.retry.insert(task.chunk, (at, (2 * pause_ms).min(RETRY_MAX_MS)));
+            // Those that were never tried again are of chunks that are gone.
+            let old = now();
+            work.retry.retain(|_, (at, _)| old.nanos_since(*at) < RETRY_MAX_MS * 10_000_000);
+            tracing::info!(chunk = task.chunk.0, reason, "chunk cannot be completed now");
+        }
+    }
+}
+
+/// An attempt was left unfinished, or a live member is behind or rebooted while dirty.
+fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let behind = record.active.members.iter().any(|member| {
+        cluster.is_up(now, member)
+            && cluster.row(member.server).is_some_and(|row| {
+                row.replicas.get(&chunk).is_some_and(|replica| {
+                    replica.not_current || replica.version < record.active.version
+                })
+            })
+    });
+    let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
+    all_up && (behind || record.preparing.is_some())
+}
+
+/// A live member has told all it holds, and this chunk is not among it: somebody removed the file.
+fn is_missed(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
+    if !record.born || record.preparing.is_some() || master.was_written_lately(chunk) {
+        return false;
+    }
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let told_without = |member: &Member| {
+        let row = cluster.row(member.server);
+        row.is_some_and(|row| row.inventory_complete && !row.replicas.contains_key(&chunk))
+    };
+    let mut members = record.active.members.iter();
+    members.any(|member| cluster.is_up(now, member) && told_without(member))
+}
+
+enum Lack {
+    /// It has an older replica: less to copy, and no reason to wait.
+    Returned(Member),
+    Short(Short),
+    /// Nothing can be done now: no good copy is here, or one that is only late would be left out.
+    Waits,
+}
+
+/// What `record` lacks, if a server could take a copy of it.
+fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
+    let written_lately = master.was_written_lately(chunk);
+    let cluster = lock(&master.cluster);
+    let now = now();
+    let members = &record.active.members;
+    let is_lost = |member: &Member| is_lost(&cluster, now, member);
+    let staying = members.iter().filter(|member| !is_lost(member)).count();
+    if master.replication as usize <= staying {
+        return None;
+    }
+    let good = cluster.copies(now, chunk, record, written_lately).good;
+    let all_here = members.iter().all(|member| is_lost(member) || cluster.is_up(now, member));
+    if good == 0 || !(all_here || good == 1) {
+        return Some(Lack::Waits);
+    }
+    let mut holders: Vec<ServerId> = members.iter().map(|member| member.server).collect();
+    let others = cluster
+        .rows()
+        .iter()
+        .filter(|(server, row)| !holders.contains(server) && row.replicas.contains_key(&chunk));
+    let others: Vec<Member> =
+        others.map(|(server, row)| Member { server: *server, disk: row.disk }).collect();
+    let alive = |member: &&Member| cluster.liveness(now, member.server) == Liveness::Alive;
+    if let Some(returned) = others.iter().find(alive) {
+        return Some(Lack::Returned(*returned));
+    }
+    holders.extend(others.iter().map(|member| member.server));
+    let lens = members.iter().filter_map(|member| cluster.row(member.server)?.replicas.get(&chunk));
+    let bytes = lens.map(|replica| replica.len).max().unwrap_or(0);
+    let is_waited_for = written_lately;
+    Some(Lack::Short(Short { chunk, bytes, good, is_waited_for, since: now, holders }))
+}
+
+/// Dead, or come back with another disk.
+fn is_lost(cluster: &Cluster, now: Timestamp, member: &Member) -> bool {
+    cluster.row(member.server).is_some_and(|row| row.disk != member.disk)
+        || cluster.liveness(now, member.server) == Liveness::Dead
+}
