@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
+use dfs_proto::chunk_file::BLOCK_BYTES_MAX;
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, decode_sums, encode_sums};
 use dfs_proto::frame_conn::LoneClient;
@@ -164,6 +165,7 @@ fn copy(
         if mine.get(index) == Some(&crc) && writer.keep_block(block, crc).is_ok() {
             continue;
         }
+        node.pace.before_copy(spec.chunk_size.min(BLOCK_BYTES_MAX));
         let bytes = fetch_block(&mut client, chunk, sums.position, block, crc)?;
         copied += bytes.len() as u64;
         writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
@@ -214,6 +216,7 @@ pub(crate) fn block(
         }),
     };
     check()?;
+    node.pace.before_copy(BLOCK_BYTES_MAX);
     let (bytes, crc) =
         node.store.read_for_copy(chunk, block).map_err(|error| node.failure(version, &error))?;
     // Read between two looks at the position: nothing was applied meanwhile.

@@ -35,6 +35,7 @@ pub(crate) struct Waiter {
     request: u64,
     begun: u64,
     call: &'static str,
+    from_client: bool,
     _slot: Slot,
 }
 
@@ -59,8 +60,11 @@ impl Waiter {
         if let DataReply::Failed(failure) = reply {
             node.metrics.refusals.with_label_values(&[reason(failure)]).inc();
         }
+        let nanos = monotonic_nanos().saturating_sub(self.begun);
+        if self.from_client {
+            node.pace.answered(self.call, nanos);
+        }
         if self.call == "mutate" {
-            let nanos = monotonic_nanos().saturating_sub(self.begun);
             node.metrics.mutate_seconds.observe(Duration::from_nanos(nanos).as_secs_f64());
         }
     }
@@ -179,6 +183,7 @@ fn try_serve(node: &Arc<Node>, stream: TcpStream) -> io::Result<()> {
             request: frame.header.request,
             begun: monotonic_nanos(),
             call: name(&call),
+            from_client: matches!(peer, Some(Peer::Client(_))),
             _slot: slot,
         };
         if peer.is_none() {

@@ -18,6 +18,7 @@ mod master_link;
 mod member;
 mod metrics;
 mod node;
+mod pace;
 mod peer;
 mod primary;
 mod repair;

@@ -17,6 +17,7 @@ use crate::fence::Fence;
 use crate::local_door::LocalDoor;
 use crate::member::Members;
 use crate::metrics::Metrics;
+use crate::pace::Pace;
 use crate::peer::Peers;
 use crate::primary::Leaders;
 use crate::state::ServerState;
@@ -39,6 +40,7 @@ pub(crate) struct Node {
     /// `None`: it could not be opened.
     pub(crate) local_door: Option<LocalDoor>,
     pub(crate) news: News,
+    pub(crate) pace: Pace,
     space: CachedSpace,
 }
 
@@ -102,6 +104,7 @@ impl Node {
             damage: Damage::default(),
             local_door,
             news: News::default(),
+            pace: Pace::default(),
             space: CachedSpace::default(),
             store,
             state,
