@@ -146,6 +146,8 @@ pub struct ServerRow {
     pub place: Place,
     /// Chunks placed here since the last heartbeat: its free space does not show them yet.
     recent_placements: u64,
+    /// Grows with every chunk it is given, faster the less room it has.
+    burden: u64,
 }
 
 /// What accepting a heartbeat means for the reply.
@@ -219,11 +221,12 @@ impl Cluster {
             total_bytes: 0,
             place: Place::default(),
             recent_placements: 0,
+            burden: 0,
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
             let joined_at = if row.disk == disk { row.joined_at } else { now };
-            *row = ServerRow { joined_at, ..fresh() };
+            *row = ServerRow { joined_at, burden: row.burden, ..fresh() };
         }
         if full_inventory {
             row.replicas = replicas.into_iter().collect();
@@ -364,9 +367,9 @@ impl Cluster {
     }
 
     /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: one after the other, in a
-    /// zone and on a host that has none yet, if there is one, with the largest share of free space, less what was placed
-    /// there since it last reported; ties go to fewer chunks, then to the lower id. Reserves nothing but counts the
-    /// placement until the next heartbeat.
+    /// zone and on a host that has none yet, if there is one. Over time each gets chunks in proportion to the free share
+    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports. Ties go to the
+    /// larger share, then to fewer chunks, then to the lower id.
     pub fn place(
         &mut self,
         now: Timestamp,
@@ -374,42 +377,75 @@ impl Cluster {
         chunk_bytes: u64,
         avoid: &[ServerId],
     ) -> Vec<Member> {
-        let mut candidates: Vec<_> = self
-            .rows
-            .iter()
-            .filter(|(server, _)| {
-                !avoid.contains(server) && self.liveness(now, **server) == Liveness::Alive
-            })
+        let alive: Vec<ServerId> = self.rows.keys().copied().collect();
+        let alive: Vec<ServerId> =
+            alive.into_iter().filter(|id| self.liveness(now, *id) == Liveness::Alive).collect();
+        let rows = || alive.iter().filter_map(|server| Some((*server, self.rows.get(server)?)));
+        let chunks: u64 = rows().map(|(_, row)| row.chunks()).sum();
+        let shares: u64 = rows().map(|(_, row)| row.free_share(0)).sum();
+        // Whoever was away or is new catches up by a few chunks, not by all it missed.
+        let front = rows().map(|(_, row)| row.burden).max().unwrap_or(0);
+        let mut candidates: Vec<Candidate<'_>> = rows()
+            .filter(|(server, _)| !avoid.contains(server))
             .filter_map(|(server, row)| {
                 // A chunk is rarely full at once: a sixteenth of it per placement is kept free until the report.
                 let promised = row.recent_placements.saturating_mul(chunk_bytes / 16);
                 let free = row.free_bytes.saturating_sub(promised);
-                // Permille of the disk, so that small and large disks fill alike.
-                let share = free.checked_mul(1000).map_or(1000, |f| f / row.total_bytes.max(1));
+                let share = row.free_share(promised);
                 let room = 0 < free && chunk_bytes.min(64 << 10) <= free;
-                let chunks = row.chunk_count + row.recent_placements;
-                let member = Member { server: *server, disk: row.disk };
-                room.then_some((std::cmp::Reverse(share), chunks, member, &row.place))
+                let due = chunks * share / shares.max(1);
+                let fewer = ((due + 10) * 100 / (row.chunks() + 10)).clamp(50, 200);
+                let cost = BURDEN_OF_FULL_DISK / (share * fewer / 100).max(1);
+                let burden = row.burden.max(front.saturating_sub(BURDEN_BEHIND_MAX)) + cost;
+                let rank = (burden, std::cmp::Reverse(share), row.chunks(), server);
+                let member = Member { server, disk: row.disk };
+                room.then_some(Candidate { rank, member, place: &row.place })
             })
             .collect();
-        candidates.sort_unstable();
         let mut taken: Vec<&Place> =
             avoid.iter().filter_map(|server| Some(&self.rows.get(server)?.place)).collect();
-        let mut members = Vec::with_capacity(count);
-        while members.len() < count && !candidates.is_empty() {
+        let mut chosen = Vec::with_capacity(count);
+        while chosen.len() < count {
             let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
-            let best =
-                (0..candidates.len()).min_by_key(|at| shared(candidates[*at].3)).unwrap_or(0);
-            let (_, _, member, place) = candidates.remove(best);
-            members.push(member);
+            let best = candidates.iter().enumerate().min_by_key(|(_, c)| (shared(c.place), c.rank));
+            let Some((best, _)) = best else { break };
+            let Candidate { rank: (burden, ..), member, place } = candidates.swap_remove(best);
+            chosen.push((member, burden));
             taken.push(place);
         }
-        for member in &members {
+        for (member, burden) in &chosen {
             if let Some(row) = self.rows.get_mut(&member.server) {
                 row.recent_placements += 1;
+                row.burden = *burden;
             }
         }
-        members
+        chosen.into_iter().map(|(member, _)| member).collect()
+    }
+}
+
+/// What a chunk costs a server with a thousandth of its disk free.
+const BURDEN_OF_FULL_DISK: u64 = 1_000_000_000;
+/// Four chunks of a server that is empty.
+const BURDEN_BEHIND_MAX: u64 = 4 * BURDEN_OF_FULL_DISK / 1000;
+
+/// A server that a chunk could go to.
+struct Candidate<'a> {
+    /// Less is better.
+    rank: (u64, std::cmp::Reverse<u64>, u64, ServerId),
+    member: Member,
+    place: &'a Place,
+}
+
+impl ServerRow {
+    /// Those it said it has, and those it was given since.
+    fn chunks(&self) -> u64 {
+        self.chunk_count + self.recent_placements
+    }
+
+    /// Permille of the disk that is free, less `promised` bytes.
+    fn free_share(&self, promised: u64) -> u64 {
+        let free = u128::from(self.free_bytes.saturating_sub(promised));
+        u64::try_from(free * 1000 / u128::from(self.total_bytes.max(1))).unwrap_or(1000)
     }
 }
 
@@ -539,6 +575,38 @@ mod tests {
         assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1]);
         cluster.on_disconnect(ServerId(3), 1);
         assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1]);
+    }
+
+    #[test]
+    fn placement_is_even_between_reports_and_goes_by_room() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        let beat = |server, free: u64, chunk_count| Heartbeat {
+            free_bytes: free << 30,
+            total_bytes: 1000 << 30,
+            chunk_count,
+            ..beat(server, 0)
+        };
+        // One of six shows a little less room, one has a third of the room.
+        for (server, free) in [(1, 900), (2, 899), (3, 900), (4, 900), (5, 900), (6, 300)] {
+            cluster.on_heartbeat(at(0), beat(server, free, 0));
+        }
+        let mut given = [0_u64; 7];
+        for _ in 0..400 {
+            for member in cluster.place(at(1), 3, 1 << 20, &[]) {
+                given[member.server.0 as usize] += 1;
+            }
+        }
+        let [_, a, b, c, d, e, small] = given;
+        let most = [a, b, c, d, e].into_iter().max().unwrap();
+        let least = [a, b, c, d, e].into_iter().min().unwrap();
+        assert!(most - least <= 12 && small < least / 2 && least / 4 < small, "{given:?}");
+        // A new one gets more than the others, and not everything.
+        cluster.on_heartbeat(at(2), beat(7, 900, 0));
+        let times = (0..100).filter(|_| {
+            cluster.place(at(3), 3, 1 << 20, &[]).iter().any(|member| member.server.0 == 7)
+        });
+        let times = times.count();
+        assert!((60..=98).contains(&times), "{times}");
     }
 
     #[test]

@@ -218,8 +218,10 @@ impl Rebuild {
         let watched: Vec<Watched> = {
             let (cluster, now) = (lock(&master.cluster), now());
             let silent_since = |server: &ServerId, heard_at: Timestamp| {
-                let is_dead = cluster.liveness(now, *server) == Liveness::Dead;
-                (is_dead && now.nanos_since(heard_at) < patience_ms * 1_000_000).then_some(heard_at)
+                // Also those that are not dead yet: the first of many must not be taken for the only one.
+                let is_silent = cluster.liveness(now, *server) != Liveness::Alive;
+                (is_silent && now.nanos_since(heard_at) < patience_ms * 1_000_000)
+                    .then_some(heard_at)
             };
             let rows = cluster.rows().iter();
             rows.map(|(server, row)| Watched {

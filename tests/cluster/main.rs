@@ -8,6 +8,7 @@ mod commands;
 mod hang;
 mod ports;
 mod put;
+mod rebuild;
 mod up_down;
 
 use std::path::Path;

@@ -184,7 +184,7 @@ impl std::fmt::Display for Hold {
 pub struct Watched {
     pub server: ServerId,
     pub place: Place,
-    /// When it was last heard of, if it is dead.
+    /// When it was last heard of, if it is silent.
     pub silent_since: Option<Timestamp>,
 }
 
