@@ -120,7 +120,12 @@ impl Engine {
     }
 
     fn kept_back(&self, total_bytes: u64) -> u64 {
-        total_bytes / 100 * u64::from(self.config.reserve_percent)
+        let share = total_bytes / 100 * u64::from(self.config.reserve_percent);
+        // On a small disk a share is less than the journal needs to go on; a set capacity does not count the journal.
+        match self.config.capacity_bytes {
+            Some(_) => share,
+            None => share.max((2 * self.config.segment_bytes).min(total_bytes / 4)),
+        }
     }
 
     /// `None` if `bytes`, the reserve and all credits fit, perhaps after removing quarantined replicas; otherwise what
@@ -197,6 +202,16 @@ impl Engine {
         let (_, total) = self.room()?;
         let reserved = self.accounts.reserved_bytes.load(Ordering::Relaxed);
         self.purge_until(until_free_bytes.saturating_add(self.kept_back(total) + reserved))
+    }
+
+    /// Quarantined replicas go, oldest first, while less than a fifth of the disk is free (DECISIONS 14).
+    pub(super) fn keep_some_free(&self) -> Result<u64, StoreError> {
+        if self.accounts.quarantine_bytes.load(Ordering::Relaxed) == 0 {
+            return Ok(0);
+        }
+        let disk = self.disk.space()?;
+        let wanted = disk.total_bytes / 5;
+        if wanted <= disk.free_bytes { Ok(0) } else { self.purge_until(wanted) }
     }
 
     /// Until the disk has so much room.

@@ -192,6 +192,12 @@ fn run_checkpoints(engine: &Engine) {
         if engine.fate.is_dead() {
             continue;
         }
+        // First of all: what follows may need the room.
+        match engine.keep_some_free() {
+            Ok(0) => {}
+            Ok(removed) => tracing::info!(removed, "quarantined replicas removed for room"),
+            Err(err) => tracing::warn!(%err, "make room"),
+        }
         // Not on the sync thread: bulk data that nobody waits for must not hold up those who wait.
         if let Err(err) = engine.settle_all() {
             tracing::warn!(%err, "settle the journal");
