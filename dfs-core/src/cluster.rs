@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
-use crate::plan::rebuild::Place;
+use crate::plan::rebuild::{Place, mix};
 use crate::time::Timestamp;
 
 /// When silence means something. `dead_after` is at least three intervals.
@@ -163,12 +163,14 @@ pub struct Heard {
 pub struct Cluster {
     pub profile: LivenessProfile,
     rows: BTreeMap<ServerId, ServerRow>,
+    /// Chunks placed so far.
+    placements: u64,
 }
 
 impl Cluster {
     #[must_use]
     pub fn new(profile: LivenessProfile) -> Self {
-        Self { profile, rows: BTreeMap::new() }
+        Self { profile, rows: BTreeMap::new(), placements: 0 }
     }
 
     #[must_use]
@@ -368,8 +370,7 @@ impl Cluster {
 
     /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: one after the other, in a
     /// zone and on a host that has none yet, if there is one. Over time each gets chunks in proportion to the free share
-    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports. Ties go to the
-    /// larger share, then to fewer chunks, then to the lower id.
+    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports.
     pub fn place(
         &mut self,
         now: Timestamp,
@@ -397,9 +398,12 @@ impl Cluster {
                 let fewer = ((due + 10) * 100 / (row.chunks() + 10)).clamp(50, 200);
                 let cost = BURDEN_OF_FULL_DISK / (share * fewer / 100).max(1);
                 let burden = row.burden.max(front.saturating_sub(BURDEN_BEHIND_MAX)) + cost;
-                let rank = (burden, std::cmp::Reverse(share), row.chunks(), server);
+                // By lot among those that are about even: the members of a server's chunks are then all others, and
+                // all of them help when it is lost.
+                let lot = mix(ChunkId(self.placements), server);
+                let rank = (burden / BURDEN_EVEN, lot);
                 let member = Member { server, disk: row.disk };
-                room.then_some(Candidate { rank, member, place: &row.place })
+                room.then_some(Candidate { rank, burden, member, place: &row.place })
             })
             .collect();
         let mut taken: Vec<&Place> =
@@ -409,10 +413,11 @@ impl Cluster {
             let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
             let best = candidates.iter().enumerate().min_by_key(|(_, c)| (shared(c.place), c.rank));
             let Some((best, _)) = best else { break };
-            let Candidate { rank: (burden, ..), member, place } = candidates.swap_remove(best);
+            let Candidate { burden, member, place, .. } = candidates.swap_remove(best);
             chosen.push((member, burden));
             taken.push(place);
         }
+        self.placements += 1;
         for (member, burden) in &chosen {
             if let Some(row) = self.rows.get_mut(&member.server) {
                 row.recent_placements += 1;
@@ -427,11 +432,14 @@ impl Cluster {
 const BURDEN_OF_FULL_DISK: u64 = 1_000_000_000;
 /// Four chunks of a server that is empty.
 const BURDEN_BEHIND_MAX: u64 = 4 * BURDEN_OF_FULL_DISK / 1000;
+const BURDEN_EVEN: u64 = 3 * BURDEN_OF_FULL_DISK / 1000;
 
 /// A server that a chunk could go to.
 struct Candidate<'a> {
     /// Less is better.
-    rank: (u64, std::cmp::Reverse<u64>, u64, ServerId),
+    rank: (u64, u64),
+    /// Its own, if it is chosen.
+    burden: u64,
     member: Member,
     place: &'a Place,
 }
@@ -451,6 +459,8 @@ impl ServerRow {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
     use crate::chunk::samples;
 
@@ -570,11 +580,11 @@ mod tests {
             );
         }
         let placed =
-            |members: Vec<Member>| members.into_iter().map(|m| m.server.0).collect::<Vec<_>>();
-        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[])), [2, 3, 4]);
-        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1]);
+            |members: Vec<Member>| members.into_iter().map(|m| m.server.0).collect::<BTreeSet<_>>();
+        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[])), [2, 3, 4].into());
+        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1].into());
         cluster.on_disconnect(ServerId(3), 1);
-        assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1]);
+        assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1].into());
     }
 
     #[test]
