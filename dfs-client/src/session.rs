@@ -29,7 +29,7 @@ const PING_EVERY: Duration = Duration::from_secs(20);
 /// The last words of a session are not waited for longer.
 const GOODBYE_MAX: Duration = Duration::from_secs(3);
 /// A wait for a lock is asked in pieces, so that it can be cancelled in between.
-const LOCK_WAIT_PIECE: Duration = Duration::from_millis(500);
+const LOCK_WAIT_PIECE: Duration = Duration::from_millis(200);
 
 /// Settings of a session; [`SessionConfig::new`] has the usual ones.
 #[derive(Clone, Debug)]

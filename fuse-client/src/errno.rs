@@ -11,7 +11,7 @@ pub struct Errno(i32);
 
 impl Errno {
     /// A waiting lock whose time is over: the caller may ask again.
-    pub const INTERRUPTED: Self = Self(libc::EINTR);
+    pub const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
     /// A lock that would have to wait.
     pub const WOULD_BLOCK: Self = Self(libc::EAGAIN);
     /// A flag or mode that no file supports.

@@ -465,14 +465,24 @@ fn set_lock(
     wait_ms: u32,
 ) -> Result<MetaReply, MetaFailure> {
     let deadline = Instant::now() + Duration::from_millis(u64::from(wait_ms));
-    for part in 0.. {
+    // Nothing is logged until it looks free: each attempt's answer would be kept for this client.
+    loop {
         let seen = master.changed.count();
-        let outcome = change_of_client(master, OpId { part, ..id }, low_water, change.clone())?;
         let left = deadline.saturating_duration_since(Instant::now());
-        if outcome != Outcome::Refused(NamespaceError::Locked) || left.is_zero() {
-            return Ok(MetaReply::Outcome(outcome));
+        if left.is_zero() || !is_held(master, change) {
+            return change_of_client(master, id, low_water, change.clone()).map(MetaReply::Outcome);
         }
         master.changed.wait(seen, left);
     }
-    Err(MetaFailure::Busy { retry_after_ms: 20 })
+}
+
+/// Whether somebody else has what `change` asks for.
+fn is_held(master: &Master, change: &Change) -> bool {
+    match change {
+        Change::SetLock { ino, client, owner, start, end, kind: Some(kind), .. } => {
+            let holder = (*client, *owner);
+            meta::test_lock(&master.reader(), *ino, holder, (*start, *end), *kind).is_some()
+        }
+        _ => false,
+    }
 }

@@ -245,9 +245,17 @@ fn decode_outcome(
     answered: Result<(u64, bytes::Bytes), ProposeError>,
 ) -> Result<Outcome, MetaFailure> {
     match answered {
-        Ok((_, bytes)) => Outcome::from_bytes(&bytes).map_err(|error| MetaFailure::BadRequest {
-            reason: format!("the state machine's answer cannot be read: {error}"),
-        }),
+        Ok((_, bytes)) => match Outcome::from_bytes(&bytes) {
+            // Nothing was done, because too many of this client's answers are kept: asking later helps, and no program
+            // is to hear of it.
+            Ok(Outcome::Refused(NamespaceError::Busy)) => {
+                Err(MetaFailure::Busy { retry_after_ms: 20 })
+            }
+            Ok(outcome) => Ok(outcome),
+            Err(error) => Err(MetaFailure::BadRequest {
+                reason: format!("the state machine's answer cannot be read: {error}"),
+            }),
+        },
         Err(error) => {
             tracing::debug!(%error, "propose");
             Err(MetaFailure::Busy { retry_after_ms: 20 })

@@ -55,7 +55,8 @@ impl FileSystem {
         match self.session.set_lock(request, wait_max, &stopping) {
             Ok(()) => {}
             Err(ClientError::Refused(NamespaceError::Locked)) if wait => {
-                return Err(Errno::INTERRUPTED);
+                // Not EINTR: the kernel would restart the call at the next signal, and show 512 without one.
+                return Err(Errno::TIMED_OUT);
             }
             Err(error) => return Err(error.into()),
         }
