@@ -9,6 +9,7 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod cut;
 mod silence;
 mod trouble;
 
@@ -33,6 +34,7 @@ use crate::error::{ClientError, Result};
 use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
+use cut::refuse;
 use trouble::{Trouble, failed_member};
 
 /// An extent this long is sent without waiting for more.
@@ -60,9 +62,21 @@ pub(crate) enum Appended {
 
 #[derive(Clone, Debug)]
 enum Body {
-    Write { offset: u64, data: Arc<Vec<u8>> },
-    Append { data: Arc<Vec<u8>>, record: bool, at_least: u64 },
-    Zero { offset: u64, len: u64 },
+    Write {
+        offset: u64,
+        data: Arc<Vec<u8>>,
+    },
+    /// `at_least` as the file was after `cuts` truncations.
+    Append {
+        data: Arc<Vec<u8>>,
+        record: bool,
+        at_least: u64,
+        cuts: u64,
+    },
+    Zero {
+        offset: u64,
+        len: u64,
+    },
 }
 
 impl Body {
@@ -244,13 +258,13 @@ impl ChunkWriter {
         self: &Arc<Self>,
         data: Arc<Vec<u8>>,
         record: bool,
-        at_least: u64,
+        (at_least, cuts): (u64, u64),
     ) -> Result<Appended> {
         let counter = {
             let mut state = self.lock();
             seal(&mut state);
             // The caller holds these bytes: they are not part of the budget.
-            state.queue.push(Body::Append { data, record, at_least }, 0)
+            state.queue.push(Body::Append { data, record, at_least, cuts }, 0)
         };
         self.pump_as(true);
         let mut state = self.lock();
@@ -657,11 +671,23 @@ impl ChunkWriter {
             Ok(layout) => layout,
             Err(error) => return self.give_up(error),
         };
+        // Asked after the layout: whoever cuts the file from now on makes this layout void first.
+        let attr = if self.lock().queue.bodies_mut().any(|(_, body)| body.is_append()) {
+            match self.io.link.getattr(self.ino) {
+                Ok(attr) => Some(attr),
+                Err(error) => return self.give_up(error),
+            }
+        } else {
+            None
+        };
         let mut freed = 0;
         {
             let mut state = self.lock();
             if state.retired {
                 return;
+            }
+            if let Some(attr) = &attr {
+                cut::forget_what_was_cut(&mut state, self.index, attr);
             }
             let before = state.layout.replace(Arc::clone(&layout));
             state.layout_at = Instant::now();
@@ -763,15 +789,4 @@ fn seal(state: &mut State) {
         push_extent(&mut state.queue, offset, extent);
     }
     state.dirty_since = None;
-}
-
-/// Takes one refused operation out, leaving its number to an operation that does nothing. Answers the bytes freed.
-fn refuse(state: &mut State, counter: u64, error: ClientError) -> u64 {
-    let Some((body, bytes)) = state.queue.replace(counter, Body::nothing()) else { return 0 };
-    if body.is_append() {
-        state.appends.insert(counter, Err(error));
-    } else {
-        state.error.get_or_insert(error);
-    }
-    bytes
 }

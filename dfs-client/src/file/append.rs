@@ -222,7 +222,7 @@ impl FileState {
         if record && dfs_core::client::record_bytes_max(chunk_size) < data.len() as u64 {
             return Err(NamespaceError::FileTooLarge.into());
         }
-        let mut size = attr.size.max(self.lock().pending.end);
+        let mut size = attr.size.max(self.pending_end(attr.cuts));
         let mut begin = None;
         // One operation crosses at most one chunk's end: longer ones are not atomic.
         for piece in data.chunks(small(chunk_size)) {
@@ -240,7 +240,8 @@ impl FileState {
                     inner.pending.marked = true;
                     self.writer_in(&mut inner, index)
                 };
-                match writer.append(Arc::clone(&piece), record, size - index * chunk_size)? {
+                let at_least = (size - index * chunk_size, attr.cuts);
+                match writer.append(Arc::clone(&piece), record, at_least)? {
                     Appended::At { offset, .. } => break index * chunk_size + offset,
                     Appended::Crossing { offset, len, counter } => {
                         // Less than the piece: that is what makes it a crossing.
@@ -265,6 +266,13 @@ impl FileState {
             self.wrote(&mut self.lock(), attr.cuts, size);
         }
         Ok(begin.unwrap_or(size))
+    }
+
+    /// Where the bytes end that are written and not logged, if the file was not cut since: they may be gone with the
+    /// cut, and an append must not go behind where they were.
+    fn pending_end(&self, cuts: u64) -> u64 {
+        let inner = self.lock();
+        if inner.pending.cuts.is_none_or(|before| before == cuts) { inner.pending.end } else { 0 }
     }
 
     /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.

@@ -101,6 +101,11 @@ impl<B> ResendQueue<B> {
         self.entries.get(place).map(|entry| &entry.body)
     }
 
+    /// Everything that is kept, in order, by counter.
+    pub fn bodies_mut(&mut self) -> impl Iterator<Item = (u64, &mut B)> {
+        self.entries.iter_mut().map(|entry| (entry.counter, &mut entry.body))
+    }
+
     /// Everything kept goes out again, in order: the configuration changed, unstable bytes may be lost.
     pub fn resend_all(&mut self) {
         self.entries.iter_mut().for_each(|entry| entry.stage = Stage::Unsent);
