@@ -1,5 +1,6 @@
 //! What goes wrong for a caller of the file system: one variant per thing the caller does next.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -103,31 +104,99 @@ impl fmt::Display for Faults {
 /// Shorthand of this crate.
 pub type Result<T> = std::result::Result<T, ClientError>;
 
-/// The error of bytes that were written behind and lost: told once to the next writer, and once to whoever syncs or
-/// closes. A write that fails may reach its program as a short one without the error, so telling writers is not enough.
+/// One `open(2)` of a file: every handle that writes is told of an error by itself, as descriptors of a local file are.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct OpenId(u64);
+
+impl OpenId {
+    /// Whoever syncs without having opened: one for all of them.
+    pub const NOBODY: Self = Self(1);
+
+    /// `number` is used once in a session, from 1.
+    #[must_use]
+    pub fn new(number: u64, writes: bool) -> Self {
+        Self(number << 1 | u64::from(writes))
+    }
+
+    /// As a file handle carries it.
+    #[must_use]
+    pub fn to_bits(self) -> u64 {
+        self.0
+    }
+
+    #[must_use]
+    pub fn from_bits(bits: u64) -> Self {
+        Self(bits)
+    }
+
+    fn writes(self) -> bool {
+        self.0 & 1 == 1
+    }
+}
+
+/// Errors of bytes that were written behind and lost: told once to the next writer, and to each open that writes until
+/// it has synced. A close is told and changes nothing: the same open may have other descriptors, and a child that ends
+/// closes them too. A write that fails may reach its program as a short one without the error, so telling writers is
+/// not enough.
 #[derive(Default, Debug)]
 pub(crate) struct Kept {
     to_writer: Option<ClientError>,
-    to_sync: Option<ClientError>,
+    last: Option<ClientError>,
+    /// Errors so far.
+    count: u64,
+    /// How many of them an open knows, where that is not none.
+    known: BTreeMap<OpenId, u64>,
+    /// What was cached of the file may be the bytes that are lost.
+    outdated: bool,
 }
 
 impl Kept {
     pub(crate) fn keep(&mut self, error: ClientError) {
         self.to_writer.get_or_insert_with(|| error.clone());
-        self.to_sync.get_or_insert(error);
+        self.last = Some(error);
+        self.count += 1;
+        self.outdated = true;
     }
 
     pub(crate) fn tell_writer(&mut self) -> Result<()> {
         self.to_writer.take().map_or(Ok(()), Err)
     }
 
-    pub(crate) fn tell_sync(&mut self) -> Result<()> {
-        self.to_writer = None;
-        self.to_sync.take().map_or(Ok(()), Err)
+    /// What went wrong before this open is not its matter.
+    pub(crate) fn opened(&mut self, open: OpenId) {
+        if 0 < self.count {
+            self.known.insert(open, self.count);
+        }
     }
 
+    pub(crate) fn closed(&mut self, open: OpenId) {
+        self.known.remove(&open);
+    }
+
+    pub(crate) fn tell_close(&self, open: OpenId) -> Result<()> {
+        let known = self.known.get(&open).copied().unwrap_or(0);
+        match &self.last {
+            Some(error) if open.writes() && known < self.count => Err(error.clone()),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    pub(crate) fn tell_sync(&mut self, open: OpenId) -> Result<()> {
+        self.to_writer = None;
+        let told = self.tell_close(open);
+        if told.is_err() {
+            self.known.insert(open, self.count);
+        }
+        told
+    }
+
+    /// Nobody who has the file open needs to be told any more.
     pub(crate) fn is_empty(&self) -> bool {
-        self.to_sync.is_none()
+        self.count == 0
+    }
+
+    pub(crate) fn take_outdated(&mut self) -> bool {
+        std::mem::take(&mut self.outdated)
     }
 }
 
@@ -142,8 +211,30 @@ mod tests {
         kept.keep(ClientError::Closed);
         assert_eq!(kept.tell_writer(), Err(ClientError::OutcomeUnknown));
         assert_eq!(kept.tell_writer(), Ok(()));
-        assert_eq!(kept.tell_sync(), Err(ClientError::OutcomeUnknown));
-        assert_eq!((kept.tell_sync(), kept.is_empty()), (Ok(()), true));
+        assert_eq!(kept.tell_sync(OpenId::NOBODY), Err(ClientError::Closed));
+        assert_eq!(kept.tell_sync(OpenId::NOBODY), Ok(()));
+    }
+
+    #[test]
+    fn each_open_that_writes_is_told_until_it_has_synced() {
+        let [a, b, late] = [1, 2, 3].map(|number| OpenId::new(number, true));
+        let reader = OpenId::new(4, false);
+        let mut kept = Kept::default();
+        let lost = || Err(ClientError::OutcomeUnknown);
+        [a, b, reader].into_iter().for_each(|open| kept.opened(open));
+        kept.keep(ClientError::OutcomeUnknown);
+        kept.opened(late);
+        assert_eq!(kept.tell_close(a), lost(), "a child's copy of it");
+        assert_eq!((kept.tell_close(reader), kept.tell_sync(reader)), (Ok(()), Ok(())));
+        assert_eq!(kept.tell_sync(a), lost());
+        assert_eq!((kept.tell_sync(a), kept.tell_close(a)), (Ok(()), Ok(())));
+        assert_eq!(kept.tell_sync(b), lost(), "whatever others were told");
+        assert_eq!(kept.tell_sync(late), Ok(()));
+        kept.keep(ClientError::Closed);
+        assert_eq!(kept.tell_sync(late), Err(ClientError::Closed));
+        assert_eq!(kept.tell_sync(a), Err(ClientError::Closed));
+        kept.closed(b);
+        assert!(kept.take_outdated() && !kept.take_outdated());
     }
 
     #[track_caller]
@@ -178,7 +269,7 @@ mod tests {
     fn an_error_told_to_whoever_syncs_is_over() {
         let mut kept = Kept::default();
         kept.keep(ClientError::OutcomeUnknown);
-        assert_eq!(kept.tell_sync(), Err(ClientError::OutcomeUnknown));
+        assert_eq!(kept.tell_sync(OpenId::NOBODY), Err(ClientError::OutcomeUnknown));
         assert_eq!(kept.tell_writer(), Ok(()));
     }
 }

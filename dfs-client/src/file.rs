@@ -528,7 +528,6 @@ impl FileState {
                 && (pending.mtime.is_some()
                     || pending.marked
                     || !pending.inline.is_empty()
-                    || !inner.error.is_empty()
                     || self.appends.are_pending()
                     || !inner.writers.values().all(|writer| writer.is_idle()))
         };
@@ -571,12 +570,13 @@ impl FileState {
     }
 
     pub(crate) fn is_idle(&self, age: Duration) -> bool {
+        let is_open = || self.session.upgrade().is_some_and(|session| session.is_open(self.ino));
         let inner = self.lock();
         let pending = &inner.pending;
         pending.inline.is_empty()
             && pending.mtime.is_none()
             && !pending.marked
-            && inner.error.is_empty()
+            && (inner.error.is_empty() || !is_open())
             && !self.appends.are_pending()
             && age <= inner.touched.elapsed()
             && inner.writers.values().all(|writer| writer.is_idle())

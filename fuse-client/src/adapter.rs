@@ -14,6 +14,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use dfs_client::error::OpenId;
 use dfs_core::command::SetTime;
 use dfs_core::ids::InodeNo;
 use fuser::{
@@ -333,7 +334,9 @@ impl Filesystem for Adapter {
     fn open(&self, req: &Request, node: INodeNo, flags: fuser::OpenFlags, reply: ReplyOpen) {
         let operation = Operation::Open { ino: ino(node), flags: OpenFlags(flags.0) };
         self.answer(req, operation, &[], |answer| match answer {
-            Reply::Opened(cache) => reply.opened(NO_HANDLE, fopen_flags(cache)),
+            Reply::Opened { cache, open } => {
+                reply.opened(FileHandle(open.to_bits()), fopen_flags(cache));
+            }
             other => reply.error(failure(other)),
         });
     }
@@ -357,11 +360,11 @@ impl Filesystem for Adapter {
         };
         self.answer(req, operation, &[], |answer| match answer {
             // fuser has one lifetime for both here.
-            Reply::Created { entry, cache } => reply.created(
+            Reply::Created { entry, cache, open } => reply.created(
                 &entry.attr_ttl.min(entry.entry_ttl),
                 &file_attr(&entry.attr),
                 GENERATION,
-                NO_HANDLE,
+                FileHandle(open.to_bits()),
                 fopen_flags(cache),
             ),
             other => reply.error(failure(other)),
@@ -412,11 +415,15 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        let operation = Operation::Flush { ino: ino(node), lock_owner: lock_owner.0 };
+        let operation = Operation::Flush {
+            ino: ino(node),
+            open: OpenId::from_bits(fh.0),
+            lock_owner: lock_owner.0,
+        };
         self.answer(req, operation, &[], reply_done(reply));
     }
 
@@ -424,7 +431,7 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         flags: fuser::OpenFlags,
         lock_owner: Option<LockOwner>,
         _flush: bool,
@@ -432,6 +439,7 @@ impl Filesystem for Adapter {
     ) {
         let operation = Operation::Release {
             ino: ino(node),
+            open: OpenId::from_bits(fh.0),
             flags: OpenFlags(flags.0),
             flock_owner: lock_owner.map(|owner| owner.0),
         };
@@ -442,11 +450,12 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let operation = Operation::Fsync { ino: ino(node), datasync };
+        let operation =
+            Operation::Fsync { ino: ino(node), open: OpenId::from_bits(fh.0), datasync };
         self.answer(req, operation, &[], reply_done(reply));
     }
 

@@ -46,6 +46,13 @@ impl PageVersions {
     }
 }
 
+impl PageVersions {
+    /// Nothing that is cached of it may stay.
+    pub fn forget(&self, ino: InodeNo) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
+    }
+}
+
 /// A set that is either complete or knows that it is not: full, it says "perhaps" to every question.
 #[derive(Debug)]
 pub struct Hints<K> {

@@ -46,7 +46,7 @@ pub trait KernelCache: Send + Sync + fmt::Debug {
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub lifetimes: Lifetimes,
-    /// A waiting lock ends with EINTR after this (DECISIONS 11).
+    /// A waiting lock ends after this (DECISIONS 11).
     pub lock_wait_max: Duration,
 }
 
@@ -67,6 +67,8 @@ pub struct FileSystem {
     unsynced: Hints<InodeNo>,
     listings: directories::Listings,
     stopping: std::sync::atomic::AtomicBool,
+    /// Number of the next open.
+    opens: std::sync::atomic::AtomicU64,
 }
 
 type Answer = Result<Reply, Errno>;
@@ -82,6 +84,7 @@ impl FileSystem {
             metrics,
             buffers: Buffers::default(),
             pages: PageVersions::new(PAGE_VERSIONS_MAX),
+            opens: std::sync::atomic::AtomicU64::new(1),
             locked: Hints::new(HINTS_MAX),
             unsynced: Hints::new(HINTS_MAX),
             listings: directories::Listings::default(),
@@ -147,9 +150,11 @@ impl FileSystem {
             Operation::Write { ino, offset, flags, from_page_cache, kill_priv } => {
                 self.write(ino, offset, &payload, flags, from_page_cache, kill_priv)
             }
-            Operation::Flush { ino, lock_owner } => self.flush(ino, lock_owner),
-            Operation::Release { ino, flags, flock_owner } => self.release(ino, flags, flock_owner),
-            Operation::Fsync { ino, datasync } => self.fsync(ino, datasync),
+            Operation::Flush { ino, open, lock_owner } => self.flush(ino, open, lock_owner),
+            Operation::Release { ino, open, flags, flock_owner } => {
+                self.release(ino, open, flags, flock_owner)
+            }
+            Operation::Fsync { ino, open, datasync } => self.fsync(ino, open, datasync),
             // Names are committed before their operation is answered.
             Operation::OpenDir { .. }
             | Operation::ReleaseDir { .. }

@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_client::error::OpenId;
 use dfs_core::command::{LockKind, SetTime};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
@@ -126,16 +127,19 @@ pub enum Operation {
     /// `close(2)` of one descriptor; ends the `fcntl(2)` locks of `lock_owner`.
     Flush {
         ino: InodeNo,
+        open: OpenId,
         lock_owner: u64,
     },
     /// The last descriptor of an open is gone; `flock_owner`: its `flock(2)` lock ends too.
     Release {
         ino: InodeNo,
+        open: OpenId,
         flags: OpenFlags,
         flock_owner: Option<u64>,
     },
     Fsync {
         ino: InodeNo,
+        open: OpenId,
         datasync: bool,
     },
     OpenDir {
@@ -295,8 +299,8 @@ pub enum Reply {
     Entry(Entry),
     Attr { attr: Attr, ttl: Duration },
     Link(Vec<u8>),
-    Created { entry: Entry, cache: CacheUse },
-    Opened(CacheUse),
+    Created { entry: Entry, cache: CacheUse, open: OpenId },
+    Opened { cache: CacheUse, open: OpenId },
     Data(crate::buffers::Buffer),
     Written(u32),
     Entries(Listing),

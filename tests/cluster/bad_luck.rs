@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use rustix::process::Signal;
 use tests::{Cluster, Options, PATIENCE, run, wait_until};
 
 use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
@@ -158,6 +159,42 @@ fn bytes_that_are_damaged_everywhere_are_said_to_be_and_waited_for_once() {
     // Six blocks of three servers, told again after 10 s at the earliest.
     let told = log.lines().filter(|line| line.contains("bad checksum")).count();
     assert!((3..=2 * 6 * 3).contains(&told), "{told}");
+}
+
+/// Whoever else closes or syncs: each open that writes is told of what was lost, and nobody reads it afterwards.
+#[test]
+fn bytes_that_are_given_up_are_told_to_their_writer_and_not_read_again() {
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    let content = pattern(300_000, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    let path = cluster.mount_with("second", &["--server-wait", "3s"]).join("f");
+    let open = || std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let (writer, other, reader) = (open(), open(), File::open(&path).unwrap());
+    let servers = ["cs-1", "cs-2", "cs-3"].map(|id| cluster.pid(id).unwrap());
+    servers.iter().for_each(|pid| tests::signal(*pid, Signal::STOP));
+    writer.write_all_at(&[b'N'; 50_000], 100_000).unwrap();
+    // Such as a child's, at its end.
+    let copy = writer.try_clone().unwrap();
+    drop(copy);
+    drop(reader);
+    let is_eio = |result: std::io::Result<()>| {
+        result.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+    };
+    assert!(is_eio(other.sync_all()), "another open that writes");
+    servers.iter().for_each(|pid| tests::signal(*pid, Signal::CONT));
+    wait_until("the servers answer", || {
+        let state = |id| cluster.server_state(id);
+        ["cs-1", "cs-2", "cs-3"].iter().all(|id| state(id).as_deref() == Some("alive"))
+    });
+    assert!(is_eio(writer.sync_all()), "the one that wrote");
+    writer.sync_all().unwrap();
+    other.sync_all().unwrap();
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    check_content(&path, &content);
+    let late = open();
+    late.write_all_at(b"good", 0).unwrap();
+    late.sync_all().unwrap();
 }
 
 #[test]

@@ -7,6 +7,7 @@ use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -322,6 +323,74 @@ fn a_crowd_that_waits_for_a_lock_does_not_stop_the_mount() {
         for waiter in waiting {
             waiter.join().unwrap();
         }
+    });
+}
+
+/// More answers than the master keeps for one client, all younger than a request that waits.
+#[test]
+fn one_that_waits_has_no_other_request_of_its_mount_refused() {
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), b"x");
+        let holder = File::open(a.join("f")).unwrap();
+        flock(&holder, FlockOperation::LockExclusive).unwrap();
+        let waits = File::open(b.join("f")).unwrap();
+        let waiter = thread::spawn(move || flock(&waits, FlockOperation::LockExclusive).unwrap());
+        let makers: Vec<_> = (0..6)
+            .map(|maker| {
+                let (name, b) = (format!("by-{maker}"), b.to_owned());
+                thread::spawn(move || {
+                    for n in 0..500 {
+                        let file = File::create(b.join(format!("{name}-{n}"))).unwrap();
+                        flock(&file, FlockOperation::LockExclusive).unwrap();
+                    }
+                })
+            })
+            .collect();
+        makers.into_iter().for_each(|maker| maker.join().unwrap());
+        // The locks went with their descriptors.
+        for name in ["by-0-0", "by-5-499"] {
+            let file = File::open(a.join(name)).unwrap();
+            wait_until("it is free", || {
+                flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok()
+            });
+        }
+        assert!(!waiter.is_finished());
+        drop(holder);
+        waiter.join().unwrap();
+    });
+}
+
+#[test]
+fn a_truncate_on_the_other_mount_leaves_no_hole_before_what_is_appended() {
+    const RECORD: [u8; 1000] = [b'r'; 1000];
+    on_two_mounts(|a, b| {
+        write(&a.join("f"), &RECORD.repeat(8));
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for pause in [Duration::ZERO, Duration::from_millis(3)] {
+                let (path, done) = (a.join("f"), &done);
+                scope.spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        let mut file = OpenOptions::new().append(true).open(&path).unwrap();
+                        for _ in 0..5 {
+                            file.write_all(&RECORD).unwrap();
+                            thread::sleep(pause);
+                        }
+                    }
+                });
+            }
+            let path = b.join("f");
+            for n in 0..60_u64 {
+                thread::sleep(Duration::from_millis(n * 7 % 60));
+                let file = OpenOptions::new().write(true).open(&path).unwrap();
+                file.set_len(0).unwrap();
+            }
+            thread::sleep(Duration::from_millis(100));
+            done.store(true, Ordering::Relaxed);
+        });
+        let content = fs::read(b.join("f")).unwrap();
+        let hole = content.iter().position(|byte| *byte != b'r');
+        assert_eq!((hole, content.len() % RECORD.len()), (None, 0), "of {}", content.len());
     });
 }
 

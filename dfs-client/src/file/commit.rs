@@ -7,7 +7,7 @@ use dfs_core::time::WallTime;
 
 use super::{DEFER_MAX, FileState, INLINE_RANGES_MAX, Logged, Pending, small};
 use crate::chunk_writer::ChunkWriter;
-use crate::error::{ClientError, Result};
+use crate::error::{ClientError, OpenId, Result};
 use crate::session::lock;
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -84,29 +84,68 @@ impl FileState {
         first
     }
 
-    /// As `close(2)`: everything stable and visible to others.
+    /// As [`Self::close`], by somebody who did not open it.
     ///
     /// # Errors
-    /// The first error of an earlier write, once.
+    /// An error of an earlier write, once for all who ask so.
     pub fn flush(&self) -> Result<()> {
+        let flushed = self.commit_closed();
+        self.lock().error.tell_sync(OpenId::NOBODY)?;
+        flushed
+    }
+
+    /// As [`Self::sync`], by somebody who did not open it.
+    ///
+    /// # Errors
+    /// An error of an earlier write, once for all who ask so.
+    pub fn fsync(&self) -> Result<()> {
+        let synced = self.commit_all(Until::Synced);
+        self.lock().error.tell_sync(OpenId::NOBODY)?;
+        synced
+    }
+
+    /// From now on `open` is told what goes wrong.
+    pub fn opened_as(&self, open: OpenId) {
+        self.lock().error.opened(open);
+    }
+
+    pub fn released_as(&self, open: OpenId) {
+        self.lock().error.closed(open);
+    }
+
+    /// As `close(2)` of a descriptor of `open`: everything stable and visible to others.
+    ///
+    /// # Errors
+    /// If bytes written since it was opened are lost, until it has synced.
+    pub fn close(&self, open: OpenId) -> Result<()> {
+        // What goes wrong now is kept.
+        let _flushed = self.commit_closed();
+        self.lock().error.tell_close(open)
+    }
+
+    /// As `fsync(2)` and, with `data_only`, `fdatasync(2)`.
+    ///
+    /// # Errors
+    /// If bytes written since it was opened, or since it last synced, are lost.
+    pub fn sync(&self, open: OpenId, data_only: bool) -> Result<()> {
+        let synced = self.commit_all(if data_only { Until::DataSynced } else { Until::Synced });
+        self.lock().error.tell_sync(open)?;
+        synced
+    }
+
+    /// Whether bytes were given up since this was last asked: what is cached of the file may be those.
+    #[must_use]
+    pub fn take_outdated(&self) -> bool {
+        let outdated = self.lock().error.take_outdated();
+        if outdated {
+            self.invalidate();
+        }
+        outdated
+    }
+
+    fn commit_closed(&self) -> Result<()> {
         let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
         self.commit_all(if last { Until::Closed } else { Until::Synced })
-    }
-
-    /// As `fsync(2)`.
-    ///
-    /// # Errors
-    /// The first error of an earlier write, once.
-    pub fn fsync(&self) -> Result<()> {
-        self.commit_all(Until::Synced)
-    }
-
-    /// As `fdatasync(2)`.
-    ///
-    /// # Errors
-    /// The first error of an earlier write, once.
-    pub fn fdatasync(&self) -> Result<()> {
-        self.commit_all(Until::DataSynced)
     }
 
     pub(super) fn commit_all(&self, until: Until) -> Result<()> {
@@ -137,14 +176,18 @@ impl FileState {
             }
             self.each_writer(ChunkWriter::stable)
         });
-        self.keep(self.forgive_gone(stable));
-        // The size is logged when somebody flushes again, with what was lost told.
-        self.lock().error.tell_sync()?;
-        if !logged {
-            let outcome = self.commit_stable(&wrote, last_word);
-            self.keep(self.forgive_gone(outcome));
+        // The size is logged when somebody flushes again.
+        self.kept(self.forgive_gone(stable))?;
+        if logged {
+            return Ok(());
         }
-        self.lock().error.tell_sync()
+        let outcome = self.commit_stable(&wrote, last_word);
+        self.kept(self.forgive_gone(outcome))
+    }
+
+    fn kept(&self, outcome: Result<()>) -> Result<()> {
+        self.keep(outcome.clone());
+        outcome
     }
 
     fn to_commit(&self) -> Wrote {
@@ -183,7 +226,6 @@ impl FileState {
         inner.pending.inline.is_empty()
             && inner.pending.mtime.is_none()
             && !inner.pending.kill_priv
-            && inner.error.is_empty()
             && inner.writers.values().all(|writer| writer.is_idle())
             && !(done_writing && inner.pending.marked)
     }

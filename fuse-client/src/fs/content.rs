@@ -2,6 +2,9 @@
 //!
 //! An append is written behind, unless it asks to be stable; the kernel's offset is ignored (DECISIONS 9).
 
+use std::sync::atomic::Ordering;
+
+use dfs_client::error::OpenId;
 use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
@@ -17,7 +20,16 @@ const COPY_STEP_BYTES: usize = 1 << 20;
 impl FileSystem {
     pub(super) fn open(&self, caller: Caller, ino: InodeNo, flags: OpenFlags) -> Answer {
         let (_, cache) = self.open_file(caller, ino, flags)?;
-        Ok(Reply::Opened(cache))
+        Ok(Reply::Opened { cache, open: self.new_open(ino, flags) })
+    }
+
+    /// Numbers what was opened.
+    pub(super) fn new_open(&self, ino: InodeNo, flags: OpenFlags) -> OpenId {
+        let open = OpenId::new(self.opens.fetch_add(1, Ordering::Relaxed), flags.writes());
+        if flags.writes() {
+            self.session.file(ino).opened_as(open);
+        }
+        open
     }
 
     pub(super) fn open_file(
@@ -58,6 +70,9 @@ impl FileSystem {
 
     /// Whether the kernel's pages hold what is at `change`; from now on they are taken to.
     pub(super) fn may_keep_pages(&self, ino: InodeNo, change: u64) -> bool {
+        if self.session.file(ino).take_outdated() {
+            self.pages.forget(ino);
+        }
         let only_here = |since| self.session.changed_only_here(ino, since, change);
         self.pages.may_keep(ino, change, only_here)
     }
@@ -102,8 +117,9 @@ impl FileSystem {
         Ok(Reply::Written(u32::try_from(data.len()).map_err(|_| Errno::INVALID)?))
     }
 
-    pub(super) fn flush(&self, ino: InodeNo, lock_owner: u64) -> Answer {
-        let flushed = self.session.file(ino).flush();
+    pub(super) fn flush(&self, ino: InodeNo, open: OpenId, lock_owner: u64) -> Answer {
+        let flushed = self.session.file(ino).close(open);
+        self.drop_pages_of_lost_bytes(ino);
         // Whatever became of the bytes, the locks of a closed descriptor end (`close(2)`, POSIX).
         self.unlock_all(ino, lock_owner)?;
         flushed?;
@@ -113,9 +129,13 @@ impl FileSystem {
     pub(super) fn release(
         &self,
         ino: InodeNo,
+        open: OpenId,
         flags: OpenFlags,
         flock_owner: Option<u64>,
     ) -> Answer {
+        if flags.writes() {
+            self.session.file(ino).released_as(open);
+        }
         if let Some(owner) = flock_owner
             && let Err(errno) = self.unlock_all(ino, owner)
         {
@@ -125,13 +145,18 @@ impl FileSystem {
         Ok(Reply::Done)
     }
 
-    pub(super) fn fsync(&self, ino: InodeNo, datasync: bool) -> Answer {
-        let file = self.session.file(ino);
-        if datasync {
-            file.fdatasync()?
-        } else {
-            file.fsync()?
+    /// The kernel's pages were written before the bytes were given up.
+    fn drop_pages_of_lost_bytes(&self, ino: InodeNo) {
+        if self.session.file(ino).take_outdated() {
+            self.pages.forget(ino);
+            self.drop_kernel_cache(ino);
         }
+    }
+
+    pub(super) fn fsync(&self, ino: InodeNo, open: OpenId, datasync: bool) -> Answer {
+        let synced = self.session.file(ino).sync(open, datasync);
+        self.drop_pages_of_lost_bytes(ino);
+        synced?;
         self.unsynced.remove(&ino);
         Ok(Reply::Done)
     }

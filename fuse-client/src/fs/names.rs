@@ -96,10 +96,12 @@ impl FileSystem {
         if created {
             self.note_bare(attr.ino);
             let cache = self.cache_use(&attr, flags);
-            return Ok(Reply::Created { entry: self.entry(attr), cache });
+            let open = self.new_open(attr.ino, flags);
+            return Ok(Reply::Created { entry: self.entry(attr), cache, open });
         }
         let (attr, cache) = self.open_file(caller, attr.ino, flags)?;
-        Ok(Reply::Created { entry: self.entry(attr), cache })
+        let open = self.new_open(attr.ino, flags);
+        Ok(Reply::Created { entry: self.entry(attr), cache, open })
     }
 
     pub(super) fn link(&self, ino: InodeNo, parent: InodeNo, name: Name) -> Answer {
