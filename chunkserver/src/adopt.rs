@@ -27,7 +27,8 @@ pub(crate) struct Source {
     pub(crate) digest: u32,
 }
 
-/// Makes this replica what `source` is, in `version`. Blocking; durable when it returns.
+/// Makes this replica what `source` is, in `version`, and says how many bytes had to be fetched for it. Blocking;
+/// durable when it returns.
 ///
 /// # Errors
 /// Text for the master's log; nothing has changed then.
@@ -37,7 +38,7 @@ pub(crate) fn adopt(
     version: ChunkVersion,
     spec: &ChunkSpec,
     source: Option<&Source>,
-) -> Result<ReplicaReport, String> {
+) -> Result<(ReplicaReport, u64), String> {
     let have =
         node.store.report(chunk).ok_or("no replica of this chunk here, and none promised")?;
     let done = have.position == Position { version, seq: 0 } && have.promised == version;
@@ -47,17 +48,18 @@ pub(crate) fn adopt(
             return Err(format!("has {} bytes at {:?}", have.len, have.position));
         }
         let adopted = if done { Ok(have) } else { node.store.adopt_self(chunk, version) };
-        return adopted.map_err(|e| e.to_string());
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
     };
     // Adopted already, and the answer was lost.
     if done && have.digest == source.digest {
-        return Ok(have);
+        return Ok((have, 0));
     }
     if source.server == node.server {
         if have.position != source.position {
             return Err(format!("position is {:?}, not {:?}", have.position, source.position));
         }
-        return node.store.adopt_self(chunk, version).map_err(|e| e.to_string());
+        let adopted = node.store.adopt_self(chunk, version);
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
     }
     copy(node, chunk, version, spec, source)
 }
@@ -135,7 +137,7 @@ fn copy(
     version: ChunkVersion,
     spec: &ChunkSpec,
     source: &Source,
-) -> Result<ReplicaReport, String> {
+) -> Result<(ReplicaReport, u64), String> {
     let mut client = open(node, source.server, &source.address)?;
     let sums = fetch_sums(&mut client, chunk)?;
     // A source that took up the version already is as good: its content is the named one.
@@ -168,6 +170,7 @@ fn copy(
         node.pace.before_copy(spec.chunk_size.min(BLOCK_BYTES_MAX));
         let bytes = fetch_block(&mut client, chunk, sums.position, block, crc)?;
         copied += bytes.len() as u64;
+        node.metrics.copied_bytes.inc_by(bytes.len() as u64);
         writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
     }
     let report = writer.finish(sums.len, sums.sealed, &table).map_err(|e| e.to_string())?;
@@ -178,7 +181,7 @@ fn copy(
         ));
     }
     tracing::info!(chunk = chunk.0, version = version.0, source = %source.server, copied, "adopted");
-    Ok(report)
+    Ok((report, copied))
 }
 
 /// Answers `FetchSums`.

@@ -30,6 +30,9 @@ pub struct Config {
     pub segment_bytes: u64,
     /// The bound address is written here once the server listens.
     pub address_file: Option<PathBuf>,
+    /// Where metrics and health are served, if at all; port 0 takes a free one, written to the file.
+    pub metrics: Option<SocketAddr>,
+    pub metrics_file: Option<PathBuf>,
     /// A member that has not applied an operation by then is reported to the master. Above the slowest
     /// fdatasync of a busy disk: the first operation on a clean chunk waits for one.
     pub apply_timeout: Duration,
@@ -57,6 +60,8 @@ impl Config {
             reserve_percent: 5,
             segment_bytes: 64 << 20,
             address_file: None,
+            metrics: None,
+            metrics_file: None,
             apply_timeout: Duration::from_secs(3),
             sync_timeout: Duration::from_secs(20),
             connect_timeout: Duration::from_millis(1500),

@@ -121,12 +121,14 @@ impl ChunkControl for Control {
         self.blocking(move |node| {
             this.obey(epoch, nonce)?;
             let chunk = ChunkId(chunk);
-            let report = adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
-                .map_err(Status::failed_precondition)?;
+            let (report, copied) =
+                adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
+                    .map_err(Status::failed_precondition)?;
             node.members.forget(chunk);
             node.damage.forget(chunk);
             node.on_changed(chunk);
-            Ok(node.report_to_wire(&report))
+            node.metrics.adopted.inc();
+            Ok(ReplicaReport { copied_bytes: copied, ..node.report_to_wire(&report) })
         })
         .await
     }

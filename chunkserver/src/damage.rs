@@ -144,6 +144,7 @@ impl Node {
             chunk_size: report.spec.chunk_size,
             bad_blocks,
             file_damaged,
+            copied_bytes: 0,
         }
     }
 }

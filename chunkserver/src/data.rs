@@ -56,16 +56,13 @@ impl Waiter {
     }
 
     fn count(&self, node: &Node, reply: &DataReply) {
-        node.metrics.requests.with_label_values(&[self.call]).inc();
+        let nanos = monotonic_nanos().saturating_sub(self.begun);
+        node.metrics.request_seconds.observe(self.call, Duration::from_nanos(nanos));
         if let DataReply::Failed(failure) = reply {
             node.metrics.refusals.with_label_values(&[reason(failure)]).inc();
         }
-        let nanos = monotonic_nanos().saturating_sub(self.begun);
         if self.from_client {
             node.pace.answered(self.call, nanos);
-        }
-        if self.call == "mutate" {
-            node.metrics.mutate_seconds.observe(Duration::from_nanos(nanos).as_secs_f64());
         }
     }
 }

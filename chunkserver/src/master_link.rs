@@ -340,6 +340,9 @@ impl Talk {
         if 0 < reply.dead_after_ms {
             self.dead_after = millis(reply.dead_after_ms, 100);
         }
+        let nanos = monotonic_nanos().saturating_sub(sent_at);
+        node.metrics.heartbeat_seconds.observe(Duration::from_nanos(nanos).as_secs_f64());
+        node.metrics.heartbeats.inc();
         node.fence
             .on_answer(sent_at, u32::try_from(self.dead_after.as_millis()).unwrap_or(u32::MAX));
         node.damage.on_sources(reply.repair_sources);

@@ -1,109 +1,173 @@
 //! Everything this process counts.
 
-use prometheus::{Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, Opts, Registry};
+use dfs_service::metrics::{Described, Named, Registrar};
+use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
+
+/// Kinds of calls, as `data` names them.
+pub const CALLS: &[&str] = &[
+    "hello",
+    "read",
+    "stat",
+    "mutate",
+    "sync",
+    "replicate",
+    "sync_member",
+    "all_stable",
+    "fetch_sums",
+    "fetch_block",
+    "committed",
+    "space",
+    "repair",
+    "read_sums",
+    "local_door",
+];
 
 #[derive(Debug)]
-pub(crate) struct Metrics {
-    pub(crate) registry: Registry,
-    /// Requests answered, from frame read to reply written; by `call`.
-    pub(crate) requests: IntCounterVec,
-    /// Refusals among them; by `reason`.
-    pub(crate) refusals: IntCounterVec,
-    /// From the arrival of a mutation to its acknowledgement.
-    pub(crate) mutate_seconds: Histogram,
-    /// Payload bytes answered to reads.
-    pub(crate) read_bytes: IntCounter,
-    /// Bytes that clients on this machine were told the checksums of.
-    pub(crate) local_read_bytes: IntCounter,
-    /// Payload bytes applied, as primary or member.
-    pub(crate) written_bytes: IntCounter,
-    /// Operations applied as a member.
-    pub(crate) replicated: IntCounter,
-    /// Mutations that had been applied before.
-    pub(crate) repeated: IntCounter,
-    /// Rounds of syncing a chunk on all members, begun as primary.
-    pub(crate) syncs: IntCounter,
-    /// Members found failing while this server led, once per version.
-    pub(crate) member_failures: IntCounter,
-    /// Blocks with a bad checksum, and those made right again.
-    pub(crate) bad_blocks: IntCounter,
-    pub(crate) repaired_blocks: IntCounter,
-    /// Connections closed because of what came over them.
-    pub(crate) bad_connections: IntCounter,
-    /// Chunks led now.
-    pub(crate) leaders: IntGauge,
-    /// Frames connections open now.
-    pub(crate) connections: IntGauge,
-    /// 1 while this server must not serve.
-    pub(crate) fenced: IntGauge,
+pub struct Metrics {
+    pub registry: Registry,
+    pub described: Vec<Described>,
+    pub request_seconds: Named<Histogram>,
+    pub refusals: IntCounterVec,
+    pub read_bytes: IntCounter,
+    pub local_read_bytes: IntCounter,
+    pub written_bytes: IntCounter,
+    pub replicated: IntCounter,
+    pub repeated: IntCounter,
+    pub syncs: IntCounter,
+    pub fsync_seconds: Histogram,
+    pub member_failures: IntCounter,
+    pub bad_blocks: IntCounter,
+    pub repaired_blocks: IntCounter,
+    pub adopted: IntCounter,
+    pub copied_bytes: IntCounter,
+    pub bad_connections: IntCounter,
+    pub leaders: IntGauge,
+    pub connections: IntGauge,
+    pub fenced: IntGauge,
+    pub lease_left: Gauge,
+    pub heartbeats: IntCounter,
+    pub heartbeat_seconds: Histogram,
+    pub chunks: IntGauge,
+    pub used_bytes: IntGauge,
+    pub free_bytes: IntGauge,
+    pub total_bytes: IntGauge,
+    pub journal_bytes: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
-        let registry = Registry::new();
-        let made = Made(&registry);
-        Self {
-            requests: made.counters("dfs_chunkserver_requests_total", "requests answered", "call"),
-            refusals: made.counters("dfs_chunkserver_refusals_total", "requests refused", "reason"),
-            mutate_seconds: made
-                .seconds("dfs_chunkserver_mutate_seconds", "mutation until acknowledged"),
-            read_bytes: made.counter("dfs_chunkserver_read_bytes_total", "bytes read by clients"),
+    #[must_use]
+    pub fn new() -> Self {
+        let mut made = Registrar::new();
+        let metrics = Self {
+            request_seconds: made.seconds_of(
+                "dfs_chunkserver_request_seconds",
+                "Time to answer a request of a client or another server, from the frame read to the answer made, by kind of call; counts when answered",
+                "call",
+                CALLS,
+            ),
+            refusals: made.counters(
+                "dfs_chunkserver_refusals_total",
+                "Requests answered with a refusal, by reason",
+                &["reason"],
+            ),
+            read_bytes: made.counter(
+                "dfs_chunkserver_read_bytes_total",
+                "Bytes sent to clients that read; counts when they are read from the disk",
+            ),
             local_read_bytes: made.counter(
                 "dfs_chunkserver_local_read_bytes_total",
-                "bytes vouched for, read from files",
+                "Bytes that clients on this machine were told the checksums of, to read them from the files themselves",
             ),
-            written_bytes: made.counter("dfs_chunkserver_written_bytes_total", "bytes applied"),
-            replicated: made
-                .counter("dfs_chunkserver_replicated_operations_total", "applied as member"),
-            repeated: made
-                .counter("dfs_chunkserver_repeated_mutations_total", "mutations seen before"),
-            syncs: made.counter("dfs_chunkserver_syncs_total", "sync rounds begun as primary"),
-            member_failures: made
-                .counter("dfs_chunkserver_member_failures_total", "failing members found"),
-            bad_blocks: made
-                .counter("dfs_chunkserver_bad_blocks_total", "blocks with a bad checksum"),
-            repaired_blocks: made
-                .counter("dfs_chunkserver_repaired_blocks_total", "blocks made right again"),
-            bad_connections: made
-                .counter("dfs_chunkserver_bad_connections_total", "closed for bad bytes"),
-            leaders: made.gauge("dfs_chunkserver_led_chunks_count", "chunks led"),
-            connections: made.gauge("dfs_chunkserver_connections_count", "open frames connections"),
-            fenced: made.gauge("dfs_chunkserver_fenced_info", "1 while not allowed to serve"),
-            registry,
-        }
-    }
-}
-
-/// Makes and registers; names are constants, so that nothing can fail that did not fail in the first test.
-struct Made<'a>(&'a Registry);
-
-#[expect(
-    clippy::expect_used,
-    reason = "names and labels are constants, checked by any test that starts a server"
-)]
-impl Made<'_> {
-    fn register<T: prometheus::core::Collector + Clone + 'static>(&self, metric: T) -> T {
-        self.0.register(Box::new(metric.clone())).expect("unique name");
-        metric
-    }
-
-    fn counter(&self, name: &str, help: &str) -> IntCounter {
-        self.register(IntCounter::new(name, help).expect("valid name"))
-    }
-
-    fn gauge(&self, name: &str, help: &str) -> IntGauge {
-        self.register(IntGauge::new(name, help).expect("valid name"))
-    }
-
-    fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
-        self.register(IntCounterVec::new(Opts::new(name, help), &[label]).expect("valid name"))
-    }
-
-    fn seconds(&self, name: &str, help: &str) -> Histogram {
-        let buckets = prometheus::exponential_buckets(0.000_1, 2.0, 17).expect("valid buckets");
-        self.register(
-            Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets))
-                .expect("valid name"),
-        )
+            written_bytes: made.counter(
+                "dfs_chunkserver_written_bytes_total",
+                "Bytes of clients applied here, as primary or as member",
+            ),
+            replicated: made.counter(
+                "dfs_chunkserver_replicated_operations_total",
+                "Operations of other primaries applied here as member",
+            ),
+            repeated: made.counter(
+                "dfs_chunkserver_repeated_mutations_total",
+                "Mutations that came again and were answered from memory",
+            ),
+            syncs: made.counter(
+                "dfs_chunkserver_syncs_total",
+                "Rounds of syncing a chunk on all its members, begun here as primary",
+            ),
+            fsync_seconds: made.seconds(
+                "dfs_chunkserver_fsync_seconds",
+                "Time of each fdatasync of the journal or of a chunk's file",
+            ),
+            member_failures: made.counter(
+                "dfs_chunkserver_member_failures_total",
+                "Members found failing while this server led a chunk, once per version of the chunk",
+            ),
+            bad_blocks: made.counter(
+                "dfs_chunkserver_bad_blocks_total",
+                "Blocks found with a bad checksum",
+            ),
+            repaired_blocks: made.counter(
+                "dfs_chunkserver_repaired_blocks_total",
+                "Bad blocks made right again from another replica",
+            ),
+            adopted: made.counter(
+                "dfs_chunkserver_adoptions_total",
+                "New versions of chunks taken up, copied or not; counts when durable",
+            ),
+            copied_bytes: made.counter(
+                "dfs_chunkserver_copied_bytes_total",
+                "Bytes fetched from other servers to take up versions of chunks; counts as they come",
+            ),
+            bad_connections: made.counter(
+                "dfs_chunkserver_bad_connections_total",
+                "Connections closed because what came was no frame of ours, or because no answer got out",
+            ),
+            leaders: made
+                .gauge("dfs_chunkserver_led_chunks", "Chunks this server is leading now"),
+            connections: made.gauge(
+                "dfs_chunkserver_connections",
+                "Connections of clients and other servers open now",
+            ),
+            fenced: made.gauge(
+                "dfs_chunkserver_fenced_info",
+                "1 while this server must not serve: the master has not answered for too long, or refused it",
+            ),
+            lease_left: made.real_gauge(
+                "dfs_chunkserver_lease_seconds",
+                "Time for which this server may still serve if the master answers no more",
+            ),
+            heartbeats: made.counter(
+                "dfs_chunkserver_heartbeats_total",
+                "Heartbeats that the master answered",
+            ),
+            heartbeat_seconds: made.seconds(
+                "dfs_chunkserver_heartbeat_seconds",
+                "Time from sending a heartbeat to the master's answer",
+            ),
+            chunks: made.gauge("dfs_chunkserver_chunks", "Replicas on this disk"),
+            used_bytes: made.gauge("dfs_chunkserver_used_bytes", "Bytes used by replicas"),
+            free_bytes: made.gauge(
+                "dfs_chunkserver_free_bytes",
+                "Bytes that may still be written here: the reserve and what is promised is not counted",
+            ),
+            total_bytes: made.gauge(
+                "dfs_chunkserver_capacity_bytes",
+                "Size of the disk, or as much of it as may be used",
+            ),
+            journal_bytes: made.gauge(
+                "dfs_chunkserver_journal_bytes",
+                "Size of the journal's files, room made ahead included",
+            ),
+            registry: Registry::new(),
+            described: Vec::new(),
+        };
+        let (registry, described) = made.done();
+        Self { registry, described, ..metrics }
     }
 }

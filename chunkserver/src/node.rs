@@ -35,7 +35,7 @@ pub(crate) struct Node {
     pub(crate) peers: Arc<Peers>,
     pub(crate) leaders: Leaders,
     pub(crate) members: Members,
-    pub(crate) metrics: Metrics,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) damage: Damage,
     /// `None`: it could not be opened.
     pub(crate) local_door: Option<LocalDoor>,
@@ -77,7 +77,12 @@ pub(crate) fn spec_of(layout: &ChunkLayout) -> ChunkSpec {
 }
 
 impl Node {
-    pub(crate) fn new(config: Config, store: Store, state: ServerState) -> Self {
+    pub(crate) fn new(
+        config: Config,
+        store: Store,
+        state: ServerState,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let store = Arc::new(store);
         let (fs, disk, server) = (store.fs_id(), store.disk_id(), store.server());
         let peers = Peers::new(
@@ -100,7 +105,7 @@ impl Node {
             peers: Arc::new(peers),
             leaders: Leaders::default(),
             members: Members::default(),
-            metrics: Metrics::new(),
+            metrics,
             damage: Damage::default(),
             local_door,
             news: News::default(),

@@ -483,7 +483,10 @@ fn submit(
     };
     node.on_changed(led.chunk);
     let effects = match applied {
-        Ok(()) => lock(&led.state).on_applied(now(), node.server, seq),
+        Ok(()) => {
+            node.metrics.written_bytes.inc_by(data.len() as u64);
+            lock(&led.state).on_applied(now(), node.server, seq)
+        }
         Err(error) => {
             tracing::warn!(chunk = led.chunk.0, version = led.version.0, seq, %error, "apply as primary");
             lock(&led.state)

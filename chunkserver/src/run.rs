@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -12,15 +12,17 @@ use dfs_proto::control::StatusRequest;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::chunk_control_server::ChunkControlServer;
 use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
+use dfs_service::metrics_http::MetricsServer;
 use dfs_service::shutdown::Shutdown;
 
 use crate::config::Config;
 use crate::control::Control;
 use crate::master_link::Link;
+use crate::metrics::Metrics;
 use crate::node::{Node, lock};
 use crate::state::ServerState;
 use crate::store::{Store, StoreConfig};
-use crate::{data, primary, repair};
+use crate::{data, pages, primary, repair};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
@@ -42,6 +44,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 pub struct Server {
     node: Arc<Node>,
     addr: SocketAddr,
+    pages: Option<MetricsServer>,
     acceptor: AcceptorHandle,
     connections: Arc<Connections>,
     ticker: Shutdown,
@@ -78,10 +81,20 @@ impl Server {
             .enable_all()
             .build()
             .context("start the control runtime")?;
-        let store = open_store(&config, &runtime, shutdown)?;
+        let metrics = Arc::new(Metrics::new());
+        let serving = Arc::new(OnceLock::new());
+        let pages = match config.metrics {
+            Some(listen) => Some(pages::serve(listen, &metrics, &serving)?),
+            None => None,
+        };
+        if let (Some(path), Some(pages)) = (&config.metrics_file, &pages) {
+            write_address(path, pages.address())
+                .with_context(|| format!("write {}", path.display()))?;
+        }
+        let store = open_store(&config, &metrics, &runtime, shutdown)?;
         let state = ServerState::open(&config.data_dir)
             .with_context(|| format!("read the server's state in {}", config.data_dir.display()))?;
-        let node = Arc::new(Node::new(config, store, state));
+        let node = Arc::new(Node::new(config, store, state, metrics));
 
         let (control, control_taken) = tokio::sync::mpsc::channel(16);
         let (control_ended, ended) = tokio::sync::oneshot::channel::<()>();
@@ -136,10 +149,12 @@ impl Server {
             }
             None => None,
         };
+        let _first = serving.set(Arc::clone(&node));
         tracing::info!(server = %node.server, %addr, fs = %node.fs, disk = %format_args!("{:032x}", node.disk.0), "listening");
         Ok(Self {
             node,
             addr,
+            pages,
             acceptor,
             connections,
             ticker,
@@ -155,12 +170,6 @@ impl Server {
         self.addr
     }
 
-    /// All metrics of this server, for the process's metrics page.
-    #[must_use]
-    pub fn metrics(&self) -> &prometheus::Registry {
-        &self.node.metrics.registry
-    }
-
     /// The replicas, for whoever is in the same process.
     #[must_use]
     pub fn store(&self) -> &Arc<Store> {
@@ -173,6 +182,7 @@ impl Server {
             link.stop();
         }
         self.link = None;
+        self.pages = None;
         self.acceptor.stop();
         self.ticker.ask();
         if let Some(thread) = self.ticker_thread.take()
@@ -239,6 +249,7 @@ fn write_address(path: &Path, addr: SocketAddr) -> std::io::Result<()> {
 
 fn open_store(
     config: &Config,
+    metrics: &Metrics,
     runtime: &tokio::runtime::Runtime,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Store> {
@@ -254,15 +265,16 @@ fn open_store(
         (None, Some(master), false) => ask_fs_once(config, master, runtime).unwrap_or_default(),
         (fs, _, _) => fs,
     };
-    let store = Store::open(StoreConfig {
+    let store = StoreConfig {
         dir: config.data_dir.clone(),
         fs_id: fs,
         server: config.server,
         segment_bytes: config.segment_bytes,
         capacity_bytes: config.capacity_bytes,
         reserve_percent: config.reserve_percent,
-    })
-    .with_context(|| format!("open the data directory {}", config.data_dir.display()))?;
+    };
+    let store = Store::open_timed(store, metrics.fsync_seconds.clone())
+        .with_context(|| format!("open the data directory {}", config.data_dir.display()))?;
     // Two servers of one name would take turns in pushing each other out.
     anyhow::ensure!(
         store.server() == config.server,

@@ -44,6 +44,7 @@ pub use adopt::AdoptWriter;
 pub use dfs_proto::chunk_file::{ChunkSpec, ClientEntry, ClientTable, Position};
 pub use error::StoreError;
 pub use journal::FatalHandler;
+pub(crate) use journal::JOURNAL_DIR;
 pub use open::OpenOptions;
 pub use posix::PosixDisk;
 pub use space::SpaceCredit;
@@ -153,10 +154,34 @@ impl Store {
     /// # Errors
     /// `InUse`, `Foreign`, `Unlabelled`, `NewerFormat`: not this directory. `Corrupt`: its journal is damaged.
     pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
+        Self::open_posix(config, None)
+    }
+
+    /// As [`Self::open`], telling `sync_seconds` how long each sync takes.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_timed(
+        config: StoreConfig,
+        sync_seconds: prometheus::Histogram,
+    ) -> Result<Self, StoreError> {
+        Self::open_posix(config, Some(sync_seconds))
+    }
+
+    fn open_posix(
+        config: StoreConfig,
+        sync_seconds: Option<prometheus::Histogram>,
+    ) -> Result<Self, StoreError> {
         let options = OpenOptions::for_this_boot()?;
         let disk = PosixDisk::open(&config.dir)?;
         let disk = disk.ok_or_else(|| StoreError::InUse { dir: config.dir.clone() })?;
-        Self::open_with(config, Arc::new(disk), options)
+        Self::open_with(config, Arc::new(disk.timed(sync_seconds)), options)
+    }
+
+    /// False after a sync that failed: nothing is accepted any more.
+    #[must_use]
+    pub fn is_writable(&self) -> bool {
+        !self.engine().fate.is_dead()
     }
 
     /// As [`Self::open`], on any disk.

@@ -390,6 +390,8 @@ pub(crate) struct MountArgs {
     /// How long the kernel may find names from memory; 0 asks the master each time [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub entry_ttl: Option<Duration>,
+    #[command(flatten)]
+    pub pages: PagesArgs,
 }
 
 #[derive(Args, Debug)]
@@ -426,6 +428,8 @@ pub(crate) struct MasterArgs {
     /// Start although the end of the metadata log is damaged or missing: what it held is lost
     #[arg(long)]
     pub accept_loss: bool,
+    #[command(flatten)]
+    pub pages: PagesArgs,
 }
 
 #[derive(Args, Debug)]
@@ -458,6 +462,8 @@ pub(crate) struct ChunkserverArgs {
     /// Machine it runs on: no two copies of a chunk on one, as long as there are others
     #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
     pub host: String,
+    #[command(flatten)]
+    pub pages: PagesArgs,
 }
 
 /// A name of a zone or a host, as it is shown in tables.
@@ -468,6 +474,18 @@ pub(crate) fn parse_domain(text: &str) -> Result<String, String> {
     } else {
         Err("expected up to 253 letters, digits, '-', '.' or '_', for example eu-1a".to_owned())
     }
+}
+
+/// Pages for Prometheus and for probes.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct PagesArgs {
+    /// Serve /metrics, /healthz and /readyz over HTTP here, to whoever connects; port 0 takes a free one
+    /// [default: not served]
+    #[arg(long, value_name = "IP:PORT")]
+    pub metrics: Option<SocketAddr>,
+    /// Write the address of the pages to this file
+    #[arg(long, value_name = "FILE", requires = "metrics", hide = true)]
+    pub metrics_file: Option<PathBuf>,
 }
 
 #[derive(Args, Debug)]

@@ -2,10 +2,12 @@
 //!
 //! ```text
 //! DIR/cluster.json        addresses, mount path, numbers; DIR/cluster.key  0600
-//! DIR/run/ROLE.pid        master, cs-1, …, mount, supervisor; ROLE.addr  address it serves; lock  held by the supervisor
+//! DIR/run/ROLE.pid        master, cs-1, …, mount, supervisor; ROLE.addr  address it serves; ROLE.metrics  of its metrics;
+//!                         lock  held by the supervisor
 //! DIR/log/ROLE.log        DIR/data/ROLE  what the servers keep          DIR/mnt  the mount, unless named otherwise
 //! ```
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::net::SocketAddr;
@@ -57,6 +59,9 @@ pub(crate) struct ClusterFile {
     pub replication: u32,
     pub min_replicas: u32,
     pub chunkservers: Vec<ChunkserverEntry>,
+    /// `ip:port` of each role's metrics and health pages; absent in files of older programs.
+    #[serde(default)]
+    pub metrics: BTreeMap<String, String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,6 +89,7 @@ impl ClusterFile {
             replication: 0,
             min_replicas: 0,
             chunkservers: Vec::new(),
+            metrics: BTreeMap::new(),
         }
     }
 
@@ -193,6 +199,11 @@ impl ClusterDir {
 
     pub(crate) fn address_file(&self, role: Role) -> PathBuf {
         self.root.join(format!("run/{role}.addr"))
+    }
+
+    /// Address of the metrics and health pages.
+    pub(crate) fn metrics_file(&self, role: Role) -> PathBuf {
+        self.root.join(format!("run/{role}.metrics"))
     }
 
     pub(crate) fn log_file(&self, role: Role) -> PathBuf {

@@ -39,6 +39,8 @@ pub(crate) const START_ALL_MAX: Duration = Duration::from_secs(2 * 300 + 180);
 const PAUSE_MIN: Duration = Duration::from_millis(200);
 const PAUSE_MAX: Duration = Duration::from_secs(10);
 const STEADY: Duration = Duration::from_secs(30);
+/// Rounds of watching between two looks at where restarted processes serve their metrics.
+const METRICS_ROUNDS: u32 = 25;
 /// A log larger than this is moved to `.old` when its process starts.
 const LOG_BYTES_MAX: u64 = 32 << 20;
 
@@ -139,6 +141,7 @@ impl Supervisor {
             self.plan.file.mount.display(),
             dir.log_file(Role::Mount).display()
         ));
+        self.note_metrics()?;
         Ok(())
     }
 
@@ -172,6 +175,21 @@ impl Supervisor {
             Some(entry) => entry.address = address,
             None => self.plan.file.chunkservers.push(ChunkserverEntry { id, address }),
         }
+    }
+
+    /// Keeps in `cluster.json` where the processes serve their metrics now.
+    fn note_metrics(&mut self) -> anyhow::Result<()> {
+        let dir = &self.plan.dir;
+        let metrics = self.watched.iter().filter_map(|watched| {
+            let text = std::fs::read_to_string(dir.metrics_file(watched.role)).ok()?;
+            Some((watched.role.to_string(), text.strip_suffix('\n')?.to_owned()))
+        });
+        let metrics = metrics.collect();
+        if self.plan.file.metrics != metrics {
+            self.plan.file.metrics = metrics;
+            dir.write(&self.plan.file)?;
+        }
+        Ok(())
     }
 
     /// The arguments a person would type for this process.
@@ -226,6 +244,9 @@ impl Supervisor {
         if role != Role::Mount {
             arguments.extend(["--address-file".into(), text(&dir.address_file(role))]);
         }
+        let metrics = file.metrics.get(&role.to_string()).map_or("", String::as_str);
+        arguments.extend(["--metrics".into(), free_address(metrics).to_string()]);
+        arguments.extend(["--metrics-file".into(), text(&dir.metrics_file(role))]);
         arguments.extend(["--key-file".into(), key]);
         arguments
     }
@@ -234,6 +255,7 @@ impl Supervisor {
         let dir = &self.plan.dir;
         // A stale address would be taken for the new one.
         let _absent = std::fs::remove_file(dir.address_file(role));
+        let _absent = std::fs::remove_file(dir.metrics_file(role));
         let log = open_log(&dir.log_file(role))?;
         let child = Command::new(&self.program)
             .args(self.arguments(role))
@@ -358,7 +380,14 @@ impl Supervisor {
 
     /// Watches until asked to stop.
     pub(crate) fn watch(&mut self, shutdown: &Shutdown, say: Say<'_>) {
+        let mut rounds = 0_u32;
         while !shutdown.wait_for(TICK * 2) {
+            rounds = rounds.wrapping_add(1);
+            if rounds.is_multiple_of(METRICS_ROUNDS)
+                && let Err(error) = self.note_metrics()
+            {
+                say(&format!("warning: {error:#}"));
+            }
             for index in 0..self.watched.len() {
                 self.look_at(index, say);
             }

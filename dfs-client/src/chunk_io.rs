@@ -65,6 +65,9 @@ pub(crate) struct ChunkIo {
     pub(crate) servers: Servers,
     pub(crate) budget: Budget,
     pub(crate) readahead: Budget,
+    /// Bytes given to readers that had been fetched before, and that had to be waited for.
+    pub(crate) ahead_bytes: AtomicU64,
+    pub(crate) asked_bytes: AtomicU64,
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
@@ -114,6 +117,8 @@ impl ChunkIo {
             servers: Servers::new(config.key.clone(), fs, link.client()),
             budget: Budget::new(config.write_budget_bytes),
             readahead: Budget::new(config.readahead_bytes),
+            ahead_bytes: AtomicU64::new(0),
+            asked_bytes: AtomicU64::new(0),
             jobs: Jobs::start()?,
             carriers: Arc::default(),
             link,

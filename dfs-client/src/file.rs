@@ -316,6 +316,7 @@ impl FileState {
             let at = offset + done as u64;
             let ahead = self.readahead.take(at, &mut buf[done..]);
             if 0 < ahead {
+                self.io.ahead_bytes.fetch_add(ahead as u64, Ordering::Relaxed);
                 done += ahead;
                 continue;
             }
@@ -323,6 +324,7 @@ impl FileState {
             let len = small(chunk_size - within).min(buf.len() - done);
             let out = &mut buf[done..done + len];
             self.io.read_chunk(self.ino, at / chunk_size, within, out, patience)?;
+            self.io.asked_bytes.fetch_add(len as u64, Ordering::Relaxed);
             done += len;
         }
         Ok(())

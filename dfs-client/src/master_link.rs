@@ -223,6 +223,10 @@ impl MasterLink {
         self.pool_changed.notify_one();
     }
 
+    pub(crate) fn connections(&self) -> u64 {
+        lock(&self.pool).open as u64
+    }
+
     fn give_back(&self, connection: LoneClient) {
         lock(&self.pool).idle.push(connection);
         self.pool_changed.notify_one();

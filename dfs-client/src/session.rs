@@ -109,6 +109,20 @@ impl fmt::Debug for Session {
     }
 }
 
+/// What a session holds and has done, for the metrics of its process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Figures {
+    /// Written and not yet known to be on the servers' disks, and the bound of it.
+    pub unstable_bytes: u64,
+    pub unstable_limit_bytes: u64,
+    /// Memory that bytes read ahead take.
+    pub readahead_bytes: u64,
+    /// Bytes given to readers that had been fetched before, and that were waited for; both only rise.
+    pub ahead_bytes: u64,
+    pub asked_bytes: u64,
+    pub master_connections: u64,
+}
+
 impl Session {
     /// Finds the master and registers.
     ///
@@ -436,6 +450,30 @@ impl Session {
             first = first.and(file.fsync());
         }
         first
+    }
+
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        use std::sync::atomic::Ordering::Relaxed;
+        Figures {
+            unstable_bytes: self.io.budget.used(),
+            unstable_limit_bytes: self.io.budget.limit(),
+            readahead_bytes: self.io.readahead.used(),
+            ahead_bytes: self.io.ahead_bytes.load(Relaxed),
+            asked_bytes: self.io.asked_bytes.load(Relaxed),
+            master_connections: self.link.connections(),
+        }
+    }
+
+    /// Asks the master once, without the patience of other calls.
+    ///
+    /// # Errors
+    /// Why it did not answer within `wait`, or that it no longer knows this client.
+    pub fn ping(&self, wait: Duration) -> std::io::Result<()> {
+        match self.link.attempt(&MetaCall::Ping, wait)? {
+            MetaReply::Done => Ok(()),
+            other => Err(std::io::Error::other(format!("it answered {other:?}"))),
+        }
     }
 
     /// Flushes everything, ends the client at the master: its locks and opens go. Every later request fails.

@@ -4,7 +4,7 @@
 //! as servers report. Order of events for one server: connected, heartbeats (the first with a full inventory),
 //! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
@@ -284,12 +284,27 @@ impl Cluster {
         record: &Chunk,
         unreported: bool,
     ) -> Copies {
+        self.copies_without(now, chunk, record, unreported, &BTreeSet::new())
+    }
+
+    /// As [`Self::copies`], as if the servers `without` had died now.
+    #[must_use]
+    pub fn copies_without(
+        &self,
+        now: Timestamp,
+        chunk: ChunkId,
+        record: &Chunk,
+        unreported: bool,
+        without: &BTreeSet<ServerId>,
+    ) -> Copies {
         let (mut holders, mut may_return) = (0, false);
         let mut bad: BTreeMap<u32, usize> = BTreeMap::new();
         let mut ruined = 0;
         for member in &record.active.members {
             let row = self.row(member.server).filter(|row| row.disk == member.disk);
-            let alive = row.is_some() && self.liveness(now, member.server) == Liveness::Alive;
+            let alive = row.is_some()
+                && !without.contains(&member.server)
+                && self.liveness(now, member.server) == Liveness::Alive;
             // An unborn chunk has no file yet: being able to take one is all it needs.
             let holds = row.is_some_and(|row| match row.replicas.get(&chunk) {
                 Some(replica) => replica.version == record.active.version && !replica.not_current,

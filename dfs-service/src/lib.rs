@@ -1,6 +1,9 @@
-//! Runs. What any process here needs and that knows no file-system type: connections, logging, shutdown, clocks.
+//! Runs. What any process here needs and that knows no file-system type: connections, logging, metrics,
+//! shutdown, clocks.
 
 pub mod clock;
 pub mod conn;
 pub mod log;
+pub mod metrics;
+pub mod metrics_http;
 pub mod shutdown;

@@ -11,6 +11,7 @@ pub mod fs;
 pub mod metrics;
 mod mount;
 mod mount_point;
+mod pages;
 mod privilege;
 pub mod seam;
 mod workers;

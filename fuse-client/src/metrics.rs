@@ -1,76 +1,124 @@
 //! All metrics of a mount.
 
+use std::sync::OnceLock;
 use std::time::Duration;
 
-use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry,
-    TextEncoder,
-};
+use dfs_service::metrics::{Described, Named, Registrar};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
 use crate::errno::Errno;
+use crate::seam::OPERATIONS;
 
-/// Seconds; from a hit in memory to a wait for a server.
-const BUCKETS: [f64; 14] =
-    [2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 0.01, 0.05, 0.25, 1.0, 5.0, 60.0];
+const OPENS: &[&str] = &["kept", "fresh", "direct"];
+const LISTINGS: &[&str] = &["memory", "master"];
+const READS: &[&str] = &["ahead", "asked"];
+/// Above every errno of Linux.
+const ERRNO_MAX: usize = 134;
 
+/// Everything this process counts; counters start at zero with it.
 #[derive(Debug)]
 pub struct Metrics {
-    registry: Registry,
-    /// From the decoded request to its answer, by operation; counts when answered.
-    operation_seconds: HistogramVec,
-    /// Answers that are errors, by operation and errno.
-    errors_total: IntCounterVec,
-    /// Bytes handed to the kernel; counts when the reply is made.
+    pub registry: Registry,
+    pub described: Vec<Described>,
+    operation_seconds: Named<Histogram>,
+    errors: IntCounterVec,
+    /// By operation and errno, resolved when first counted.
+    errors_known: Vec<OnceLock<IntCounter>>,
     pub bytes_read: IntCounter,
-    /// Bytes taken from the kernel; counts when they are accepted.
     pub bytes_written: IntCounter,
-    /// Requests given to another thread, because they may wait or no reader was left; counts at the handover.
     pub handed_over: IntCounter,
-    /// Requests being answered now.
     pub in_progress: IntGauge,
-    /// Requests answered with EIO because their handler panicked.
     pub panics: IntCounter,
+    pub opens: Named<IntCounter>,
+    pub listings: Named<IntCounter>,
+    pub fetched: Named<IntCounter>,
+    pub unsent_bytes: IntGauge,
+    pub unsent_limit_bytes: IntGauge,
+    pub readahead_bytes: IntGauge,
+    pub master_connections: IntGauge,
+    pub master_reachable: IntGauge,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl Metrics {
-    /// # Errors
-    /// If two metrics have one name.
-    pub fn new() -> Result<Self, prometheus::Error> {
-        let registry = Registry::new();
-        let operation_seconds = HistogramVec::new(
-            HistogramOpts::new("dfs_mount_operation_seconds", "Time to answer a request")
-                .buckets(BUCKETS.to_vec()),
-            &["operation"],
-        )?;
-        let errors_total = IntCounterVec::new(
-            Opts::new("dfs_mount_errors_total", "Requests answered with an error"),
-            &["operation", "errno"],
-        )?;
-        let bytes_read = IntCounter::new("dfs_mount_read_bytes_total", "Bytes read")?;
-        let bytes_written = IntCounter::new("dfs_mount_written_bytes_total", "Bytes written")?;
-        let handed_over = IntCounter::new(
-            "dfs_mount_handed_over_total",
-            "Requests answered by another thread than the one that read them",
-        )?;
-        let in_progress =
-            IntGauge::new("dfs_mount_requests_in_progress", "Requests being answered")?;
-        let panics = IntCounter::new("dfs_mount_panics_total", "Requests whose handler panicked")?;
-        registry.register(Box::new(operation_seconds.clone()))?;
-        registry.register(Box::new(errors_total.clone()))?;
-        for counter in [&bytes_read, &bytes_written, &handed_over, &panics] {
-            registry.register(Box::new(counter.clone()))?;
-        }
-        registry.register(Box::new(in_progress.clone()))?;
-        Ok(Self {
-            registry,
-            operation_seconds,
-            errors_total,
-            bytes_read,
-            bytes_written,
-            handed_over,
-            in_progress,
-            panics,
-        })
+    #[must_use]
+    pub fn new() -> Self {
+        let mut made = Registrar::new();
+        let metrics = Self {
+            operation_seconds: made.seconds_of(
+                "dfs_mount_operation_seconds",
+                "Time to answer a request of the kernel, from the decoded request to its answer, by operation; counts when answered",
+                "operation",
+                OPERATIONS,
+            ),
+            errors: made.counters(
+                "dfs_mount_errors_total",
+                "Requests of the kernel answered with an error, by operation and number of the error (2: no such file)",
+                &["operation", "errno"],
+            ),
+            errors_known: std::iter::repeat_with(OnceLock::new)
+                .take(OPERATIONS.len() * ERRNO_MAX)
+                .collect(),
+            bytes_read: made.counter(
+                "dfs_mount_read_bytes_total",
+                "Bytes handed to the kernel; counts when the answer is made",
+            ),
+            bytes_written: made.counter(
+                "dfs_mount_written_bytes_total",
+                "Bytes taken from the kernel; counts when they are accepted, before they are on the servers",
+            ),
+            handed_over: made.counter(
+                "dfs_mount_handed_over_total",
+                "Requests answered by another thread than the one that read them",
+            ),
+            in_progress: made
+                .gauge("dfs_mount_requests_in_progress", "Requests of the kernel being answered now"),
+            panics: made
+                .counter("dfs_mount_panics_total", "Requests answered with EIO for a bug of ours"),
+            opens: made.counters_of(
+                "dfs_mount_opens_total",
+                "Opens by what becomes of the file's pages in the kernel: kept (a hit), fresh (dropped or never there), direct (not used)",
+                "pages",
+                OPENS,
+            ),
+            listings: made.counters_of(
+                "dfs_mount_listings_total",
+                "Parts of directory listings by where they came from: memory (a hit) or the master",
+                "from",
+                LISTINGS,
+            ),
+            fetched: made.counters_of(
+                "dfs_mount_chunk_read_bytes_total",
+                "Bytes of chunks given to readers: ahead (fetched before they were asked for, a hit) or asked (waited for)",
+                "how",
+                READS,
+            ),
+            unsent_bytes: made.gauge(
+                "dfs_mount_unstable_bytes",
+                "Bytes written here and held until they are on the servers' disks",
+            ),
+            unsent_limit_bytes: made.gauge(
+                "dfs_mount_unstable_limit_bytes",
+                "Bound of the bytes held; writers wait at it",
+            ),
+            readahead_bytes: made
+                .gauge("dfs_mount_readahead_bytes", "Memory that bytes fetched ahead take now"),
+            master_connections: made
+                .gauge("dfs_mount_master_connections", "Connections to the master open now"),
+            master_reachable: made.gauge(
+                "dfs_mount_master_reachable_info",
+                "1 if the master answered when this page was asked for",
+            ),
+            registry: Registry::new(),
+            described: Vec::new(),
+        };
+        let (registry, described) = made.done();
+        Self { registry, described, ..metrics }
     }
 
     pub(crate) fn operation_done(
@@ -79,25 +127,22 @@ impl Metrics {
         took: Duration,
         failed: Option<Errno>,
     ) {
-        self.operation_seconds.with_label_values(&[operation]).observe(took.as_secs_f64());
+        self.operation_seconds.observe(operation, took);
         if let Some(errno) = failed {
-            self.errors_total
-                .with_label_values(&[operation, errno.code().to_string().as_str()])
-                .inc();
+            self.error(operation, errno);
         }
     }
 
-    /// The text form that Prometheus reads.
-    #[must_use]
-    pub fn render(&self) -> String {
-        let mut text = Vec::new();
-        // Encoding into memory fails only on metrics without a name.
-        match TextEncoder::new().encode(&self.registry.gather(), &mut text) {
-            Ok(()) => String::from_utf8_lossy(&text).into_owned(),
-            Err(error) => {
-                tracing::error!(%error, "metrics cannot be rendered");
-                String::new()
-            }
+    fn error(&self, operation: &'static str, errno: Errno) {
+        let resolve =
+            || self.errors.with_label_values(&[operation, errno.code().to_string().as_str()]);
+        let at = OPERATIONS.iter().position(|known| *known == operation);
+        let code = usize::try_from(errno.code()).ok().filter(|code| *code < ERRNO_MAX);
+        let known =
+            at.zip(code).and_then(|(at, code)| self.errors_known.get(at * ERRNO_MAX + code));
+        match known {
+            Some(known) => known.get_or_init(resolve).inc(),
+            None => resolve().inc(),
         }
     }
 }
@@ -108,9 +153,9 @@ mod tests {
 
     #[test]
     fn an_answered_request_is_seen_with_its_errno() {
-        let metrics = Metrics::new().unwrap();
+        let metrics = Metrics::new();
         metrics.operation_done("lookup", Duration::from_micros(30), Some(Errno::IO));
-        let text = metrics.render();
+        let text = dfs_service::metrics_http::render(&metrics.registry);
         assert!(
             text.contains(r#"dfs_mount_operation_seconds_count{operation="lookup"} 1"#),
             "{text}"

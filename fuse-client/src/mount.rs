@@ -3,8 +3,9 @@
 //! Order at the end: stop waiting locks, unmount (the kernel then closes all files), send what is dirty and wait for
 //! it, say goodbye to the master. A mount that is in use leaves the tree at once and its users see ENOTCONN.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -18,6 +19,7 @@ use crate::cache::Lifetimes;
 use crate::fs::{FileSystem, Options};
 use crate::metrics::Metrics;
 use crate::mount_point;
+use crate::pages::{self, Mounted};
 
 /// The kernel reads this far ahead of a sequential reader.
 const READAHEAD_KIB: u32 = 4096;
@@ -40,6 +42,9 @@ pub struct MountConfig {
     pub write_budget_bytes: Option<u64>,
     pub readahead_bytes: Option<u64>,
     pub read_only: bool,
+    /// Where metrics and health are served, if at all; port 0 takes a free one, written to the file.
+    pub metrics: Option<SocketAddr>,
+    pub metrics_file: Option<PathBuf>,
     pub ready: Box<dyn FnOnce() + Send>,
 }
 
@@ -69,6 +74,8 @@ impl MountConfig {
             write_budget_bytes: None,
             readahead_bytes: None,
             read_only: false,
+            metrics: None,
+            metrics_file: None,
             ready: Box::new(|| ()),
         }
     }
@@ -90,12 +97,26 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         write_budget_bytes,
         readahead_bytes,
         read_only,
+        metrics: listen,
+        metrics_file,
         ready,
     } = config;
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let at = mount_point::prepare(&mount_point)?;
 
+    let metrics = Arc::new(Metrics::new());
+    let mounted = Arc::new(OnceLock::new());
+    let pages = match listen {
+        Some(listen) => Some(pages::serve(listen, &metrics, &mounted)?),
+        None => None,
+    };
+    if let (Some(path), Some(pages)) = (&metrics_file, &pages) {
+        let draft = path.with_extension("new");
+        std::fs::write(&draft, format!("{}\n", pages.address()))
+            .and_then(|()| std::fs::rename(&draft, path))
+            .with_context(|| format!("write {}", path.display()))?;
+    }
     let mut session_config =
         SessionConfig::new(master.clone(), key, format!("mount {}", at.display()));
     session_config.server_wait = server_wait;
@@ -107,7 +128,6 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     }
     let session =
         Session::connect(session_config).with_context(|| format!("connect to master {master}"))?;
-    let metrics = Arc::new(Metrics::new().context("register metrics")?);
     let options = Options { lifetimes, lock_wait_max };
     let fs = Arc::new(FileSystem::new(Arc::clone(&session), options, Arc::clone(&metrics)));
 
@@ -131,6 +151,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
             }
         })
         .context("start the thread that serves")?;
+    let _first = mounted.set(Mounted { session: Arc::clone(&session), ended: ended.clone() });
     ready();
 
     while !shutdown.wait_for(Duration::from_millis(100)) && !ended.is_asked() {}
@@ -149,6 +170,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     let served = ended.wait_for(Duration::from_secs(2)).then(|| serving.join());
     let synced = session.sync_all().context("send written data before unmounting");
     session.close();
+    drop(pages);
     if let Some(Ok(Err(error))) = served {
         tracing::warn!(%error, "the kernel's connection ended with an error");
     }

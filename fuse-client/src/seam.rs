@@ -218,6 +218,42 @@ pub enum Operation {
     Ioctl,
 }
 
+/// All that [`Operation::name`] says.
+pub const OPERATIONS: &[&str] = &[
+    "lookup",
+    "getattr",
+    "setattr",
+    "readlink",
+    "mknod",
+    "mkdir",
+    "symlink",
+    "link",
+    "unlink",
+    "rmdir",
+    "rename",
+    "create",
+    "open",
+    "read",
+    "write",
+    "flush",
+    "release",
+    "fsync",
+    "opendir",
+    "readdir",
+    "releasedir",
+    "fsyncdir",
+    "statfs",
+    "setxattr",
+    "getxattr",
+    "listxattr",
+    "removexattr",
+    "getlk",
+    "setlk",
+    "fallocate",
+    "lseek",
+    "copy_file_range",
+    "ioctl",
+];
 impl Operation {
     /// Its name in metrics and logs.
     #[must_use]

@@ -663,7 +663,11 @@ impl Master {
             let mut failed = None;
             for call in running {
                 match self.runtime.block_on(call) {
-                    Ok((member, Ok(Ok(report)))) => adopted.push((member, report.into_inner())),
+                    Ok((member, Ok(Ok(report)))) => {
+                        let report = report.into_inner();
+                        self.metrics.copied_bytes.inc_by(report.copied_bytes);
+                        adopted.push((member, report));
+                    }
                     Ok((member, Ok(Err(status)))) => {
                         failed = Some(Failed::Member(member, Unable::from(&status)));
                     }

@@ -22,6 +22,9 @@ pub struct Config {
     pub listen: SocketAddr,
     /// The bound address is written here once it serves.
     pub address_file: Option<PathBuf>,
+    /// Where metrics and health are served, if at all; port 0 takes a free one, written to the file.
+    pub metrics: Option<SocketAddr>,
+    pub metrics_file: Option<PathBuf>,
     pub key: ClusterKey,
     pub profile: LivenessProfile,
     /// Copies of each chunk, and below how many reachable ones writes wait. Taken at the first start, kept after.
@@ -47,6 +50,8 @@ impl Config {
             dir,
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             address_file: None,
+            metrics: None,
+            metrics_file: None,
             key: ClusterKey::none(),
             profile: LivenessProfile::STANDARD,
             replication: 3,

@@ -4,13 +4,14 @@
     reason = "a request has one kind of answer, every other one is an error by itself"
 )]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::pin::Pin;
 use std::sync::Arc;
 
 use dfs_core::chunk::Chunk;
 use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
+use dfs_core::exposure::Totals;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::plan::rebuild::Place;
@@ -332,24 +333,6 @@ impl Master {
             }
         }
     }
-
-    fn totals(&self) -> ChunkTotals {
-        let mut totals = ChunkTotals::default();
-        let replication = self.replication as usize;
-        self.for_each_chunk(|chunk, record| {
-            let written_lately = self.was_written_lately(chunk);
-            let copies = lock(&self.cluster).copies(now(), chunk, record, written_lately);
-            totals.total += 1;
-            match copies.good {
-                n if replication <= n => totals.safe += 1,
-                0 if copies.may_return => totals.unavailable += 1,
-                0 => totals.lost += 1,
-                1 => totals.endangered += 1,
-                _ => totals.degraded += 1,
-            }
-        });
-        totals
-    }
 }
 
 #[tonic::async_trait]
@@ -443,7 +426,10 @@ impl Admin for Control {
 }
 
 fn status(master: &Arc<Master>) -> StatusReply {
-    let chunks = master.totals();
+    let survey = master.survey(&BTreeSet::new());
+    let Totals { total, safe, degraded, endangered, unavailable, lost } = survey.totals;
+    let chunks = ChunkTotals { total, safe, degraded, endangered, unavailable, lost };
+    let outlook = lock(&master.surveyed).outlook(&survey);
     let superblock = match master.reader().get(&Key::Super) {
         Some(Record::Super(superblock)) => superblock,
         _ => return StatusReply::default(),
@@ -505,6 +491,10 @@ fn status(master: &Arc<Master>) -> StatusReply {
         client_list,
         servers,
         chunks: Some(chunks),
+        oldest_exposure_ms: outlook.oldest_exposure_ms,
+        copy_backlog_bytes: outlook.backlog_bytes,
+        copy_rate: outlook.copy_rate,
+        copy_eta_ms: outlook.eta_ms,
         fs: master.fs.0.to_be_bytes().to_vec(),
         epoch: master.epoch.0,
         inodes: superblock.inode_count,

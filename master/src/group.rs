@@ -108,6 +108,13 @@ impl GroupConfig {
         self
     }
 
+    /// Tells how long each sync of the log takes.
+    #[must_use]
+    pub fn sync_seconds(mut self, seconds: prometheus::Histogram) -> Self {
+        self.journal.sync_seconds = Some(seconds);
+        self
+    }
+
     /// Sets what happens when the log cannot be written; the default ends the process.
     #[must_use]
     pub fn on_failure(mut self, on_failure: OnFailure) -> Self {

@@ -139,6 +139,8 @@ pub struct JournalConfig {
     pub cache_bytes: usize,
     /// What to do about a failed write or sync. The default prints one line and aborts.
     pub on_failure: OnFailure,
+    /// Told how long each sync takes.
+    pub sync_seconds: Option<prometheus::Histogram>,
 }
 
 impl Default for JournalConfig {
@@ -151,13 +153,14 @@ impl Default for JournalConfig {
                 tracing::error!(error = %failure.error, "the log cannot be written, ending the process");
                 std::process::abort();
             }),
+            sync_seconds: None,
         }
     }
 }
 
 impl fmt::Debug for JournalConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { segment_bytes, accept_loss, cache_bytes, on_failure: _ } = self;
+        let Self { segment_bytes, accept_loss, cache_bytes, on_failure: _, sync_seconds: _ } = self;
         f.debug_struct("JournalConfig")
             .field("segment_bytes", segment_bytes)
             .field("accept_loss", accept_loss)
@@ -268,7 +271,8 @@ impl Journal {
             source,
         })?;
         let lock = DirectoryLock::take(dir)?;
-        Self::start(Arc::new(PosixDisk::new(dir)), config, Some(lock))
+        let disk = PosixDisk::new(dir).timed(config.sync_seconds.clone());
+        Self::start(Arc::new(disk), config, Some(lock))
     }
 
     /// Opens the log on any disk. Keeping others away from it is the caller's matter.
@@ -284,7 +288,8 @@ impl Journal {
         config: JournalConfig,
         lock: Option<DirectoryLock>,
     ) -> Result<Self, JournalError> {
-        let JournalConfig { segment_bytes, accept_loss, cache_bytes, on_failure } = config;
+        let JournalConfig { segment_bytes, accept_loss, cache_bytes, on_failure, sync_seconds: _ } =
+            config;
         let segment_bytes = segment_bytes.max(HEADER_BYTES + MARKER_BYTES);
         let (segments, contents) = Segments::open(Arc::clone(&disk), segment_bytes, accept_loss)?;
         let entries = contents

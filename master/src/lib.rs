@@ -20,6 +20,7 @@ pub mod settle;
 pub mod state;
 pub mod store;
 pub mod surplus;
+pub mod survey;
 pub mod truncate;
 
 #[cfg(test)]

@@ -70,7 +70,13 @@ fn serve_registered(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
                 return writer.close();
             }
         };
-        let reply = answer(master, request).unwrap_or_else(MetaReply::Failed);
+        let began = Instant::now();
+        let call = name_of(&request.call);
+        let reply = answer(master, request).unwrap_or_else(|failure| {
+            master.metrics.request_failures.inc(call);
+            MetaReply::Failed(failure)
+        });
+        master.metrics.request_seconds.observe(call, began.elapsed());
         if frame.header.kind == FrameKind::Request
             && writer.reply(frame.header.request, &reply.to_bytes(), &[], None).is_err()
         {
@@ -84,7 +90,6 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
     if !lock(&master.clients).heard(now(), client) {
         return Err(NamespaceError::NoSession.into());
     }
-    master.metrics.requests.with_label_values(&[name_of(&call)]).inc();
     match call {
         MetaCall::Hello { name, known } => hello(master, client, name, known),
         MetaCall::Ping => Ok(MetaReply::Done),

@@ -8,8 +8,8 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use anyhow::Context as _;
 use bytes::Bytes;
@@ -22,6 +22,7 @@ use dfs_proto::control::admin_server::AdminServer;
 use dfs_proto::control::master_control_server::MasterControlServer;
 use dfs_service::clock;
 use dfs_service::conn::{Acceptor, Limits, control_incoming};
+use dfs_service::metrics_http::MetricsServer;
 use dfs_service::shutdown::Shutdown;
 
 use crate::apply::StoreApplier;
@@ -33,6 +34,7 @@ use crate::metrics::Metrics;
 use crate::rebuild;
 use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
+use crate::survey;
 
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
 static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
@@ -40,6 +42,10 @@ static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
 /// Ends this process soon: the cluster has seen reign `epoch`, which this directory knows nothing of.
 pub fn stop_older_than_cluster(epoch: u64) {
     LATER_REIGN.fetch_max(epoch, Ordering::AcqRel);
+}
+
+pub(crate) fn later_reign() -> Option<u64> {
+    Some(LATER_REIGN.load(Ordering::Acquire)).filter(|epoch| *epoch != 0)
 }
 
 /// Runs a master until SIGTERM or SIGINT.
@@ -67,14 +73,17 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// What a thread of its own does until it is told to stop.
+type Work = fn(&Arc<Master>, &Shutdown);
+
 /// A started master; stops when told.
 #[derive(Debug)]
 pub struct Server {
     pub address: std::net::SocketAddr,
     pub master: Arc<Master>,
     acceptor: dfs_service::conn::AcceptorHandle,
-    background: std::thread::JoinHandle<()>,
-    rebuild: std::thread::JoinHandle<()>,
+    pages: Option<MetricsServer>,
+    background: [std::thread::JoinHandle<()>; 3],
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
 }
@@ -96,13 +105,22 @@ impl Server {
             .with_context(|| format!("close {} to others", config.dir.display()))?;
         let acceptor = Acceptor::bind(config.listen, config.key.clone(), Limits::default())?;
         let address = acceptor.local_addr().context("read the bound address")?;
+        let metrics = Metrics::new();
+        let serving = Arc::new(OnceLock::new());
+        let pages = match config.metrics {
+            Some(listen) => Some(survey::serve_pages(listen, &metrics, &serving)?),
+            None => None,
+        };
+        if let (Some(path), Some(pages)) = (&config.metrics_file, &pages) {
+            write_address(path, pages.address())?;
+        }
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(2)
             .thread_name("control")
             .enable_all()
             .build()
             .context("start the control runtime")?;
-        let (group, store) = open_state(&config)?;
+        let (group, store) = open_state(&config, &metrics)?;
         let superblock = begin_reign(&config, &group, &store)?;
         tracing::info!(
             fs = %superblock.fs,
@@ -112,7 +130,6 @@ impl Server {
         );
         let (reclaim, reclaimed) = tokio::sync::mpsc::channel(RECLAIM_QUEUE_MAX);
         let own_client = ClientId(random128()?);
-        let metrics = Metrics::new().context("register metrics")?;
         let address_file = config.address_file.clone();
         let master = Arc::new(Master::assemble(
             config,
@@ -127,20 +144,17 @@ impl Server {
         background::refuse_fenced(&master);
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
-        let background = {
+        let threads: [(&str, Work); 3] =
+            [("background", background::run), ("rebuild", rebuild::run), ("survey", survey::run)];
+        let started = threads.map(|(name, run)| {
             let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
             std::thread::Builder::new()
-                .name("background".to_owned())
-                .spawn(move || background::run(&master, &shutdown))
-                .context("start the background thread")?
-        };
-        let rebuild = {
-            let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
-            std::thread::Builder::new()
-                .name("rebuild".to_owned())
-                .spawn(move || rebuild::run(&master, &shutdown))
-                .context("start the rebuild thread")?
-        };
+                .name(name.to_owned())
+                .spawn(move || run(&master, &shutdown))
+                .with_context(|| format!("start the thread {name}"))
+        });
+        let [background, rebuild, survey] = started;
+        let background = [background?, rebuild?, survey?];
         let (control, connections) = tokio::sync::mpsc::channel(16);
         let service = Control(Arc::clone(&master));
         runtime.spawn(async move {
@@ -165,23 +179,27 @@ impl Server {
         if let Some(path) = &address_file {
             write_address(path, address)?;
         }
+        // Only now: it is not ready before.
+        let _first = serving.set(Arc::clone(&master));
         tracing::info!(%address, "master serves");
-        Ok(Self { address, master, acceptor, background, rebuild, shutdown, runtime })
+        Ok(Self { address, master, acceptor, pages, background, shutdown, runtime })
     }
 
     /// Stops serving and returns when nothing of it is left, so that the directory may be used again; everything
     /// acknowledged is in the log.
     pub fn stop(self) {
-        let Self { address: _, master, acceptor, background, rebuild, shutdown, runtime } = self;
+        let Self { address: _, master, acceptor, pages, background, shutdown, runtime } = self;
+        drop(pages);
         shutdown.ask();
         acceptor.stop();
         for connection in lock(&master.connections).values() {
             // Closed by the other side already: as good.
             let _closed = connection.shutdown(std::net::Shutdown::Both);
         }
-        // It ends within a tick.
-        let _ended = background.join();
-        let _ended = rebuild.join();
+        for thread in background {
+            // It ends within a tick.
+            let _ended = thread.join();
+        }
         master.group.shutdown();
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
         // Requests under way hold the store; each has a bound.
@@ -208,12 +226,12 @@ fn random128() -> anyhow::Result<u128> {
     Ok(u128::from_ne_bytes(bytes))
 }
 
-fn store_path(dir: &Path) -> PathBuf {
+pub(crate) fn store_path(dir: &Path) -> PathBuf {
     dir.join("state.redb")
 }
 
 /// Opens log and store; a store that cannot be read is made anew from the log, of which it is a cache.
-fn open_state(config: &Config) -> anyhow::Result<(Group, Arc<RedbStore>)> {
+fn open_state(config: &Config, metrics: &Metrics) -> anyhow::Result<(Group, Arc<RedbStore>)> {
     let path = store_path(&config.dir);
     let store = match RedbStore::open(&path) {
         Ok(store) => store,
@@ -231,7 +249,8 @@ fn open_state(config: &Config) -> anyhow::Result<(Group, Arc<RedbStore>)> {
     let store = Arc::new(store);
     let group_config =
         GroupConfig { accept_loss: config.accept_loss, ..GroupConfig::new(&config.dir) }
-            .segment_bytes(config.segment_bytes);
+            .segment_bytes(config.segment_bytes)
+            .sync_seconds(metrics.log_sync_seconds.clone());
     let group = Group::open(group_config, StoreApplier::new(Arc::clone(&store)))
         .with_context(|| format!("open the log in {}", config.dir.display()))?;
     if let Some(cut) = group.cut() {

@@ -60,6 +60,7 @@ pub struct Master {
     pub channels: Mutex<HashMap<String, tonic::transport::Channel>>,
     pub reclaim: tokio::sync::mpsc::Sender<InodeNo>,
     pub metrics: Metrics,
+    pub surveyed: Mutex<crate::survey::Surveyed>,
     /// Counts requests this master itself makes as a client of chunkservers.
     pub own_client: ClientId,
     pub own_counter: AtomicU64,
@@ -150,6 +151,7 @@ impl Master {
             truncating: Mutex::default(),
             rebuild: crate::rebuild::Shared::default(),
             surplus: Mutex::default(),
+            surveyed: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),
             notices: Self::new_notices(),

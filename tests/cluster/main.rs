@@ -6,6 +6,7 @@ mod bad_input;
 mod bad_luck;
 mod commands;
 mod hang;
+mod pages;
 mod ports;
 mod put;
 mod rebuild;

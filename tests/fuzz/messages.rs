@@ -332,6 +332,7 @@ fn messages_of_the_control_plane() {
         chunk_size: 65536,
         bad_blocks: vec![0, u32::MAX],
         file_damaged: true,
+        copied_bytes: 4096,
     };
     let beat = control::HeartbeatRequest {
         server: "cs-1".into(),

@@ -5,6 +5,7 @@
 
 mod docs;
 mod edges;
+mod metrics_doc;
 mod rust;
 mod source;
 

@@ -126,8 +126,7 @@ fn only_servers_serve_tonic() {
 }
 
 /// Units and kinds a metric's name may end in.
-const UNITS: [&str; 9] =
-    ["total", "bytes", "seconds", "ms", "ratio", "count", "epoch", "info", "chunks"];
+const UNITS: [&str; 8] = ["total", "bytes", "seconds", "ms", "ratio", "epoch", "info", "chunks"];
 
 /// `dfs_<process>_<noun>_<unit>`; plain gauges of things counted (`dfs_master_chunks`) end in the noun.
 fn metric_name_ok(name: &str) -> bool {

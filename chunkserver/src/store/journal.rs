@@ -17,7 +17,7 @@ use dfs_proto::chunk_journal::{
 
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
 
-pub(super) const JOURNAL_DIR: &str = "journal";
+pub(crate) const JOURNAL_DIR: &str = "journal";
 /// Full segments that wait for a checkpoint before writers are held back.
 const OLD_SEGMENTS_MAX: usize = 3;
 

@@ -16,10 +16,14 @@ use super::disk::{ChunkDisk, DiskFile, DiskSpace, OpenMode};
 pub struct PosixDisk {
     dir: PathBuf,
     lock: File,
+    sync_seconds: Option<prometheus::Histogram>,
 }
 
 #[derive(Debug)]
-struct PosixFile(File);
+struct PosixFile {
+    file: File,
+    sync_seconds: Option<prometheus::Histogram>,
+}
 
 impl PosixDisk {
     /// Opens the directory, making it if it is not there; `None` if another process has it.
@@ -35,10 +39,18 @@ impl PosixDisk {
             .mode(0o600)
             .open(dir.join("lock"))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Some(Self { dir: dir.to_owned(), lock })),
+            Ok(()) => Ok(Some(Self { dir: dir.to_owned(), lock, sync_seconds: None })),
             Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(err)) => Err(err),
         }
+    }
+}
+
+impl PosixDisk {
+    /// Tells how long each sync of a file takes.
+    #[must_use]
+    pub fn timed(self, sync_seconds: Option<prometheus::Histogram>) -> Self {
+        Self { sync_seconds, ..self }
     }
 }
 
@@ -52,7 +64,7 @@ impl ChunkDisk for PosixDisk {
             .truncate(new)
             .mode(0o600)
             .open(self.dir.join(path))?;
-        Ok(Arc::new(PosixFile(file)))
+        Ok(Arc::new(PosixFile { file, sync_seconds: self.sync_seconds.clone() }))
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -98,7 +110,7 @@ impl DiskFile for PosixFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         let mut done = 0;
         while done < buf.len() {
-            match self.0.read_at(&mut buf[done..], offset + done as u64) {
+            match self.file.read_at(&mut buf[done..], offset + done as u64) {
                 Ok(0) => {
                     buf[done..].fill(0);
                     return Ok(());
@@ -112,7 +124,7 @@ impl DiskFile for PosixFile {
     }
 
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(data, offset)
+        self.file.write_all_at(data, offset)
     }
 
     fn punch(&self, offset: u64, len: u64) -> io::Result<()> {
@@ -120,14 +132,14 @@ impl DiskFile for PosixFile {
             return Ok(());
         }
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        match rustix::fs::fallocate(&self.0, flags, offset, len) {
+        match rustix::fs::fallocate(&self.file, flags, offset, len) {
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => self.write_zeros(offset, len),
             other => Ok(other?),
         }
     }
 
     fn allocate(&self, offset: u64, len: u64) -> io::Result<()> {
-        match rustix::fs::fallocate(&self.0, FallocateFlags::KEEP_SIZE, offset, len) {
+        match rustix::fs::fallocate(&self.file, FallocateFlags::KEEP_SIZE, offset, len) {
             // Then a full disk is noticed when the bytes are written.
             Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
             other => Ok(other?),
@@ -135,7 +147,7 @@ impl DiskFile for PosixFile {
     }
 
     fn first_hole(&self, offset: u64) -> io::Result<u64> {
-        match rustix::fs::seek(&self.0, rustix::fs::SeekFrom::Hole(offset)) {
+        match rustix::fs::seek(&self.file, rustix::fs::SeekFrom::Hole(offset)) {
             Ok(at) => Ok(at),
             // ENXIO: beyond the end of the file.
             Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(offset),
@@ -144,11 +156,16 @@ impl DiskFile for PosixFile {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        let began = std::time::Instant::now();
+        self.file.sync_data()?;
+        if let Some(seconds) = &self.sync_seconds {
+            seconds.observe(began.elapsed().as_secs_f64());
+        }
+        Ok(())
     }
 
     fn size(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }
 
@@ -156,11 +173,11 @@ impl PosixFile {
     fn write_zeros(&self, offset: u64, len: u64) -> io::Result<()> {
         const ZEROS: [u8; 4096] = [0; 4096];
         // Beyond the end nothing needs to be written: it reads as zeros.
-        let end = (offset + len).min(self.0.metadata()?.len());
+        let end = (offset + len).min(self.file.metadata()?.len());
         let mut at = offset;
         while at < end {
             let step = usize::try_from(end - at).unwrap_or(usize::MAX).min(ZEROS.len());
-            self.0.write_all_at(&ZEROS[..step], at)?;
+            self.file.write_all_at(&ZEROS[..step], at)?;
             at += step as u64;
         }
         Ok(())

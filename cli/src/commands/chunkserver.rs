@@ -2,11 +2,21 @@
 
 use anyhow::Context as _;
 
-use crate::args::{ChunkserverArgs, ClusterArgs};
+use crate::args::{ChunkserverArgs, ClusterArgs, PagesArgs};
 use crate::cluster;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Result<()> {
-    let ChunkserverArgs { data, id, listen, advertise, address_file, capacity, zone, host } = args;
+    let ChunkserverArgs {
+        data,
+        id,
+        listen,
+        advertise,
+        address_file,
+        capacity,
+        zone,
+        host,
+        pages: PagesArgs { metrics, metrics_file },
+    } = args;
     let target = cluster::target(cluster)?;
     dfs_service::log::init()?;
     let config = chunkserver::Config {
@@ -18,6 +28,8 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         zone: zone.clone(),
         host: host.clone(),
         address_file: address_file.clone(),
+        metrics: *metrics,
+        metrics_file: metrics_file.clone(),
         ..chunkserver::Config::new(*id, data.clone())
     };
     chunkserver::run(config).with_context(|| format!("{id} in {}", data.display()))

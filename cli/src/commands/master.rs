@@ -3,13 +3,21 @@
 use anyhow::Context as _;
 use dfs_core::cluster::LivenessProfile;
 
-use crate::args::{ClusterArgs, MasterArgs};
+use crate::args::{ClusterArgs, MasterArgs, PagesArgs};
 use crate::cluster;
 use crate::failure::fail;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()> {
-    let MasterArgs { data, listen, address_file, profile, replication, min_replicas, accept_loss } =
-        args;
+    let MasterArgs {
+        data,
+        listen,
+        address_file,
+        profile,
+        replication,
+        min_replicas,
+        accept_loss,
+        pages: PagesArgs { metrics, metrics_file },
+    } = args;
     if replication < min_replicas {
         return fail(
             format!(
@@ -22,6 +30,8 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
     let config = master::Config {
         listen: *listen,
         address_file: address_file.clone(),
+        metrics: *metrics,
+        metrics_file: metrics_file.clone(),
         key: cluster::key(cluster)?,
         profile: LivenessProfile::named(profile.name())?,
         replication: *replication,

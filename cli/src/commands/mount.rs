@@ -7,19 +7,27 @@ use anyhow::Context as _;
 use fuse_client::MountConfig;
 use fuse_client::cache::Lifetimes;
 
-use crate::args::{ClusterArgs, MountArgs};
+use crate::args::{ClusterArgs, MountArgs, PagesArgs};
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
-    let MountArgs { targets, read_only, threads, write_buffer, readahead, attr_ttl, entry_ttl } =
-        args;
+    let MountArgs {
+        targets,
+        read_only,
+        threads,
+        write_buffer,
+        readahead,
+        attr_ttl,
+        entry_ttl,
+        pages: PagesArgs { metrics, metrics_file },
+    } = args;
     if let [first, client] = targets.as_slice()
         && first == "evict"
     {
         if [write_buffer.is_some(), readahead.is_some(), threads.is_some(), *read_only]
             .into_iter()
-            .chain([attr_ttl.is_some(), entry_ttl.is_some()])
+            .chain([attr_ttl.is_some(), entry_ttl.is_some(), metrics.is_some()])
             .any(|given| given)
         {
             return fail_usage(
@@ -46,6 +54,8 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     dfs_service::log::init()?;
     let mut config = MountConfig::new(target.master, target.key, path.clone());
     config.read_only = *read_only;
+    config.metrics = *metrics;
+    config.metrics_file.clone_from(metrics_file);
     let Lifetimes { attr, entry } = Lifetimes::default();
     config.lifetimes =
         Lifetimes { attr: attr_ttl.unwrap_or(attr), entry: entry_ttl.unwrap_or(entry) };

@@ -23,6 +23,13 @@ struct Status {
     mounts: Vec<Client>,
     servers: Vec<Server>,
     chunks: Chunks,
+    /// For how long the chunk that is not safe for longest has not been; null: all are safe.
+    oldest_exposure_ms: Option<u64>,
+    /// If no server that is away comes back.
+    bytes_to_copy: u64,
+    copy_bytes_per_second: u64,
+    /// Null: nothing is being copied.
+    eta_ms: Option<u64>,
     notices: Vec<Notice>,
 }
 
@@ -109,6 +116,10 @@ impl From<StatusReply> for Status {
                     last_heartbeat_ms_ago: server.last_heartbeat_ms_ago,
                 })
                 .collect(),
+            oldest_exposure_ms: reply.oldest_exposure_ms,
+            bytes_to_copy: reply.copy_backlog_bytes,
+            copy_bytes_per_second: reply.copy_rate,
+            eta_ms: reply.copy_eta_ms,
             chunks: Chunks {
                 total: totals.total,
                 safe: totals.safe,
@@ -149,8 +160,10 @@ impl Table for Status {
         out.push_str(&format!(
             "\nchunks  {total} in all: {safe} safe, {degraded} degraded, {endangered} endangered, \
              {unavailable} unavailable, {lost} lost\n\
+             {}\
              files   {} inodes, {} of content, {} replicas each, {} needed for a write\n\
              master  {}, epoch {}, {} client(s)\n",
+            self.exposure(),
             self.inodes,
             bytes(self.file_bytes),
             self.replication,
@@ -177,6 +190,37 @@ impl Table for Status {
             out.push_str(&format!("notice  {}  {}\n", notice.at, printable(&notice.text)));
         }
         out
+    }
+}
+
+impl Status {
+    /// A line for what is not safe, nothing if all is.
+    fn exposure(&self) -> String {
+        let Some(oldest) = self.oldest_exposure_ms else { return String::new() };
+        let left = match (self.bytes_to_copy, self.eta_ms) {
+            (0, _) => "nothing that could be copied".to_owned(),
+            (left, Some(eta)) => format!(
+                "{} to copy at {}/s, {} left",
+                bytes(left),
+                bytes(self.copy_bytes_per_second),
+                time(eta)
+            ),
+            (left, None) => {
+                format!("{} to copy, nothing is being copied now", bytes(left))
+            }
+        };
+        format!("exposed for {}: {left}\n", time(oldest))
+    }
+}
+
+/// `0.4 s`, `12 s`, `3 min 20 s`, `5 h 2 min`.
+pub(crate) fn time(milliseconds: u64) -> String {
+    let seconds = milliseconds / 1000;
+    match seconds {
+        0..10 => format!("{seconds}.{} s", milliseconds % 1000 / 100),
+        10..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min {} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
     }
 }
 
@@ -238,6 +282,31 @@ mod tests {
         );
         assert!(table.contains("7 in all: 7 safe"), "{table}");
     }
+
+    #[test]
+    fn exposure_is_told_with_what_is_left_to_do() {
+        assert!(!Status::from(reply()).table().contains("exposed"));
+        let exposed = StatusReply {
+            oldest_exposure_ms: Some(135_000),
+            copy_backlog_bytes: 3 << 30,
+            copy_rate: 100 << 20,
+            copy_eta_ms: Some(30_720),
+            ..reply()
+        };
+        let status = Status::from(exposed);
+        let table = status.table();
+        let line = "exposed for 2 min 15 s: 3.0 GiB to copy at 100.0 MiB/s, 30 s left";
+        assert!(table.contains(line), "{table}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["oldestExposureMs"], 135_000);
+        assert_eq!(json["bytesToCopy"], 3_u64 << 30);
+        assert_eq!(json["copyBytesPerSecond"], 100 << 20);
+        assert_eq!(json["etaMs"], 30_720);
+        let still = Status::from(StatusReply { copy_eta_ms: None, copy_rate: 0, ..reply() });
+        assert!(serde_json::to_value(&still).unwrap()["etaMs"].is_null());
+        assert_eq!((time(900), time(7_260_000)), ("0.9 s".to_owned(), "2 h 1 min".to_owned()));
+    }
+
     #[test]
     fn notices_have_a_time_and_silent_clients_an_end() {
         let reply = StatusReply {

@@ -59,13 +59,16 @@ impl FileSystem {
     }
 
     pub(super) fn cache_use(&self, attr: &Attr, flags: OpenFlags) -> CacheUse {
-        if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes() {
-            CacheUse::Direct
-        } else if self.may_keep_pages(attr.ino, attr.change) {
-            CacheUse::Keep
-        } else {
-            CacheUse::Fresh
-        }
+        let (cache, pages) =
+            if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes() {
+                (CacheUse::Direct, "direct")
+            } else if self.may_keep_pages(attr.ino, attr.change) {
+                (CacheUse::Keep, "kept")
+            } else {
+                (CacheUse::Fresh, "fresh")
+            };
+        self.metrics.opens.inc(pages);
+        cache
     }
 
     /// Whether the kernel's pages hold what is at `change`; from now on they are taken to.

@@ -94,6 +94,7 @@ impl FileSystem {
         let after = if cookie <= DOT_DOT { 0 } else { cookie };
         // A listing that starts sees what is there now.
         let known = if cookie == 0 { None } else { self.listings.find(ino, after, plus) };
+        self.metrics.listings.inc(if known.is_some() { "memory" } else { "master" });
         let (batch, from) = match known {
             Some(found) => found,
             None => (self.fetch(ino, after, plus)?, 0),

@@ -66,12 +66,19 @@ pub(super) fn write_zeros(file: &dyn LogFile, from: u64, to: u64) -> io::Result<
 #[derive(Debug)]
 pub struct PosixDisk {
     dir: PathBuf,
+    sync_seconds: Option<prometheus::Histogram>,
 }
 
 impl PosixDisk {
     /// Uses `dir`, which must exist.
     pub fn new(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        Self { dir: dir.into(), sync_seconds: None }
+    }
+
+    /// Tells how long each sync takes.
+    #[must_use]
+    pub fn timed(self, sync_seconds: Option<prometheus::Histogram>) -> Self {
+        Self { sync_seconds, ..self }
     }
 }
 
@@ -89,7 +96,7 @@ impl LogDisk for PosixDisk {
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn LogFile>> {
         let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
-        Ok(Arc::new(PosixFile(file)))
+        Ok(Arc::new(PosixFile { file, sync_seconds: self.sync_seconds.clone() }))
     }
 
     fn create_zeroed(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn LogFile>> {
@@ -104,9 +111,9 @@ impl LogDisk for PosixDisk {
             Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
             Err(errno) => return Err(errno.into()),
         }
-        let file = PosixFile(file);
+        let file = PosixFile { file, sync_seconds: self.sync_seconds.clone() };
         write_zeros(&file, 0, bytes)?;
-        file.0.sync_all()?;
+        file.file.sync_all()?;
         Ok(Arc::new(file))
     }
 
@@ -145,17 +152,20 @@ pub(crate) fn sync_directory(dir: &Path) -> io::Result<()> {
 }
 
 #[derive(Debug)]
-struct PosixFile(File);
+struct PosixFile {
+    file: File,
+    sync_seconds: Option<prometheus::Histogram>,
+}
 
 impl LogFile for PosixFile {
     fn byte_count(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(count) => filled += count,
                 Err(err) if err.kind() == io::ErrorKind::Interrupted => {}
@@ -166,10 +176,15 @@ impl LogFile for PosixFile {
     }
 
     fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, offset)
+        self.file.write_all_at(bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        let began = std::time::Instant::now();
+        self.file.sync_data()?;
+        if let Some(seconds) = &self.sync_seconds {
+            seconds.observe(began.elapsed().as_secs_f64());
+        }
+        Ok(())
     }
 }
