@@ -7,7 +7,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::{
-    EvictRequest, FsckFinding, FsckRequest, LocateReply, LocateRequest, StatusReply, StatusRequest,
+    EvictRequest, ExplainReply, ExplainRequest, FsckFinding, FsckRequest, LocateReply,
+    LocateRequest, StatusReply, StatusRequest, WhatIfReply, WhatIfRequest,
 };
 use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
 
@@ -66,6 +67,31 @@ pub(crate) fn locate(target: &Target, inode: u64) -> anyhow::Result<LocateReply>
             .map_err(|refusal| refusal.message().to_owned())
     })
     .context("ask for the chunks")
+}
+
+pub(crate) fn explain(target: &Target, inode: u64, first: u64) -> anyhow::Result<ExplainReply> {
+    call(target, async |target| {
+        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
+        client
+            .explain(ExplainRequest { inode, first })
+            .await
+            .map(|reply| reply.into_inner())
+            .map_err(|refusal| refusal.message().to_owned())
+    })
+    .context("ask about the chunks")
+}
+
+pub(crate) fn what_if(target: &Target, kill: Vec<String>) -> anyhow::Result<WhatIfReply> {
+    check_reachable(target)?;
+    call(target, async move |target| {
+        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
+        client
+            .what_if(WhatIfRequest { kill })
+            .await
+            .map(|reply| reply.into_inner())
+            .map_err(|refusal| refusal.message().to_owned())
+    })
+    .context("whatif")
 }
 
 /// Runs a check at the master and calls `each` with every finding as it comes.

@@ -57,6 +57,9 @@ pub(crate) enum Command {
     Down(DownArgs),
     /// Show servers and the safety of the data
     Status(StatusArgs),
+    /// Predict what the death of chunkservers would do to the data; changes nothing
+    #[command(name = "whatif")]
+    WhatIf(crate::commands::whatif::WhatIfArgs),
     /// Check namespace, chunk map and replicas; exit code 0 only if all is clean
     Fsck(FsckArgs),
     /// Measure a directory, with ratios to another in the same run
@@ -80,6 +83,8 @@ pub(crate) enum Command {
     Cat(CatArgs),
     /// Show which servers hold each chunk of a file
     Locate(LocateArgs),
+    /// Say in words where a file's chunks are, why, and what would happen if a server died
+    Explain(crate::commands::explain::ExplainArgs),
     /// Append standard input to a file and print the offset it got
     Append(AppendArgs),
 

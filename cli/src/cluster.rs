@@ -58,6 +58,8 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Stat(_)
         | Command::Cat(_)
         | Command::Locate(_)
+        | Command::Explain(_)
+        | Command::WhatIf(_)
         | Command::Append(_)
         | Command::Mount(_) => return Ok(()),
     };

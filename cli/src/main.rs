@@ -80,6 +80,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Stat(args) => commands::stat::run(cluster, args),
         Command::Cat(args) => commands::cat::run(cluster, args),
         Command::Locate(args) => commands::locate::run(cluster, args),
+        Command::Explain(args) => commands::explain::run(cluster, args),
+        Command::WhatIf(args) => commands::whatif::run(cluster, args),
         Command::Append(args) => commands::append::run(cluster, args),
         Command::Mount(args) => commands::mount::run(cluster, args),
         Command::Umount(args) => commands::umount::run(args),

@@ -327,6 +327,16 @@ impl Cluster {
         Copies { good: holders - ruined - worst, may_return }
     }
 
+    /// As if those `beats` names had just sent a heartbeat that says nothing new.
+    #[cfg(test)]
+    pub(crate) fn refresh_for_test(&mut self, now: Timestamp, beats: impl Fn(ServerId) -> bool) {
+        for (server, row) in &mut self.rows {
+            if beats(*server) {
+                row.heard_at = now;
+            }
+        }
+    }
+
     /// The heartbeat connection of this incarnation closed.
     pub fn on_disconnect(&mut self, server: ServerId, incarnation: u64) {
         if let Some(row) = self.rows.get_mut(&server)

@@ -161,6 +161,8 @@ pub struct Exposure {
     since: BTreeMap<ChunkId, Timestamp>,
     /// When, and how many bytes had been copied until then.
     copied: VecDeque<(Timestamp, u64)>,
+    /// The last rate that was one.
+    last_rate: Option<u64>,
 }
 
 /// The copy rate is that of the last so many nanoseconds.
@@ -180,6 +182,16 @@ impl Exposure {
         {
             self.copied.pop_front();
         }
+        let rate = self.copy_rate();
+        if 0 < rate {
+            self.last_rate = Some(rate);
+        }
+    }
+
+    /// Bytes per second when something was last copied; `None`: nothing was since this master started.
+    #[must_use]
+    pub fn last_copy_rate(&self) -> Option<u64> {
+        self.last_rate
     }
 
     #[must_use]
@@ -227,17 +239,17 @@ pub fn takes_new_chunks(cluster: &Cluster, lens: &Lens<'_>, min_replicas: usize)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::chunk::samples;
     use crate::cluster::{Heartbeat, LivenessProfile, Replica};
     use crate::ids::{ChunkVersion, DiskId};
     use crate::plan::rebuild::Place;
 
-    const NOW: Timestamp = Timestamp(1_000_000_000);
+    pub(crate) const NOW: Timestamp = Timestamp(1_000_000_000);
 
     /// Servers 1 to `servers`, each holding the chunks whose members it is of.
-    fn cluster(servers: u32, chunks: &[(u64, &[u32])]) -> Cluster {
+    pub(crate) fn cluster(servers: u32, chunks: &[(u64, &[u32])]) -> Cluster {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
         for server in 1..=servers {
             let replica =
@@ -356,6 +368,7 @@ mod tests {
             exposure.on_survey(at(second), &none, 2000);
         }
         assert_eq!(exposure.copy_rate(), 0);
+        assert!(exposure.last_copy_rate().is_some_and(|rate| (1..=100).contains(&rate)));
         assert!(exposure.copied.len() < 13);
         assert_eq!((eta_ms(0, 0), eta_ms(100, 0), eta_ms(500, 100)), (Some(0), None, Some(5000)));
     }

@@ -12,3 +12,4 @@ pub mod meta;
 pub mod namespace;
 pub mod plan;
 pub mod time;
+pub mod whatif;

@@ -11,16 +11,16 @@ use std::sync::Arc;
 use dfs_core::chunk::Chunk;
 use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
-use dfs_core::exposure::Totals;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::plan::rebuild::Place;
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
-    ChunkTotals, ClientStatus, EvictReply, EvictRequest, FsckFinding, FsckRequest, HeartbeatReply,
-    HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, Notice, RepairSource,
-    ReplicaReport, ServerStatus, StatusReply, StatusRequest,
+    ClientStatus, EvictReply, EvictRequest, ExplainReply, ExplainRequest, FsckFinding, FsckRequest,
+    HeartbeatReply, HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, Notice,
+    RepairSource, ReplicaReport, ServerStatus, StatusReply, StatusRequest, WhatIfReply,
+    WhatIfRequest,
 };
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -29,6 +29,7 @@ use crate::background::registered;
 use crate::fsck::fsck;
 use crate::rpc::fence_client;
 use crate::state::{Master, lock, now};
+use crate::truth;
 
 /// Damaged chunks whose other members one reply names.
 const REPAIRS_TOLD_MAX: usize = 256;
@@ -404,6 +405,26 @@ impl Admin for Control {
         Ok(Response::new(EvictReply {}))
     }
 
+    async fn what_if(
+        &self,
+        request: Request<WhatIfRequest>,
+    ) -> Result<Response<WhatIfReply>, Status> {
+        let master = Arc::clone(&self.0);
+        let ask = move || truth::what_if(&master, &request.into_inner());
+        let reply = tokio::task::spawn_blocking(ask).await;
+        reply.map_err(|error| Status::internal(error.to_string()))?.map(Response::new)
+    }
+
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<Response<ExplainReply>, Status> {
+        let master = Arc::clone(&self.0);
+        let ask = move || truth::explain(&master, &request.into_inner());
+        let reply = tokio::task::spawn_blocking(ask).await;
+        reply.map_err(|error| Status::internal(error.to_string())).map(Response::new)
+    }
+
     type FsckStream = Replies<FsckFinding>;
 
     async fn fsck(
@@ -427,8 +448,7 @@ impl Admin for Control {
 
 fn status(master: &Arc<Master>) -> StatusReply {
     let survey = master.survey(&BTreeSet::new());
-    let Totals { total, safe, degraded, endangered, unavailable, lost } = survey.totals;
-    let chunks = ChunkTotals { total, safe, degraded, endangered, unavailable, lost };
+    let chunks = truth::wire_totals(survey.totals);
     let outlook = lock(&master.surveyed).outlook(&survey);
     let superblock = match master.reader().get(&Key::Super) {
         Some(Record::Super(superblock)) => superblock,

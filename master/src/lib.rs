@@ -22,6 +22,7 @@ pub mod store;
 pub mod surplus;
 pub mod survey;
 pub mod truncate;
+mod truth;
 
 #[cfg(test)]
 #[path = "../../tests/fuzz/engine.rs"]

@@ -8,6 +8,7 @@ mod commands;
 mod hang;
 mod pages;
 mod ports;
+mod predictions;
 mod put;
 mod rebuild;
 mod up_down;

@@ -291,6 +291,14 @@ messages!(
     HeartbeatRequest,
     MemberFailure,
     HeartbeatReply,
+    WhatIfRequest,
+    WhatIfReply,
+    ProfileTimes,
+    ExplainRequest,
+    ExplainReply,
+    ExplainedChunk,
+    ExplainedMember,
+    IfDied,
     RepairSource,
     StaleReplica,
     ReplicaReport,
@@ -382,6 +390,22 @@ fn messages_of_the_control_plane() {
         source_address: "127.0.0.1:1".into(),
         ..Default::default()
     };
+    let what_if = control::WhatIfReply {
+        after: Some(control::ChunkTotals { total: 3, endangered: 3, ..Default::default() }),
+        profiles: vec![control::ProfileTimes { name: "drill".into(), ..Default::default() }],
+        copy_rate: Some(0),
+        ..Default::default()
+    };
+    let explained = control::ExplainReply {
+        chunks: vec![control::ExplainedChunk {
+            members: vec![control::ExplainedMember { server: "cs-1".into(), ..Default::default() }],
+            if_died: vec![control::IfDied { server: "cs-1".into(), ..Default::default() }],
+            exposed_ms: Some(1),
+            ..Default::default()
+        }],
+        next: Some(500),
+        ..Default::default()
+    };
     let finding = control::FsckFinding { kind: "violation".into(), text: "t".into(), checked: 1 };
     let valid = vec![
         report.encode_to_vec(),
@@ -391,6 +415,10 @@ fn messages_of_the_control_plane() {
         control::LocateReply { chunks: vec![located] }.encode_to_vec(),
         adopt.encode_to_vec(),
         finding.encode_to_vec(),
+        control::WhatIfRequest { kill: vec!["cs-2".into(), "cs-5".into()] }.encode_to_vec(),
+        what_if.encode_to_vec(),
+        explained.encode_to_vec(),
+        control::ExplainRequest { inode: 9, first: u64::MAX }.encode_to_vec(),
         control::VerifyRequest { chunks: vec![1, u64::MAX] }.encode_to_vec(),
         control::EvictRequest { client: vec![1; 16] }.encode_to_vec(),
         control::DeleteRequest { chunks: vec![1, 2], epoch: 1, nonce: 2 }.encode_to_vec(),

@@ -224,7 +224,7 @@ pub(crate) fn time(milliseconds: u64) -> String {
     }
 }
 
-fn age(milliseconds: i64) -> String {
+pub(crate) fn age(milliseconds: i64) -> String {
     if milliseconds < 0 {
         "never".to_owned()
     } else {
