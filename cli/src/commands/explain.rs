@@ -80,7 +80,11 @@ struct IfDied {
 }
 
 impl From<ExplainedChunk> for Chunk {
-    fn from(chunk: ExplainedChunk) -> Self {
+    fn from(mut chunk: ExplainedChunk) -> Self {
+        // cs-2 before cs-10, whatever the order in the configuration.
+        let place = |server: &str| (server.len(), server.to_owned());
+        chunk.members.sort_by_cached_key(|member| place(&member.server));
+        chunk.if_died.sort_by_cached_key(|died| place(&died.server));
         Self {
             index: chunk.index,
             id: chunk.id,
@@ -132,11 +136,8 @@ fn replica_words(replica: &str) -> Option<&'static str> {
 }
 
 impl Member {
-    fn words(&self, primary: &str) -> String {
+    fn words(&self) -> String {
         let mut notes = Vec::new();
-        if self.server == primary {
-            notes.push("primary".to_owned());
-        }
         if self.state != "alive" {
             notes.push(format!("{}, last heard {}", self.state, age(self.last_heartbeat_ms_ago)));
         }
@@ -155,10 +156,9 @@ impl Member {
 }
 
 impl Chunk {
-    /// Everything but its numbers: chunks of which the same is to be said are said together.
+    /// Everything but its numbers and its primary: chunks of which the same is to be said are said together.
     fn words(&self) -> String {
-        let members: Vec<String> =
-            self.members.iter().map(|member| member.words(&self.primary)).collect();
+        let members: Vec<String> = self.members.iter().map(Member::words).collect();
         let mut text = format!(
             "{}{}{}\n  on    {}\n",
             self.safety,
@@ -322,8 +322,7 @@ mod tests {
         let text = explanation(vec![chunk(0), chunk(1), third]).table();
         assert!(text.contains("\nchunks 0-1: degraded, not safe for 12 s\n"), "{text}");
         assert!(text.contains("\nchunk 2: degraded"), "{text}");
-        let line =
-            "cs-1 (primary), cs-2 (suspect, last heard 12.3 s ago; an older version, not used)";
+        let line = "cs-1, cs-2 (suspect, last heard 12.3 s ago; an older version, not used)";
         assert!(text.contains(line), "{text}");
         assert!(text.contains("  if cs-1 died: unavailable, writes wait\n"), "{text}");
         assert!(text.contains("no zone or host was told"), "{text}");

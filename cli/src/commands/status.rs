@@ -295,7 +295,7 @@ mod tests {
         };
         let status = Status::from(exposed);
         let table = status.table();
-        let line = "exposed for 2 min 15 s: 3.0 GiB to copy at 100.0 MiB/s, 30 s left";
+        let line = "exposed for 2 min 15 s: 3.0 GiB to copy at 100 MiB/s, 30 s left";
         assert!(table.contains(line), "{table}");
         let json = serde_json::to_value(&status).unwrap();
         assert_eq!(json["oldestExposureMs"], 135_000);
