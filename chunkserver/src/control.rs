@@ -44,11 +44,16 @@ impl Control {
         self.0.state.obey(Epoch(epoch), nonce).map_err(|e| Status::permission_denied(e.to_string()))
     }
 
+    fn check_open(&self) -> Result<(), Status> {
+        self.0.fence.check_not_suspended().map_err(|e| Status::unavailable(e.to_string()))
+    }
+
     /// Disk work, off the runtime's own threads.
     async fn blocking<T: Send + 'static>(
         &self,
         work: impl FnOnce(&Arc<Node>) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
+        self.check_open()?;
         let node = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || work(&node))
             .await
@@ -168,6 +173,7 @@ impl ChunkControl for Control {
         &self,
         request: Request<VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
+        self.check_open()?;
         let chunks = request.into_inner().chunks;
         let node = Arc::clone(&self.0);
         let (send, reports) = tokio::sync::mpsc::channel(16);

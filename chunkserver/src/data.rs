@@ -240,6 +240,9 @@ fn hello(node: &Node, call: &DataCall, waiter: Waiter) -> io::Result<Peer> {
 }
 
 fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
+    if node.fence.check_not_suspended().is_err() {
+        return;
+    }
     match call {
         DataCall::Committed { chunk, version, seq } if from.is_some() => {
             member::on_committed(node, chunk, version, seq);
@@ -276,6 +279,9 @@ fn on_request(
     buffer: &mut Vec<u8>,
 ) {
     let payload_crc = frame.header.payload_crc;
+    if let Err(failure) = node.fence.check_not_suspended() {
+        return waiter.reply(node, &DataReply::Failed(failure));
+    }
     match call {
         DataCall::Hello { .. } => waiter.reply(node, &bad("hello was said already")),
         DataCall::Read { chunk, version, offset, len } => {

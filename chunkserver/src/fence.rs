@@ -13,6 +13,8 @@ pub(crate) struct Fence {
     /// Until then on our clock. `u64::MAX`: there is no master to ask.
     serve_until: AtomicU64,
     answered: AtomicBool,
+    /// The master wishes this server to be silent, whatever its lease.
+    suspended: AtomicBool,
 }
 
 impl Fence {
@@ -20,6 +22,7 @@ impl Fence {
         Self {
             serve_until: AtomicU64::new(if has_master { 0 } else { u64::MAX }),
             answered: AtomicBool::new(!has_master),
+            suspended: AtomicBool::new(false),
         }
     }
 
@@ -28,6 +31,28 @@ impl Fence {
         let lease = u64::from(dead_after_ms) * 1_000_000 / 10 * 8;
         self.answered.store(true, Ordering::Release);
         self.serve_until.fetch_max(sent_nanos.saturating_add(lease), Ordering::AcqRel);
+    }
+
+    /// When the lease ends, on our clock.
+    pub(crate) fn serve_until(&self) -> u64 {
+        self.serve_until.load(Ordering::Acquire)
+    }
+
+    /// The master wishes silence, or no longer. Its end is no leave to serve: that comes with the next answer.
+    pub(crate) fn suspend(&self, suspended: bool) {
+        if suspended {
+            self.close();
+        }
+        self.suspended.store(suspended, Ordering::Release);
+    }
+
+    /// # Errors
+    /// `Fenced` while the master wishes silence.
+    pub(crate) fn check_not_suspended(&self) -> Result<(), DataFailure> {
+        if self.suspended.load(Ordering::Acquire) {
+            return Err(DataFailure::Fenced { reason: "suspended by `dfs failover`".to_owned() });
+        }
+        Ok(())
     }
 
     /// The master refused us.
@@ -49,12 +74,13 @@ impl Fence {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.serve_until.load(Ordering::Acquire) <= monotonic_nanos()
+        self.suspended.load(Ordering::Acquire) || self.serve_until() <= monotonic_nanos()
     }
 
     /// # Errors
     /// `Fenced` while this server must not serve.
     pub(crate) fn check(&self) -> Result<(), DataFailure> {
+        self.check_not_suspended()?;
         if self.is_closed() {
             return Err(DataFailure::Fenced { reason: "no answer from the master".to_owned() });
         }
@@ -82,5 +108,21 @@ mod tests {
         assert!(!fence.was_never_answered() && fence.left_nanos() == Some(0));
         assert!(fence.check().is_err());
         assert!(Fence::new(false).check().is_ok());
+    }
+
+    #[test]
+    fn a_suspended_server_serves_nothing_until_it_is_answered_after_the_end_of_the_wish() {
+        let fence = Fence::new(true);
+        fence.on_answer(monotonic_nanos(), 60_000);
+        fence.suspend(true);
+        assert!(fence.is_closed() && fence.check().is_err());
+        // An answer on its way changes nothing.
+        fence.on_answer(monotonic_nanos(), 60_000);
+        assert!(fence.check().is_err() && fence.check_not_suspended().is_err());
+        fence.suspend(true);
+        fence.suspend(false);
+        assert!(fence.check_not_suspended().is_ok() && fence.check().is_err());
+        fence.on_answer(monotonic_nanos(), 60_000);
+        assert!(fence.check().is_ok());
     }
 }

@@ -1,9 +1,10 @@
 //! Heartbeats: one stream to the master, on a thread and a runtime of its own, so that load does not fake death.
 //!
 //! The first heartbeat of a stream tells everything, later ones what changed since. A reply is the leave to serve for
-//! a while (see [`crate::fence`]). What a heartbeat told counts as told when its reply arrived.
+//! a while (see [`crate::fence`]). A server that is wished silent asks for the end of that, which is no heartbeat. What a heartbeat told counts as told when its reply arrived.
 
 use std::collections::{BTreeSet, HashMap};
+use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -12,7 +13,10 @@ use std::time::Duration;
 use dfs_core::chunk::inventory_digest_of;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch};
 use dfs_proto::control::master_control_client::MasterControlClient;
-use dfs_proto::control::{HeartbeatReply, HeartbeatRequest, MemberFailure, StaleReplica};
+use dfs_proto::control::wishes_client::WishesClient;
+use dfs_proto::control::{
+    AskRequest, HeartbeatReply, HeartbeatRequest, MemberFailure, StaleReplica,
+};
 use dfs_service::clock::monotonic_nanos;
 use dfs_service::conn::control_channel;
 use tokio::sync::{Notify, mpsc};
@@ -27,6 +31,8 @@ const REPLICAS_MAX: usize = 10_000;
 const CLIENTS_MAX: usize = 10_000;
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
+/// A question whether to be silent that is not answered by then is asked again.
+const ASK_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub(crate) struct Link {
@@ -134,8 +140,13 @@ impl Talk {
     }
 
     async fn one_stream(&mut self) -> Result<(), String> {
-        let mut client =
-            MasterControlClient::new(control_channel(&self.master, &self.node.config.key));
+        let channel = control_channel(&self.master, &self.node.config.key);
+        // Before the first heartbeat: it would make a server alive that is wished silent.
+        self.stay_silent(WishesClient::new(channel.clone())).await?;
+        if self.stopping.asked.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut client = MasterControlClient::new(channel.clone());
         let (send, queued) = mpsc::channel(4);
         let mut full = true;
         self.ended_serial = 0;
@@ -151,7 +162,8 @@ impl Talk {
                 .map_err(|reason| self.not_told(&mut told, reason))?
                 .into_inner();
         loop {
-            let reply = match tokio::time::timeout(answer_max, replies.message()).await {
+            let answer = tokio::time::timeout(answer_max, replies.message());
+            let reply = match self.telling_the_end(answer).await {
                 Ok(Ok(Some(reply))) => reply,
                 Ok(Ok(None)) => {
                     return Err(self.not_told(&mut told, "the master closed the stream".to_owned()));
@@ -168,6 +180,11 @@ impl Talk {
             };
             let more = told.more;
             self.show_fence();
+            if self.node.fence.check_not_suspended().is_err() {
+                // The stream stays open: a closed one would tell the master more than silence does.
+                self.stay_silent(WishesClient::new(channel.clone())).await?;
+                return Ok(());
+            }
             if !more && !full {
                 let next = tokio::time::Instant::from_std(std::time::Instant::now())
                     + self.interval
@@ -188,6 +205,64 @@ impl Talk {
                 return Ok(());
             }
         }
+    }
+
+    /// Waits for an answer, and says so when the lease ends before it comes.
+    async fn telling_the_end<T>(&self, answer: impl Future<Output = T>) -> T {
+        let mut answer = std::pin::pin!(answer);
+        let left = self.node.fence.serve_until().saturating_sub(monotonic_nanos());
+        tokio::select! {
+            answered = &mut answer => return answered,
+            () = tokio::time::sleep(Duration::from_nanos(left)), if 0 < left => {}
+        }
+        if self.node.fence.is_closed() && 0 < left {
+            tracing::warn!(master = %self.master, "no answer for 0.8 of the time after which servers count as dead: serving stops");
+        }
+        self.show_fence();
+        answer.await
+    }
+
+    /// Asks the master whether to be silent until it says no.
+    async fn stay_silent(
+        &mut self,
+        mut wishes: WishesClient<tonic::transport::Channel>,
+    ) -> Result<(), String> {
+        let fs = self.node.fs.0.to_be_bytes().to_vec();
+        let server = self.node.server.to_string();
+        while !self.stopping.asked.load(Ordering::Acquire) {
+            let ask = wishes.ask(AskRequest { server: server.clone(), fs: fs.clone() });
+            let reply = match tokio::time::timeout(ASK_MAX, ask).await {
+                Ok(Ok(reply)) => reply.into_inner(),
+                // A master of an earlier release wishes nothing.
+                Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => return Ok(()),
+                Ok(Err(status)) => return Err(status.to_string()),
+                Err(elapsed) => return Err(elapsed.to_string()),
+            };
+            if reply.fs != fs {
+                self.node.fence.close();
+                return Err("the master is of another file system".to_owned());
+            }
+            self.suspend(reply.suspended);
+            if !reply.suspended {
+                return Ok(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_millis(u64::from(reply.ask_again_ms).max(20))) => {}
+                () = self.stopping.notify.notified() => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn suspend(&mut self, suspended: bool) {
+        let before = self.node.fence.check_not_suspended().is_err();
+        if before != suspended {
+            tracing::info!(suspended, "the master's wish");
+            // Else it would say "serving" only once.
+            self.status.clear();
+        }
+        self.node.fence.suspend(suspended);
+        self.show_fence();
     }
 
     fn not_told(&self, told: &mut Told, reason: String) -> String {
@@ -303,6 +378,10 @@ impl Talk {
         }
         if let Err(refused) = node.state.obey(Epoch(reply.epoch), reply.nonce) {
             return Err(refused.to_string());
+        }
+        if reply.wish == "suspended" {
+            self.suspend(true);
+            return Ok(false);
         }
         if node.state.wants_index(reply.log_index) {
             let node = Arc::clone(node);

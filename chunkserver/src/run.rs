@@ -134,7 +134,9 @@ impl Server {
                 .spawn(move || {
                     while !ticker.wait_for(TICK) {
                         primary::tick(&node);
-                        repair::tick(&node);
+                        if node.fence.check_not_suspended().is_ok() {
+                            repair::tick(&node);
+                        }
                     }
                 })
                 .context("start the ticker")?

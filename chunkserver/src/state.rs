@@ -26,7 +26,10 @@ pub(crate) struct Reign {
 pub(crate) struct ServerState {
     dir: PathBuf,
     incarnation: u64,
+    /// Never held while the disk works: heartbeats and every request look at it.
     reign: Mutex<Reign>,
+    /// Held while the file is replaced; taken before `reign`.
+    writing: Mutex<()>,
     ended: Mutex<HashSet<ClientId>>,
 }
 
@@ -70,6 +73,7 @@ impl ServerState {
             dir: dir.to_owned(),
             incarnation: incarnation + 1,
             reign: Mutex::new(reign),
+            writing: Mutex::new(()),
             ended: Mutex::new(ended),
         };
         state.write(reign)?;
@@ -90,8 +94,13 @@ impl ServerState {
     /// # Errors
     /// `StaleEpoch` for an older reign, or another one of the same number; `Disk` if it cannot be kept.
     pub(crate) fn obey(&self, epoch: Epoch, nonce: u64) -> Result<(), DataFailure> {
-        let mut reign = lock(&self.reign);
-        let same = reign.epoch == epoch && reign.nonce == nonce;
+        let is_same = |reign: &Reign| reign.epoch == epoch && reign.nonce == nonce;
+        if is_same(&lock(&self.reign)) {
+            return Ok(());
+        }
+        let _writing = lock(&self.writing);
+        let reign = *lock(&self.reign);
+        let same = is_same(&reign);
         if epoch < reign.epoch || epoch == reign.epoch && !same && reign.epoch != Epoch(0) {
             return Err(DataFailure::StaleEpoch { asked: epoch, current: reign.epoch });
         }
@@ -99,7 +108,8 @@ impl ServerState {
             let next = Reign { epoch, nonce, log_index: reign.log_index };
             let disk = |e: io::Error| DataFailure::Disk { reason: e.to_string() };
             self.write(next).map_err(disk)?;
-            *reign = next;
+            let mut current = lock(&self.reign);
+            *current = next;
             // Their layouts are of older reigns, which are refused, and they get no others.
             let mut ended = lock(&self.ended);
             ended.clear();
@@ -122,10 +132,11 @@ impl ServerState {
     /// # Errors
     /// I/O errors.
     pub(crate) fn keep_index(&self, log_index: u64) -> io::Result<()> {
-        let mut reign = lock(&self.reign);
-        let next = Reign { log_index: log_index.max(reign.log_index), ..*reign };
+        let _writing = lock(&self.writing);
+        let reign = *lock(&self.reign);
+        let next = Reign { log_index: log_index.max(reign.log_index), ..reign };
         self.write(next)?;
-        *reign = next;
+        *lock(&self.reign) = next;
         Ok(())
     }
 

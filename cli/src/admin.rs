@@ -131,7 +131,10 @@ fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("start the runtime")
 }
 
-fn call<'a, T, F>(target: &'a Target, ask: impl FnOnce(&'a Target) -> F) -> anyhow::Result<T>
+pub(crate) fn call<'a, T, F>(
+    target: &'a Target,
+    ask: impl FnOnce(&'a Target) -> F,
+) -> anyhow::Result<T>
 where
     F: Future<Output = Result<T, String>>,
 {

@@ -1,5 +1,7 @@
 //! The command line: every verb, flag and example. Help, shell completions and the man page are made from this.
 
+pub(crate) mod servers;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -62,6 +64,14 @@ pub(crate) enum Command {
     WhatIf(crate::commands::whatif::WhatIfArgs),
     /// Check namespace, chunk map and replicas; exit code 0 only if all is clean
     Fsck(FsckArgs),
+    /// Have a server fall silent, as a drill, and see what becomes of it
+    Failover(servers::FailoverArgs),
+    /// End a failover
+    Recover(servers::RecoverArgs),
+    /// Announce that a server is away for a while: nothing is copied because of it
+    Maintenance(servers::MaintenanceArgs),
+    /// Show what happened to servers and chunks
+    Events(servers::EventsArgs),
     /// Measure a directory, with ratios to another in the same run
     Bench(crate::bench::BenchArgs),
 
@@ -162,6 +172,8 @@ pub(crate) struct UpArgs {
     /// Timing of heartbeats and repair [default: as last time, at first standard]
     #[arg(long, value_enum)]
     pub profile: Option<Profile>,
+    #[command(flatten)]
+    pub timing: servers::TimingArgs,
     /// What happens to a process that ends by itself
     #[arg(long, value_enum, default_value = "on-failure")]
     pub restart: Restart,
@@ -424,6 +436,8 @@ pub(crate) struct MasterArgs {
     /// Timing of heartbeats and repair
     #[arg(long, value_enum, default_value = "standard")]
     pub profile: Profile,
+    #[command(flatten)]
+    pub timing: servers::TimingArgs,
     /// Replicas of every chunk
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub replication: u32,
@@ -552,7 +566,7 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
         "" | "s" => number.checked_mul(1_000),
         "m" => number.checked_mul(60_000),
         "h" => number.checked_mul(3_600_000),
-        _ => return Err(format!("unknown unit '{unit}': expected ms, s, m or h")),
+        _ => return Err(format!("unknown unit '{unit}': expected ms, s, m or h, for example 10m")),
     };
     milliseconds.map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }

@@ -49,6 +49,10 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         Command::Man(_) => ("man", [false; 4]),
         Command::Status(_)
         | Command::Fsck(_)
+        | Command::Failover(_)
+        | Command::Recover(_)
+        | Command::Maintenance(_)
+        | Command::Events(_)
         | Command::Put(_)
         | Command::Get(_)
         | Command::Ls(_)

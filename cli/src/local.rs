@@ -14,6 +14,7 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use dfs_core::ids::ServerId;
@@ -21,6 +22,7 @@ use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
+use crate::args::servers::TimingArgs;
 use crate::failure::fail;
 use crate::mount_point;
 use crate::process::{Process, read_pid};
@@ -56,6 +58,13 @@ pub(crate) struct ClusterFile {
     pub master: String,
     pub mount: PathBuf,
     pub profile: String,
+    /// What differs from the profile.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub heartbeat_interval_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dead_after_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebuild_delay_ms: Option<u64>,
     pub replication: u32,
     pub min_replicas: u32,
     pub chunkservers: Vec<ChunkserverEntry>,
@@ -80,12 +89,31 @@ pub(crate) fn replication_for(chunkservers: u32) -> (u32, u32) {
 }
 
 impl ClusterFile {
+    pub(crate) fn timing(&self) -> TimingArgs {
+        let time = |millis: Option<u64>| millis.map(Duration::from_millis);
+        TimingArgs {
+            heartbeat_interval: time(self.heartbeat_interval_ms),
+            dead_after: time(self.dead_after_ms),
+            rebuild_delay: time(self.rebuild_delay_ms),
+        }
+    }
+
+    pub(crate) fn set_timing(&mut self, timing: TimingArgs) {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat_interval_ms = timing.heartbeat_interval.map(millis);
+        self.dead_after_ms = timing.dead_after.map(millis);
+        self.rebuild_delay_ms = timing.rebuild_delay.map(millis);
+    }
+
     pub(crate) fn new(mount: PathBuf) -> Self {
         Self {
             format: FORMAT,
             master: String::new(),
             mount,
             profile: "standard".to_owned(),
+            heartbeat_interval_ms: None,
+            dead_after_ms: None,
+            rebuild_delay_ms: None,
             replication: 0,
             min_replicas: 0,
             chunkservers: Vec::new(),

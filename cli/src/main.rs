@@ -13,6 +13,7 @@ mod output;
 mod process;
 mod progress;
 mod remote_path;
+mod servers;
 mod supervisor;
 
 #[cfg(test)]
@@ -71,6 +72,10 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
             let dir = cluster::named_dir(cluster)?;
             bench::run(args, dir.map(|dir| dir.root().join("run")).as_deref())
         }
+        Command::Failover(args) => commands::failover::run(cluster, args),
+        Command::Recover(args) => commands::failover::recover(cluster, args),
+        Command::Maintenance(args) => commands::maintenance::run(cluster, args),
+        Command::Events(args) => commands::events::run(cluster, args),
         Command::Put(args) => commands::put::run(cluster, args),
         Command::Get(args) => commands::get::run(cluster, args),
         Command::Ls(args) => commands::ls::run(cluster, args),

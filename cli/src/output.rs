@@ -166,6 +166,11 @@ pub(crate) fn utc(seconds: i64) -> String {
     )
 }
 
+/// `3.2 s`.
+pub(crate) fn seconds(millis: u64) -> String {
+    format!("{}.{} s", millis / 1_000, millis % 1_000 / 100)
+}
+
 pub(crate) fn utc_now() -> String {
     utc(dfs_service::clock::wall_nanos().div_euclid(1_000_000_000))
 }

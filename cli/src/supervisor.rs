@@ -233,6 +233,9 @@ impl Supervisor {
                 vec!["mount".into(), file.master.clone(), text(&file.mount)]
             }
         };
+        if role == Role::Master {
+            arguments.extend(file.timing().arguments());
+        }
         if *accept_loss && role == Role::Master {
             arguments.push("--accept-loss".into());
         }

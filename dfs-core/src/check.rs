@@ -41,7 +41,7 @@ impl fmt::Display for Violation {
 #[must_use]
 pub fn check(store: &dyn MetaStore) -> Vec<Violation> {
     let mut walk = Walk::new(store);
-    let end = Key::Unborn(InodeNo(u64::MAX), ChunkId(u64::MAX));
+    let end = Key::Event(u64::MAX);
     let mut from = Key::Super;
     let mut seen_from = false;
     loop {
@@ -81,6 +81,7 @@ struct Walk<'a> {
     inodes: BTreeMap<InodeNo, Seen>,
     truncating: BTreeMap<InodeNo, u64>,
     chunk_count: u64,
+    last_event: Option<u64>,
     clients: BTreeMap<ClientId, (Client, u32)>,
     lock_clients: BTreeSet<(InodeNo, ClientId)>,
     violations: Vec<Violation>,
@@ -94,6 +95,7 @@ impl<'a> Walk<'a> {
             inodes: BTreeMap::new(),
             truncating: BTreeMap::new(),
             chunk_count: 0,
+            last_event: None,
             clients: BTreeMap::new(),
             lock_clients: BTreeSet::new(),
             violations: Vec::new(),
@@ -147,7 +149,15 @@ impl<'a> Walk<'a> {
                 self.members(key, &garbage.members);
                 self.known_chunk_id(key, *chunk);
             }
-            (Key::Server(_), Record::Server(_)) => {}
+            (Key::Server(_), Record::Server(server)) => {
+                let mut kinds: Vec<_> =
+                    server.overlays.iter().map(|overlay| overlay.kind).collect();
+                kinds.sort_unstable();
+                kinds.dedup();
+                let once = kinds.len() == server.overlays.len();
+                self.require(once, key, "an overlay is there twice");
+            }
+            (Key::Event(number), Record::Event(_)) => self.last_event = Some(*number),
             (Key::Client(id), Record::Client(client)) => {
                 self.clients.insert(*id, (client.clone(), 0));
             }
@@ -388,6 +398,8 @@ impl<'a> Walk<'a> {
             &Key::Super,
             "wrong count of chunks",
         );
+        let next = self.last_event.map_or(0, |last| last + 1);
+        self.require(next <= superblock.next_event, &Key::Super, "an event has a number to come");
         self.require(superblock.file_bytes == file_bytes, &Key::Super, "wrong sum of file sizes");
         self.cuts();
         let clients = std::mem::take(&mut self.clients);

@@ -4,7 +4,12 @@
 //! as servers report. Order of events for one server: connected, heartbeats (the first with a full inventory),
 //! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
 
+pub mod flapping;
+pub mod overlay;
+
 use std::collections::{BTreeMap, BTreeSet};
+
+use overlay::{OverlayKind, Room};
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
@@ -165,12 +170,44 @@ pub struct Cluster {
     rows: BTreeMap<ServerId, ServerRow>,
     /// Chunks placed so far.
     placements: u64,
+    /// As the log has them.
+    overlays: BTreeMap<ServerId, Vec<OverlayKind>>,
 }
 
 impl Cluster {
     #[must_use]
     pub fn new(profile: LivenessProfile) -> Self {
-        Self { profile, rows: BTreeMap::new(), placements: 0 }
+        Self { profile, rows: BTreeMap::new(), overlays: BTreeMap::new(), placements: 0 }
+    }
+
+    /// What the log says of servers now; all others have no overlay.
+    pub fn set_overlays(&mut self, overlays: BTreeMap<ServerId, Vec<OverlayKind>>) {
+        self.overlays = overlays;
+    }
+
+    #[must_use]
+    pub fn has_overlay(&self, server: ServerId, kind: OverlayKind) -> bool {
+        self.overlays.get(&server).is_some_and(|kinds| kinds.contains(&kind))
+    }
+
+    /// Whether a server in maintenance may bring back a copy of `chunk`.
+    #[must_use]
+    pub fn awaits_maintenance(&self, now: Timestamp, chunk: ChunkId) -> bool {
+        self.overlays.iter().any(|(server, kinds)| {
+            kinds.contains(&OverlayKind::Maintenance)
+                && self.liveness(now, *server) != Liveness::Alive
+                && self
+                    .rows
+                    .get(server)
+                    .is_none_or(|row| row.replicas.contains_key(&chunk) || !row.inventory_complete)
+        })
+    }
+
+    /// Whether new chunks may go to `server`, if it is alive.
+    #[must_use]
+    pub fn room(&self, server: ServerId) -> Room {
+        let kinds = self.overlays.get(&server);
+        kinds.into_iter().flatten().map(|kind| kind.room()).max().unwrap_or(Room::Free)
     }
 
     #[must_use]
@@ -368,6 +405,25 @@ impl Cluster {
         }
     }
 
+    /// Why `server` is in the state that [`Self::liveness`] says.
+    #[must_use]
+    pub fn cause(&self, now: Timestamp, server: ServerId) -> String {
+        let Some(row) = self.rows.get(&server) else {
+            return "not heard of since the master began its reign".to_owned();
+        };
+        let silent = now.nanos_since(row.heard_at) / 1_000_000;
+        let silent = format!("{}.{} s", silent / 1000, silent % 1000 / 100);
+        match self.liveness(now, server) {
+            Liveness::Alive => "heard of".to_owned(),
+            Liveness::Dead => format!("silent for {silent}"),
+            Liveness::Suspect if !row.connected => "its connection closed".to_owned(),
+            Liveness::Suspect if row.unresponsive_until.is_some_and(|until| now < until) => {
+                "it did not answer a call in time".to_owned()
+            }
+            Liveness::Suspect => format!("no heartbeat for {silent}"),
+        }
+    }
+
     /// How long `member` was not heard of, by a master that began at `start`.
     #[must_use]
     pub fn silent_ms(&self, now: Timestamp, start: Timestamp, member: &Member) -> u64 {
@@ -412,7 +468,7 @@ impl Cluster {
         // Whoever was away or is new catches up by a few chunks, not by all it missed.
         let front = rows().map(|(_, row)| row.burden).max().unwrap_or(0);
         let mut candidates: Vec<Candidate<'_>> = rows()
-            .filter(|(server, _)| !avoid.contains(server))
+            .filter(|(server, _)| !avoid.contains(server) && self.room(*server) != Room::Closed)
             .filter_map(|(server, row)| {
                 // A chunk is rarely full at once: a sixteenth of it per placement is kept free until the report.
                 let promised = row.recent_placements.saturating_mul(chunk_bytes / 16);
@@ -427,8 +483,9 @@ impl Cluster {
                 // all of them help when it is lost.
                 let lot = mix(ChunkId(self.placements), server);
                 let rank = (burden / BURDEN_EVEN, lot);
+                let last = self.room(server);
                 let member = Member { server, disk: row.disk };
-                room.then_some(Candidate { rank, burden, member, place: &row.place })
+                room.then_some(Candidate { last, rank, burden, member, place: &row.place })
             })
             .collect();
         let mut taken: Vec<&Place> =
@@ -436,7 +493,7 @@ impl Cluster {
         let mut chosen = Vec::with_capacity(count);
         while chosen.len() < count {
             let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
-            let best = candidates.iter().enumerate().min_by_key(|(_, c)| (shared(c.place), c.rank));
+            let best = candidates.iter().enumerate().min_by_key(|(_, c)| (c.last, shared(c.place), c.rank));
             let Some((best, _)) = best else { break };
             let Candidate { burden, member, place, .. } = candidates.swap_remove(best);
             chosen.push((member, burden));
@@ -461,6 +518,8 @@ const BURDEN_EVEN: u64 = 3 * BURDEN_OF_FULL_DISK / 1000;
 
 /// A server that a chunk could go to.
 struct Candidate<'a> {
+    /// Whether it is only taken if there is nobody else.
+    last: Room,
     /// Less is better.
     rank: (u64, u64),
     /// Its own, if it is chosen.
@@ -642,6 +701,43 @@ mod tests {
         });
         let times = times.count();
         assert!((60..=98).contains(&times), "{times}");
+    }
+
+    #[test]
+    fn placement_leaves_out_who_goes_and_takes_who_flaps_last() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        for server in 1..=4 {
+            cluster.on_heartbeat(
+                at(0),
+                Heartbeat { free_bytes: 1 << 30, total_bytes: 2 << 30, ..beat(server, 0) },
+            );
+        }
+        let wished = [(1, OverlayKind::Probation), (2, OverlayKind::Suspended)];
+        let wished = wished.map(|(server, kind)| (ServerId(server), vec![kind]));
+        cluster.set_overlays(wished.into_iter().collect());
+        let mut placed = |count| {
+            let members = cluster.place(at(1), count, 64 << 20, &[]);
+            members.into_iter().map(|m| m.server.0).collect::<Vec<_>>()
+        };
+        assert_eq!(placed(2), [3, 4]);
+        assert_eq!(placed(4), [3, 4, 1], "never on one that is suspended");
+    }
+
+    #[test]
+    fn what_a_server_in_maintenance_holds_is_awaited_while_it_is_away() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        cluster.on_heartbeat(
+            at(0),
+            Heartbeat { replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },
+        );
+        let wished = [(ServerId(1), vec![OverlayKind::Maintenance])];
+        cluster.set_overlays(wished.into_iter().collect());
+        assert!(!cluster.awaits_maintenance(at(1), ChunkId(1)), "it is here");
+        assert!(cluster.awaits_maintenance(at(9_000), ChunkId(1)));
+        assert!(!cluster.awaits_maintenance(at(9_000), ChunkId(2)), "it does not hold it");
+        cluster.set_overlays(BTreeMap::new());
+        assert!(!cluster.awaits_maintenance(at(9_000), ChunkId(1)));
     }
 
     #[test]

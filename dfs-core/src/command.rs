@@ -4,6 +4,8 @@
 //! the same state. Permission bits are checked by the kernel (`default_permissions`), not here.
 
 use crate::chunk::{Configuration, Member};
+use crate::cluster::overlay::OverlayKind;
+use crate::event::Event;
 use crate::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId};
 use crate::namespace::{Attr, Layout, NamespaceError};
 use crate::time::WallTime;
@@ -259,6 +261,26 @@ pub enum Change {
     RegisterServer {
         server: ServerId,
         disk: DiskId,
+    },
+
+    // Wishes about servers, and what happened.
+    /// `by`: who wishes it.
+    SetOverlay {
+        server: ServerId,
+        kind: OverlayKind,
+        until: Option<WallTime>,
+        by: String,
+        cause: String,
+    },
+    /// `only_until`: nothing if the overlay has another end by now.
+    ClearOverlay {
+        server: ServerId,
+        kind: OverlayKind,
+        only_until: Option<WallTime>,
+        by: String,
+    },
+    Note {
+        events: Vec<Event>,
     },
 
     // Locks.

@@ -8,11 +8,14 @@
 //! named by the command, except the locks of a client that ends.
 
 use crate::chunk::{Chunk, Garbage};
+use crate::cluster::overlay::Overlay;
 use crate::command::{Lock, Outcome};
+use crate::event::Event;
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
 use crate::namespace::{Dentry, FileKind, Inode};
 use crate::time::WallTime;
 
+mod servers;
 mod session;
 mod transaction;
 
@@ -30,6 +33,7 @@ pub use locks::FILE_LOCKS_MAX;
 pub use mem_store::MemStore;
 pub use names::is_name;
 pub use read::*;
+pub use servers::events;
 pub use session::{OUTSTANDING_MAX, PARTS_MAX};
 pub use transaction::{apply, init};
 
@@ -57,6 +61,7 @@ pub enum Key {
     Reply(ClientId, u64, u32),
     /// Chunks of an inode that no size commit covered yet, attached or not. Holds the chunk's id.
     Unborn(InodeNo, ChunkId),
+    Event(u64),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -80,6 +85,7 @@ pub enum Record {
     Server(Server),
     Client(Client),
     Reply(Outcome),
+    Event(Event),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -98,6 +104,7 @@ pub struct Superblock {
     pub chunk_count: u64,
     /// Sum of file sizes, modulo 2^64 (two sparse files can pass that).
     pub file_bytes: u64,
+    pub next_event: u64,
 }
 
 /// A chunkserver that ever registered, with the disk it brought.
@@ -105,6 +112,8 @@ pub struct Superblock {
 pub struct Server {
     pub disk: DiskId,
     pub registered: WallTime,
+    /// At most one of each kind.
+    pub overlays: Vec<Overlay>,
 }
 
 /// A registered client (mount or command).

@@ -1,9 +1,11 @@
 //! `dfs-core`'s types as bytes: what the log and the metadata store hold.
 
 use dfs_core::chunk::{Chunk, ChunkIdentity, Configuration, Garbage, Member, Preparing};
+use dfs_core::cluster::overlay::{Overlay, OverlayKind};
 use dfs_core::command::{
     Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
 };
+use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
@@ -138,6 +140,22 @@ wire_enum!(XattrMode { 1 = Set, 2 = Create, 3 = Replace });
 wire_enum!(LockKind { 1 = Shared, 2 = Exclusive });
 wire_struct!(Lock { client, owner, start, end, kind, pid });
 wire_list!(Lock);
+wire_enum!(OverlayKind { 1 = Suspended, 2 = Draining, 3 = Maintenance, 4 = Probation });
+wire_struct!(Overlay { kind, since, until, by });
+wire_list!(Overlay);
+wire_enum!(EventKind {
+    1 = Started,
+    2 = Alive,
+    3 = Suspect,
+    4 = Dead,
+    5 = Wished,
+    6 = Reverted,
+    7 = Reconfigured,
+    8 = Report,
+    9 = Lost,
+});
+wire_struct!(Event { at, kind, server, cause, lasted_ms });
+wire_list!(Event);
 wire_struct!(Command { at, id, low_water, change });
 wire_enum!(Change {
     1 = Start { epoch, nonce, fs, replication, min_replicas },
@@ -169,6 +187,9 @@ wire_enum!(Change {
     61 = Activate { chunk, configuration },
     62 = ForgetGarbage { chunk },
     63 = RegisterServer { server, disk },
+    64 = SetOverlay { server, kind, until, by, cause },
+    65 = ClearOverlay { server, kind, only_until, by },
+    66 = Note { events },
     80 = SetLock { ino, client, owner, start, end, kind, pid },
 });
 wire_enum!(Outcome {
@@ -195,9 +216,10 @@ wire_struct!(Superblock {
     min_replicas,
     inode_count,
     chunk_count,
-    file_bytes
+    file_bytes,
+    next_event
 });
-wire_struct!(Server { disk, registered });
+wire_struct!(Server { disk, registered, overlays });
 wire_struct!(Client { name, began, low_water, reply_count, fenced });
 wire_enum!(Record {
     1 = Super(record),
@@ -214,6 +236,7 @@ wire_enum!(Record {
     12 = Server(record),
     13 = Client(record),
     14 = Reply(record),
+    15 = Event(record),
 });
 
 /// A key as bytes whose order is the derived order of [`Key`]: one tag byte, big-endian fields, names last.
@@ -239,6 +262,7 @@ pub fn encode_key(key: &Key) -> Vec<u8> {
         Key::Truncating(ino) => tagged(&mut out, 10, &[ino.0]),
         Key::Garbage(chunk) => tagged(&mut out, 11, &[chunk.0]),
         Key::Unborn(ino, chunk) => tagged(&mut out, 15, &[ino.0, chunk.0]),
+        Key::Event(number) => tagged(&mut out, 16, &[*number]),
         Key::Server(server) => {
             out.push(12);
             out.extend_from_slice(&server.0.to_be_bytes());
@@ -300,6 +324,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
             u32::get(&mut input)?.swap_bytes(),
         ),
         15 => Key::Unborn(InodeNo(be64(&mut input)?), ChunkId(be64(&mut input)?)),
+        16 => Key::Event(be64(&mut input)?),
         tag => return Err(DecodeError::Tag { of: "Key", tag: u32::from(tag) }),
     };
     match input.remaining() {

@@ -10,7 +10,7 @@ pub mod frame_conn;
 pub mod local_door;
 pub mod meta_rpc;
 
-/// Control plane messages and services, generated from `proto/control.proto`.
+/// Control plane messages and services, generated from `proto/*.proto`.
 pub mod control {
     #![allow(
         clippy::all,

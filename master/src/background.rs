@@ -53,14 +53,12 @@ pub async fn reclaim(master: Arc<Master>, mut inodes: tokio::sync::mpsc::Receive
 
 /// The master's slow loop, on a thread of its own until `shutdown`.
 pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
-    let mut seen: HashMap<ServerId, Liveness> = HashMap::new();
     let mut garbage_since: HashMap<ChunkId, Timestamp> = HashMap::new();
     // Not the start: a master that restarts often has a log that grows all the same.
     let mut snapshot_at = master.group.snapshot_index().unwrap_or(0);
     let mut round: u64 = 0;
     while !shutdown.wait_for(TICK) {
         round += 1;
-        say_transitions(master, &mut seen);
         if round.is_multiple_of(4) {
             reclaim_orphans(master);
             forget_garbage(master, &mut garbage_since);
@@ -77,24 +75,6 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
         if snapshot_at + master.config.snapshot_entries <= index {
             snapshot_at = index;
             snapshot(master);
-        }
-    }
-}
-
-fn say_transitions(master: &Arc<Master>, seen: &mut HashMap<ServerId, Liveness>) {
-    let states: Vec<(ServerId, Liveness)> = {
-        let cluster = lock(&master.cluster);
-        let now = now();
-        cluster.rows().keys().map(|server| (*server, cluster.liveness(now, *server))).collect()
-    };
-    for (server, state) in states {
-        let before = seen.insert(server, state);
-        if before != Some(state) {
-            master.changed.tell();
-            match state {
-                Liveness::Dead => master.notice(format!("{server} is dead: silent for too long")),
-                Liveness::Suspect | Liveness::Alive => tracing::info!(%server, ?state, "server"),
-            }
         }
     }
 }

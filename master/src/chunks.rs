@@ -8,6 +8,7 @@
 )]
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
@@ -479,8 +480,10 @@ impl Master {
             }
             Err(error) => Err(Failed::Final(error.to_string())),
             Ok(_) => {
+                self.reconfigured.fetch_add(1, Ordering::Relaxed);
                 let mut cluster = lock(&self.cluster);
                 for (member, report) in adopted {
+                    self.copied_bytes.fetch_add(report.copied_bytes, Ordering::Relaxed);
                     let replica = Replica {
                         version: ChunkVersion(report.version),
                         seq: report.seq,

@@ -9,10 +9,11 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use dfs_core::chunk::Chunk;
+use dfs_core::cluster::overlay::OverlayKind;
 use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
-use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::plan::rebuild::Place;
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
@@ -28,6 +29,7 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::background::registered;
 use crate::fsck::fsck;
 use crate::rpc::fence_client;
+use crate::servers::overlay_to_wire;
 use crate::state::{Master, lock, now};
 use crate::truth;
 
@@ -213,6 +215,11 @@ async fn take(
         ended_serial: ended.serial,
         left_clients: left,
         chunks_to_delete: master.garbage_of(server, disk),
+        wish: if lock(&master.cluster).has_overlay(server, OverlayKind::Suspended) {
+            OverlayKind::Suspended.to_string()
+        } else {
+            String::new()
+        },
         stale_replicas: master.surplus_of(server, disk),
         repair_sources: master.repair_sources(server),
         want_full_inventory: heard.want_full_inventory,
@@ -454,20 +461,14 @@ fn status(master: &Arc<Master>) -> StatusReply {
         Some(Record::Super(superblock)) => superblock,
         _ => return StatusReply::default(),
     };
-    let known_servers: BTreeMap<ServerId, ()> = master
-        .reader()
-        .range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX)
-        .into_iter()
-        .filter_map(|(key, _)| match key {
-            Key::Server(server) => Some((server, ())),
-            _ => None,
-        })
-        .collect();
+    let known_servers: BTreeMap<ServerId, meta::Server> =
+        meta::servers(&master.reader()).into_iter().collect();
     let cluster = lock(&master.cluster);
     let now = now();
     let servers = known_servers
-        .keys()
-        .map(|server| match cluster.row(*server) {
+        .iter()
+        .map(|(server, record)| (server, record.overlays.iter().map(overlay_to_wire).collect()))
+        .map(|(server, overlays)| match cluster.row(*server) {
             Some(row) => ServerStatus {
                 id: server.to_string(),
                 state: match cluster.liveness(now, *server) {
@@ -482,11 +483,13 @@ fn status(master: &Arc<Master>) -> StatusReply {
                 free_bytes: row.free_bytes,
                 last_heartbeat_ms_ago: i64::try_from(now.nanos_since(row.heard_at) / 1_000_000)
                     .unwrap_or(i64::MAX),
+                overlays,
             },
             None => ServerStatus {
                 id: server.to_string(),
                 state: if master.is_warming() { "suspect" } else { "dead" }.to_owned(),
                 last_heartbeat_ms_ago: -1,
+                overlays,
                 ..ServerStatus::default()
             },
         })

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod rebuild;
 pub mod rpc;
 pub mod run;
+pub mod servers;
 pub mod settle;
 pub mod state;
 pub mod store;
@@ -23,6 +24,7 @@ pub mod surplus;
 pub mod survey;
 pub mod truncate;
 mod truth;
+pub mod watch;
 
 #[cfg(test)]
 #[path = "../../tests/fuzz/engine.rs"]

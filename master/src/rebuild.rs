@@ -10,6 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Member};
+use dfs_core::cluster::overlay::Room;
 use dfs_core::cluster::{Cluster, Liveness};
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_core::plan::rebuild::{
@@ -200,7 +201,14 @@ impl Rebuild {
             .rows()
             .iter()
             .filter(|(server, _)| cluster.liveness(now, **server) == Liveness::Alive);
-        let targets = alive.map(|(server, row)| Target {
+        let of_room = |room: Room| {
+            let mut alive = alive.clone();
+            alive.any(|(server, _)| cluster.room(*server) == room)
+        };
+        // One that goes, or flaps, is given nothing while there is another.
+        let room = if of_room(Room::Free) { Room::Free } else { Room::Last };
+        let open = alive.clone().filter(|(server, _)| cluster.room(**server) == room);
+        let targets = open.map(|(server, row)| Target {
             member: Member { server: *server, disk: row.disk },
             place: row.place.clone(),
             free_bytes: row.free_bytes,
@@ -448,6 +456,10 @@ fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
     let alive = |member: &&Member| cluster.liveness(now, member.server) == Liveness::Alive;
     if let Some(returned) = others.iter().find(alive) {
         return Some(Lack::Returned(*returned));
+    }
+    // What it brings back need not be copied. Chunks with one copy do not wait.
+    if 1 < good && cluster.awaits_maintenance(now, chunk) {
+        return Some(Lack::Waits);
     }
     holders.extend(others.iter().map(|member| member.server));
     let lens = members.iter().filter_map(|member| cluster.row(member.server)?.replicas.get(&chunk));

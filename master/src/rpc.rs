@@ -334,7 +334,10 @@ fn change_of_client(
         | Change::Reconfigure { .. }
         | Change::Activate { .. }
         | Change::ForgetGarbage { .. }
-        | Change::RegisterServer { .. } => true,
+        | Change::RegisterServer { .. }
+        | Change::SetOverlay { .. }
+        | Change::ClearOverlay { .. }
+        | Change::Note { .. } => true,
     };
     if forbidden {
         return Err(MetaFailure::BadRequest {

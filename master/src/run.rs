@@ -20,6 +20,8 @@ use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::control::admin_server::AdminServer;
 use dfs_proto::control::master_control_server::MasterControlServer;
+use dfs_proto::control::server_admin_server::ServerAdminServer;
+use dfs_proto::control::wishes_server::WishesServer;
 use dfs_service::clock;
 use dfs_service::conn::{Acceptor, Limits, control_incoming};
 use dfs_service::metrics_http::MetricsServer;
@@ -35,6 +37,7 @@ use crate::rebuild;
 use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
 use crate::survey;
+use crate::watch;
 
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
 static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
@@ -83,7 +86,7 @@ pub struct Server {
     pub master: Arc<Master>,
     acceptor: dfs_service::conn::AcceptorHandle,
     pages: Option<MetricsServer>,
-    background: [std::thread::JoinHandle<()>; 3],
+    background: [std::thread::JoinHandle<()>; 4],
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
 }
@@ -142,10 +145,12 @@ impl Server {
             metrics,
         ));
         background::refuse_fenced(&master);
+        // Before anybody asks: a server that is wished silent must not hear that it is not.
+        master.refresh_overlays();
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
-        let threads: [(&str, Work); 3] =
-            [("background", background::run), ("rebuild", rebuild::run), ("survey", survey::run)];
+        let threads: [(&str, Work); 4] =
+            [("background", background::run), ("rebuild", rebuild::run), ("survey", survey::run), ("watch", watch::run)];
         let started = threads.map(|(name, run)| {
             let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
             std::thread::Builder::new()
@@ -153,8 +158,8 @@ impl Server {
                 .spawn(move || run(&master, &shutdown))
                 .with_context(|| format!("start the thread {name}"))
         });
-        let [background, rebuild, survey] = started;
-        let background = [background?, rebuild?, survey?];
+        let [background, rebuild, survey, watch] = started;
+        let background = [background?, rebuild?, survey?, watch?];
         let (control, connections) = tokio::sync::mpsc::channel(16);
         let service = Control(Arc::clone(&master));
         runtime.spawn(async move {
@@ -162,6 +167,8 @@ impl Server {
                 .add_service(
                     MasterControlServer::new(service.clone()).max_decoding_message_size(64 << 20),
                 )
+                .add_service(WishesServer::new(service.clone()))
+                .add_service(ServerAdminServer::new(service.clone()))
                 .add_service(AdminServer::new(service))
                 .serve_with_incoming(control_incoming(connections))
                 .await;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use dfs_core::cluster::Cluster;
 use dfs_core::command::{Change, Command, Outcome};
-use dfs_core::ids::{ChunkId, ClientId, Epoch, FsId, InodeNo, OpId};
+use dfs_core::ids::{ChunkId, ClientId, Epoch, FsId, InodeNo, OpId, ServerId};
 use dfs_core::meta::MetaStore;
 use dfs_core::namespace::NamespaceError;
 use dfs_core::time::{Timestamp, WallTime};
@@ -67,6 +67,15 @@ pub struct Master {
     /// Clients' connections, so that a stop can end them.
     pub connections: Mutex<HashMap<u64, std::net::TcpStream>>,
     notices: Mutex<VecDeque<(WallTime, String)>>,
+    /// Held while a wish about a server is weighed and logged.
+    pub wishing: Mutex<()>,
+    /// The last drill of each server.
+    pub drills: Mutex<BTreeMap<ServerId, crate::watch::Drill>>,
+    /// Reports of drills that another one followed before their end.
+    pub replaced_drills: Mutex<Vec<(ServerId, String)>>,
+    /// Configurations activated, and bytes that members fetched from others for them.
+    pub reconfigured: AtomicU64,
+    pub copied_bytes: AtomicU64,
 }
 
 impl std::fmt::Debug for Master {
@@ -155,6 +164,11 @@ impl Master {
             channels: Mutex::default(),
             connections: Mutex::default(),
             notices: Self::new_notices(),
+            wishing: Mutex::default(),
+            drills: Mutex::default(),
+            replaced_drills: Mutex::default(),
+            reconfigured: AtomicU64::new(0),
+            copied_bytes: AtomicU64::new(0),
             own_counter: AtomicU64::new(1),
             config,
             group,

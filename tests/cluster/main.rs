@@ -5,6 +5,7 @@
 mod bad_input;
 mod bad_luck;
 mod commands;
+mod failover;
 mod hang;
 mod pages;
 mod ports;

@@ -170,6 +170,8 @@ parts! {
     dfs_core::time { WallTime, Timestamp }
     dfs_core::namespace { FileKind, Layout, Body, Inode, Attr, Dentry, NamespaceError }
     dfs_core::chunk { Member, Configuration, Preparing, Chunk, Garbage, ChunkIdentity }
+    dfs_core::cluster::overlay { OverlayKind, Overlay }
+    dfs_core::event { EventKind, Event }
     dfs_core::command {
         NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
     }
@@ -321,6 +323,16 @@ messages!(
     FsckRequest,
     FsckFinding,
     Notice,
+    AskRequest,
+    AskReply,
+    WishRequest,
+    WishReply,
+    Overlay,
+    DrillRequest,
+    DrillReply,
+    EventsRequest,
+    EventsReply,
+    Event,
 );
 
 #[test]
@@ -423,6 +435,31 @@ fn messages_of_the_control_plane() {
         control::EvictRequest { client: vec![1; 16] }.encode_to_vec(),
         control::DeleteRequest { chunks: vec![1, 2], epoch: 1, nonce: 2 }.encode_to_vec(),
     ];
+    let overlay = control::Overlay {
+        kind: "suspended".into(),
+        since_ns: -1,
+        until_ns: Some(i64::MAX),
+        by: "ada".into(),
+    };
+    let event = control::Event { server: "cs-1".into(), lasted_ms: Some(0), ..Default::default() };
+    let wish = control::WishRequest {
+        server: "cs-1".into(),
+        overlay: "suspended".into(),
+        for_ms: Some(u64::MAX),
+        ..Default::default()
+    };
+    let mut valid = valid;
+    valid.extend([
+        control::WishReply { overlays: vec![overlay], ..Default::default() }.encode_to_vec(),
+        control::EventsReply { events: vec![event], next: 9 }.encode_to_vec(),
+        control::EventsRequest { last: Some(0), ..Default::default() }.encode_to_vec(),
+        control::DrillReply { safe_ms: Some(1), noticed_ms: Some(0), ..Default::default() }
+            .encode_to_vec(),
+        control::AskReply { suspended: true, fs: vec![1; 16], ..Default::default() }
+            .encode_to_vec(),
+        control::AskRequest { server: "cs-1".into(), fs: vec![1; 16] }.encode_to_vec(),
+        wish.encode_to_vec(),
+    ]);
     // A message without its last fields is a message.
     Target::new("control", valid).prefixes_may_be_valid().run(|bytes| {
         let accepted: Vec<bool> = MESSAGES.iter().map(|(_, decode)| decode(bytes)).collect();
@@ -433,8 +470,12 @@ fn messages_of_the_control_plane() {
 #[test]
 fn no_message_of_the_control_plane_is_left_out() {
     let known: BTreeSet<&str> = MESSAGES.iter().map(|(name, _)| *name).collect();
-    let text =
-        std::fs::read_to_string(tests::repository().join("dfs-proto/proto/control.proto")).unwrap();
+    let text = ["control", "servers"]
+        .map(|name| {
+            let path = format!("dfs-proto/proto/{name}.proto");
+            std::fs::read_to_string(tests::repository().join(path)).unwrap()
+        })
+        .concat();
     let found: BTreeSet<&str> = text
         .lines()
         .filter_map(|line| line.strip_prefix("message "))

@@ -1,9 +1,11 @@
 //! Valid values to start from: every variant at least once.
 
 use dfs_core::chunk::{Chunk, Configuration, Garbage, Member, Preparing};
+use dfs_core::cluster::overlay::{Overlay, OverlayKind};
 use dfs_core::command::{
     Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
 };
+use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
@@ -19,6 +21,12 @@ use dfs_proto::meta_rpc::{
 const INO: InodeNo = InodeNo(0x1122_3344);
 const CHUNK: ChunkId = ChunkId(77);
 const CLIENT: ClientId = ClientId(0xaabb_ccdd);
+const OVERLAYS: [OverlayKind; 4] = [
+    OverlayKind::Suspended,
+    OverlayKind::Draining,
+    OverlayKind::Maintenance,
+    OverlayKind::Probation,
+];
 const TIME: WallTime = WallTime(1_700_000_000_123_456_789);
 
 fn name() -> Vec<u8> {
@@ -133,6 +141,13 @@ fn changes() -> Vec<Change> {
             mode,
         });
     }
+    for kind in OVERLAYS {
+        let (server, by) = (ServerId(3), "ada".to_owned());
+        let until = Some(TIME);
+        let cause = "drill".to_owned();
+        changes.push(Change::SetOverlay { server, kind, until, by: by.clone(), cause });
+        changes.push(Change::ClearOverlay { server, kind, only_until: until, by });
+    }
     for mode in [XattrMode::Set, XattrMode::Create, XattrMode::Replace] {
         changes.push(Change::SetXattr { ino: INO, name: name(), value: vec![0; 9], mode });
     }
@@ -206,6 +221,17 @@ fn changes() -> Vec<Change> {
         Change::Activate { chunk: CHUNK, configuration: chunk().active },
         Change::ForgetGarbage { chunk: CHUNK },
         Change::RegisterServer { server: ServerId(1), disk: DiskId(2) },
+        Change::Note {
+            events: EventKind::ALL
+                .map(|kind| Event {
+                    at: TIME,
+                    kind,
+                    server: None,
+                    cause: "c".into(),
+                    lasted_ms: Some(1),
+                })
+                .to_vec(),
+        },
         Change::SetLock {
             ino: INO,
             client: CLIENT,
@@ -290,6 +316,7 @@ pub(crate) fn records() -> Vec<Record> {
             inode_count: 6,
             chunk_count: 7,
             file_bytes: 8,
+            next_event: 9,
         }),
         Record::Dentry(Dentry { ino: INO, kind: FileKind::Fifo, cookie: 4 }),
         Record::DirSlot { name: name(), ino: INO, kind: FileKind::Socket },
@@ -300,7 +327,20 @@ pub(crate) fn records() -> Vec<Record> {
         Record::Orphan,
         Record::Truncating(5),
         Record::Garbage(Garbage { members: vec![member(1)], version: ChunkVersion(4) }),
-        Record::Server(Server { disk: DiskId(1), registered: TIME }),
+        Record::Server(Server {
+            disk: DiskId(1),
+            registered: TIME,
+            overlays: OVERLAYS
+                .map(|kind| Overlay { kind, since: TIME, until: Some(TIME), by: "ada".into() })
+                .to_vec(),
+        }),
+        Record::Event(Event {
+            at: TIME,
+            kind: EventKind::Dead,
+            server: Some(ServerId(3)),
+            cause: "silent".into(),
+            lasted_ms: None,
+        }),
         Record::Client(Client {
             name: "n".to_owned(),
             began: TIME,
@@ -330,6 +370,7 @@ pub(crate) fn keys() -> Vec<Key> {
             Key::Truncating(InodeNo(n)),
             Key::Garbage(ChunkId(n)),
             Key::Server(ServerId(n as u32)),
+            Key::Event(n),
             Key::Client(ClientId(u128::from(n) << 60)),
             Key::Reply(ClientId(u128::from(n)), 256, 1),
         ]);

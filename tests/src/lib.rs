@@ -198,11 +198,13 @@ pub struct Options {
     pub profile: &'static str,
     /// `never` or `on-failure`: tests that kill processes usually want to see them dead.
     pub restart: &'static str,
+    /// More arguments of the first start.
+    pub timing: &'static [&'static str],
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { chunkservers: 3, profile: "drill", restart: "never" }
+        Self { chunkservers: 3, profile: "drill", restart: "never", timing: &[] }
     }
 }
 
@@ -259,17 +261,14 @@ impl Cluster {
     /// If it does not come up.
     #[track_caller]
     pub fn up(&self) {
-        let Options { chunkservers, profile, restart } = &self.options;
-        let output = self.try_dfs([
-            "up",
-            "--detach",
-            "--chunkservers",
-            &chunkservers.to_string(),
-            "--profile",
-            profile,
-            "--restart",
-            restart,
-        ]);
+        let Options { chunkservers, profile, restart, timing } = &self.options;
+        let chunkservers = chunkservers.to_string();
+        // What a profile differs by is remembered until another is named.
+        let again = self.dir().join("cluster.json").exists();
+        let (profile, timing): (&[&str], &[&str]) =
+            if again { (&[], &[]) } else { (&["--profile", profile], timing) };
+        let arguments = ["up", "--detach", "--chunkservers", &chunkservers, "--restart", restart];
+        let output = self.try_dfs(arguments.iter().chain(profile).chain(timing));
         assert!(
             output.status.success(),
             "dfs up: {}\n{}",

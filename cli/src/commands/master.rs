@@ -1,7 +1,6 @@
 //! `dfs master`: one master process.
 
 use anyhow::Context as _;
-use dfs_core::cluster::LivenessProfile;
 
 use crate::args::{ClusterArgs, MasterArgs, PagesArgs};
 use crate::cluster;
@@ -13,6 +12,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         listen,
         address_file,
         profile,
+        timing,
         replication,
         min_replicas,
         accept_loss,
@@ -26,6 +26,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
             format!("give a number from 1 to {replication}"),
         );
     }
+    let profile = timing.profile(profile.name())?;
     dfs_service::log::init()?;
     let config = master::Config {
         listen: *listen,
@@ -33,7 +34,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         metrics: *metrics,
         metrics_file: metrics_file.clone(),
         key: cluster::key(cluster)?,
-        profile: LivenessProfile::named(profile.name())?,
+        profile,
         replication: *replication,
         min_replicas: *min_replicas,
         accept_loss: *accept_loss,

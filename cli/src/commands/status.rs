@@ -44,6 +44,20 @@ struct Server {
     free_bytes: u64,
     /// -1: none since the master started.
     last_heartbeat_ms_ago: i64,
+    /// Wishes about it: suspended, draining, maintenance, probation.
+    overlays: Vec<Overlay>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Overlay {
+    kind: String,
+    /// UTC.
+    since: String,
+    /// UTC; it ends by itself then.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    by: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -114,6 +128,7 @@ impl From<StatusReply> for Status {
                     used_bytes: server.used_bytes,
                     free_bytes: server.free_bytes,
                     last_heartbeat_ms_ago: server.last_heartbeat_ms_ago,
+                    overlays: server.overlays.into_iter().map(Overlay::from).collect(),
                 })
                 .collect(),
             oldest_exposure_ms: reply.oldest_exposure_ms,
@@ -140,6 +155,18 @@ impl From<StatusReply> for Status {
     }
 }
 
+impl From<dfs_proto::control::Overlay> for Overlay {
+    fn from(overlay: dfs_proto::control::Overlay) -> Self {
+        let time = |at: i64| utc(at.div_euclid(1_000_000_000));
+        Self {
+            kind: overlay.kind,
+            since: time(overlay.since_ns),
+            until: overlay.until_ns.map(time),
+            by: overlay.by,
+        }
+    }
+}
+
 impl Table for Status {
     fn table(&self) -> String {
         let head = ["SERVER", "STATE", "ADDRESS", "CHUNKS", "USED", "FREE", "HEARTBEAT"];
@@ -147,7 +174,7 @@ impl Table for Status {
         rows.extend(self.servers.iter().map(|server| {
             vec![
                 server.id.clone(),
-                server.state.clone(),
+                server.state_and_overlays(),
                 server.address.clone(),
                 server.chunks.to_string(),
                 bytes(server.used_bytes),
@@ -172,6 +199,19 @@ impl Table for Status {
             self.epoch,
             self.clients
         ));
+        for (server, overlay) in self
+            .servers
+            .iter()
+            .flat_map(|server| server.overlays.iter().map(move |overlay| (server, overlay)))
+        {
+            let Overlay { kind, since, until, by } = overlay;
+            let until = until.as_ref().map(|at| format!(" until {at}")).unwrap_or_default();
+            out.push_str(&format!(
+                "server  {} is {kind}{until}, since {since} by {}\n",
+                server.id,
+                printable(by)
+            ));
+        }
         for client in &self.mounts {
             out.push_str(&format!(
                 "client  {} {}, heard {}, {} open{}{}\n",
@@ -221,6 +261,18 @@ pub(crate) fn time(milliseconds: u64) -> String {
         10..120 => format!("{seconds} s"),
         120..7200 => format!("{} min {} s", seconds / 60, seconds % 60),
         _ => format!("{} h {} min", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
+impl Server {
+    /// `dead (suspended)`.
+    fn state_and_overlays(&self) -> String {
+        let kinds: Vec<&str> = self.overlays.iter().map(|overlay| overlay.kind.as_str()).collect();
+        if kinds.is_empty() {
+            self.state.clone()
+        } else {
+            format!("{} ({})", self.state, kinds.join(", "))
+        }
     }
 }
 
@@ -305,6 +357,24 @@ mod tests {
         let still = Status::from(StatusReply { copy_eta_ms: None, copy_rate: 0, ..reply() });
         assert!(serde_json::to_value(&still).unwrap()["etaMs"].is_null());
         assert_eq!((time(900), time(7_260_000)), ("0.9 s".to_owned(), "2 h 1 min".to_owned()));
+    }
+
+    #[test]
+    fn a_wish_is_shown_with_its_end_and_who_wished_it() {
+        let mut reply = reply();
+        reply.servers[0].overlays.push(dfs_proto::control::Overlay {
+            kind: "suspended".to_owned(),
+            since_ns: 86_400_000_000_000,
+            until_ns: Some(86_460_000_000_000),
+            by: "ada@host".to_owned(),
+        });
+        let status = Status::from(reply);
+        let table = status.table();
+        assert!(table.contains("alive (suspended)"), "{table}");
+        let line = "server  cs-1 is suspended until 1970-01-02 00:01:00, since 1970-01-02 00:00:00 by ada@host";
+        assert!(table.contains(line), "{table}");
+        let json = serde_json::to_value(&status).unwrap();
+        assert_eq!(json["servers"][0]["overlays"][0]["until"], "1970-01-02 00:01:00");
     }
 
     #[test]

@@ -11,6 +11,7 @@ use clap::ValueEnum as _;
 use dfs_service::conn::ClusterKey;
 use dfs_service::shutdown::Shutdown;
 
+use crate::args::servers::TimingArgs;
 use crate::args::{ClusterArgs, Profile, UpArgs};
 use crate::failure::{fail, one_line};
 use crate::local::{ClusterDir, ClusterFile, Doing, Lock, Role, replication_for};
@@ -167,7 +168,8 @@ fn check_key(dir: &ClusterDir, named: Option<&Path>) -> anyhow::Result<()> {
 
 /// What this start does, from the flags and what the directory remembers. Changes nothing.
 fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> anyhow::Result<Plan> {
-    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = wanted.args;
+    let UpArgs { mount, chunkservers, profile, timing, restart, detach: _, accept_loss } =
+        wanted.args;
     let remembered = dir.read()?;
     let known = remembered.as_ref().map_or(0, |file| file.chunkservers.len());
     let known = u32::try_from(known).unwrap_or(u32::MAX);
@@ -197,13 +199,17 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
     file.mount = mount_point::check(&asked_mount)?;
     if let Some(profile) = profile {
         file.profile = profile.name().to_owned();
+        // Whoever names a profile means all of it.
+        file.set_timing(TimingArgs::default());
     }
+    file.set_timing(timing.or(file.timing()));
     Profile::from_str(&file.profile, false).map_err(|_| {
         crate::failure::Failure::new(
             format!("{}: profile '{}' is unknown", dir.cluster_file().display(), file.profile),
             "give --profile standard, drill or router",
         )
     })?;
+    file.timing().profile(&file.profile)?;
     (file.replication, file.min_replicas) = replication_for(chunkservers);
     if chunkservers < CHUNKSERVERS {
         say(&format!(
@@ -305,7 +311,8 @@ fn detach(dir: &ClusterDir, wanted: &Wanted<'_>, lock: Lock) -> anyhow::Result<(
 
 fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Vec<OsString>> {
     let ClusterArgs { dir: _, master: _, key_file, server_wait } = wanted.cluster;
-    let UpArgs { mount, chunkservers, profile, restart, detach: _, accept_loss } = wanted.args;
+    let UpArgs { mount, chunkservers, profile, timing, restart, detach: _, accept_loss } =
+        wanted.args;
     let mut arguments: Vec<OsString> =
         vec!["supervise".into(), "--dir".into(), dir.root().into(), "--restart".into()];
     arguments.push(restart.name().into());
@@ -318,6 +325,7 @@ fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<
     if let Some(profile) = profile {
         arguments.extend(["--profile".into(), profile.name().into()]);
     }
+    arguments.extend(timing.arguments().into_iter().map(OsString::from));
     if let Some(path) = key_file {
         arguments.extend(["--key-file".into(), path.into()]);
     }

@@ -4,10 +4,10 @@
 //! garbage, which names everybody who may hold a replica.
 
 use super::transaction::{Answer, Transaction};
-use super::{Key, Record, Server, read};
+use super::{Key, Record, read};
 use crate::chunk::{Chunk, Configuration, Garbage, Member, Preparing};
 use crate::command::Outcome;
-use crate::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
+use crate::ids::{ChunkId, ChunkVersion, InodeNo, ServerId};
 use crate::namespace::{Body, FILE_BYTES_MAX, Inode, NamespaceError};
 
 /// Most members of one configuration (PROTOCOL §5.1).
@@ -172,14 +172,6 @@ impl Transaction<'_> {
     }
 
     /// A server that comes back with another disk has the new one from now on.
-    pub(super) fn register_server(&mut self, server: ServerId, disk: DiskId) -> Answer {
-        if read::server(self.store, server).is_none_or(|known| known.disk != disk) {
-            let registered = self.now;
-            self.store.put(Key::Server(server), Record::Server(Server { disk, registered }));
-        }
-        Ok(Outcome::Done)
-    }
-
     /// Chunks that `size` covers are born.
     pub(super) fn bear_chunks(&mut self, ino: InodeNo, size: u64) {
         for chunk in read::unborn_chunks(self.store, ino) {

@@ -32,6 +32,7 @@ pub fn init(
             inode_count: 1,
             chunk_count: 0,
             file_bytes: 0,
+            next_event: 0,
         }),
     );
     let root = Inode {
@@ -161,6 +162,13 @@ impl Transaction<'_> {
                 Ok(Outcome::Done)
             }
             Change::RegisterServer { server, disk } => self.register_server(*server, *disk),
+            Change::SetOverlay { server, kind, until, by, cause } => {
+                self.set_overlay(*server, *kind, *until, by, cause)
+            }
+            Change::ClearOverlay { server, kind, only_until, by } => {
+                self.clear_overlay(*server, *kind, *only_until, by)
+            }
+            Change::Note { events } => self.note_all(events),
 
             Change::SetLock { ino, client, owner, start, end, kind, pid } => self.set_lock(
                 *ino,
@@ -192,6 +200,8 @@ impl Transaction<'_> {
         }
         self.superblock.epoch = epoch;
         self.superblock.nonce = nonce;
+        let cause = format!("a master began reign {}", epoch.0);
+        self.note(crate::event::EventKind::Started, None, &cause, None);
         Ok(Outcome::Done)
     }
 

@@ -1,0 +1,187 @@
+//! Arguments of the commands about servers.
+
+use std::time::Duration;
+
+use clap::Args;
+use dfs_core::cluster::LivenessProfile;
+use dfs_core::ids::ServerId;
+
+use super::{OutputArgs, parse_time};
+use crate::failure::fail_usage;
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "A drill for real: the server, told by the master, sends no heartbeats and refuses data until `dfs recover`. The master is not
+told that it is gone: it finds out by the ordinary silence. The wish is in the log and outlives restarts.
+
+Refused if a chunk would lose its last copy, or have fewer copies than a write needs; --force does it all the same.
+
+Examples:
+  dfs failover cs-3                 prints when it was noticed and when all chunks were safe again
+  dfs failover cs-3 --for 10m       ends by itself
+  dfs failover cs-3 --no-wait -o json"
+)]
+pub(crate) struct FailoverArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    /// End it by itself after so long, for example 10m
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time)]
+    pub for_time: Option<Duration>,
+    /// Although chunks lose their last copy, or cannot be written meanwhile
+    #[arg(long)]
+    pub force: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "Examples:
+  dfs recover cs-3                  prints when it was alive and when all chunks were safe again")]
+pub(crate) struct RecoverArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Clone, Copy, Debug)]
+pub(crate) struct WaitArgs {
+    /// Return when the wish is logged
+    #[arg(long, conflicts_with = "wait")]
+    pub no_wait: bool,
+    /// Watch for at most so long; the wish stays
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = parse_time)]
+    pub wait: Duration,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "What the server holds is not copied to others while it is away, except chunks with one copy left; new chunks go to other
+servers if there are enough.
+
+Examples:
+  dfs maintenance cs-2 --for 30m
+  dfs maintenance cs-2 --end"
+)]
+pub(crate) struct MaintenanceArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    /// How long, for example 30m
+    #[arg(long = "for", value_name = "TIME", value_parser = parse_time, required_unless_present = "end")]
+    pub for_time: Option<Duration>,
+    /// It is done before its time
+    #[arg(long, conflicts_with = "for_time")]
+    pub end: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Servers found suspect, dead or alive, wishes, configuration changes and losses, oldest first. The newest ten thousand are
+kept, over restarts of the master. With -o json one object a line.
+
+Examples:
+  dfs events
+  dfs events -n 100
+  dfs events -f -o json"
+)]
+pub(crate) struct EventsArgs {
+    /// Go on with those to come, until interrupted
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Only the newest so many; 0: all
+    #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 50)]
+    pub last: u32,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+/// Timing that differs from the profile's.
+#[derive(Args, Clone, Copy, Debug, Default)]
+pub(crate) struct TimingArgs {
+    /// Time between heartbeats, for example 500ms [default: the profile's]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub heartbeat_interval: Option<Duration>,
+    /// Silence after which a server is dead, at least three intervals [default: the profile's]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub dead_after: Option<Duration>,
+    /// How long chunks may have too few copies before others are made [default: the profile's]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub rebuild_delay: Option<Duration>,
+}
+
+impl TimingArgs {
+    /// The profile of this name with what differs.
+    pub(crate) fn profile(self, name: &str) -> anyhow::Result<LivenessProfile> {
+        let Self { heartbeat_interval, dead_after, rebuild_delay } = self;
+        let millis = |time: Option<Duration>, else_ms: u64| {
+            time.map_or(else_ms, |time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX))
+        };
+        let named = LivenessProfile::named(name)?;
+        let profile = LivenessProfile {
+            interval_ms: millis(heartbeat_interval, named.interval_ms),
+            dead_after_ms: millis(dead_after, named.dead_after_ms),
+            rebuild_delay_ms: millis(rebuild_delay, named.rebuild_delay_ms),
+        };
+        match profile.check() {
+            Ok(profile) => Ok(profile),
+            Err(error) => fail_usage(
+                format!("usage: {error}"),
+                "give both, for example --heartbeat-interval 2s --dead-after 6s",
+            ),
+        }
+    }
+
+    /// As the arguments that say the same.
+    pub(crate) fn arguments(self) -> Vec<String> {
+        let Self { heartbeat_interval, dead_after, rebuild_delay } = self;
+        let named = [
+            ("--heartbeat-interval", heartbeat_interval),
+            ("--dead-after", dead_after),
+            ("--rebuild-delay", rebuild_delay),
+        ];
+        let given = named.into_iter().filter_map(|(name, time)| Some((name, time?)));
+        given
+            .flat_map(|(name, time)| [name.to_owned(), format!("{}ms", time.as_millis())])
+            .collect()
+    }
+
+    /// What is given here, otherwise what `before` has.
+    pub(crate) fn or(self, before: Self) -> Self {
+        Self {
+            heartbeat_interval: self.heartbeat_interval.or(before.heartbeat_interval),
+            dead_after: self.dead_after.or(before.dead_after),
+            rebuild_delay: self.rebuild_delay.or(before.rebuild_delay),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn free_timing_replaces_the_profiles_and_is_checked_with_it() {
+        let time = |millis| Some(Duration::from_millis(millis));
+        let timing = TimingArgs { heartbeat_interval: time(500), ..TimingArgs::default() };
+        let profile = timing.profile("drill").unwrap();
+        assert_eq!((profile.interval_ms, profile.dead_after_ms), (500, 3_000));
+        assert_eq!(timing.arguments(), ["--heartbeat-interval", "500ms"]);
+        let tight = TimingArgs { dead_after: time(2_999), ..TimingArgs::default() };
+        let error = format!("{:#}", tight.profile("drill").unwrap_err());
+        assert!(error.contains("2999 ms") && error.contains("three"), "{error}");
+        let both = tight.or(timing);
+        assert_eq!((both.heartbeat_interval, both.dead_after), (time(500), time(2_999)));
+        assert!(both.profile("drill").is_ok());
+        let zero = TimingArgs { heartbeat_interval: time(0), ..TimingArgs::default() };
+        assert!(zero.profile("drill").is_err());
+    }
+}

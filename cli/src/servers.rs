@@ -1,0 +1,47 @@
+//! Calls to the master about servers and events.
+
+use anyhow::Context as _;
+use dfs_proto::control::server_admin_client::ServerAdminClient;
+use dfs_proto::control::{
+    DrillReply, DrillRequest, EventsReply, EventsRequest, WishReply, WishRequest,
+};
+use dfs_service::conn::control_channel;
+
+use crate::admin::call;
+use crate::cluster::Target;
+
+macro_rules! ask {
+    ($target:expr, $method:ident, $request:expr) => {
+        call($target, async |target| {
+            let channel = control_channel(&target.master, &target.key);
+            ServerAdminClient::new(channel)
+                .$method($request)
+                .await
+                .map(|reply| reply.into_inner())
+                .map_err(|refusal| refusal.message().to_owned())
+        })
+    };
+}
+
+pub(crate) fn wish(target: &Target, request: WishRequest) -> anyhow::Result<WishReply> {
+    crate::admin::check_reachable(target)?;
+    ask!(target, wish, request)
+}
+
+pub(crate) fn drill(target: &Target, server: String) -> anyhow::Result<DrillReply> {
+    ask!(target, drill, DrillRequest { server }).context("ask how the drill goes")
+}
+
+pub(crate) fn events(target: &Target, request: EventsRequest) -> anyhow::Result<EventsReply> {
+    ask!(target, events, request).context("ask for events")
+}
+
+/// Who asks, as far as this machine knows.
+pub(crate) fn myself() -> String {
+    let user = std::env::var("SUDO_USER")
+        .or_else(|_| std::env::var("USER"))
+        .or_else(|_| std::env::var("LOGNAME"))
+        .unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw()));
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{user}@{}", host.trim())
+}

@@ -1,0 +1,68 @@
+//! What people (or the master itself) wish of a server, beside what the detector finds.
+//!
+//! Overlays are in the log, so that they outlive every restart; they never say whether a server is alive.
+
+use std::fmt;
+
+use crate::ids::ServerId;
+use crate::time::WallTime;
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum OverlayKind {
+    /// A drill: the server, told, is silent and refuses data.
+    Suspended,
+    /// Takes no new chunks, and loses those it has.
+    Draining,
+    /// Away on purpose: what it holds is not rebuilt meanwhile, except chunks with one copy.
+    Maintenance,
+    /// It went and came back too often: no new chunks while there is another place.
+    Probation,
+}
+
+impl fmt::Display for OverlayKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Suspended => "suspended",
+            Self::Draining => "draining",
+            Self::Maintenance => "maintenance",
+            Self::Probation => "probation",
+        })
+    }
+}
+
+/// One wish about one server.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Overlay {
+    pub kind: OverlayKind,
+    pub since: WallTime,
+    /// Ends by itself then.
+    pub until: Option<WallTime>,
+    /// Who wished it, as they said.
+    pub by: String,
+}
+
+/// A server's overlays as the master acts on them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Wished {
+    pub server: ServerId,
+    pub kind: OverlayKind,
+}
+
+/// Whether new chunks may go to a server with this overlay.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Room {
+    Free,
+    /// Only if there is no other place.
+    Last,
+    Closed,
+}
+
+impl OverlayKind {
+    #[must_use]
+    pub const fn room(self) -> Room {
+        match self {
+            Self::Suspended | Self::Draining => Room::Closed,
+            Self::Maintenance | Self::Probation => Room::Last,
+        }
+    }
+}
