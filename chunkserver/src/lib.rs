@@ -13,6 +13,7 @@ mod damage;
 mod data;
 mod error;
 mod fence;
+mod gather;
 mod local_door;
 mod master_link;
 mod member;

@@ -3,14 +3,13 @@
 //! The first heartbeat of a stream tells everything, later ones what changed since. A reply is the leave to serve for
 //! a while (see [`crate::fence`]). A server that is wished silent asks for the end of that, which is no heartbeat. What a heartbeat told counts as told when its reply arrived.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use dfs_core::chunk::inventory_digest_of;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch};
 use dfs_proto::control::master_control_client::MasterControlClient;
 use dfs_proto::control::wishes_client::WishesClient;
@@ -23,12 +22,11 @@ use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::{delete, delete_below};
+use crate::gather::{Content, Gatherer};
 use crate::node::{FAILURES_MAX, Node, lock};
 
-/// Replicas in one heartbeat (PROTOCOL §4.5).
-const REPLICAS_MAX: usize = 10_000;
-/// Clients told in one heartbeat; of more than these the rest is told to the next stream.
-const CLIENTS_MAX: usize = 10_000;
+/// What the store has to tell is waited for no longer, then the heartbeat goes without.
+const NEWS_MAX: Duration = Duration::from_millis(250);
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
 /// A question whether to be silent that is not answered by then is asked again.
@@ -56,7 +54,11 @@ impl Link {
         master: String,
         address: String,
     ) -> std::io::Result<Self> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            // Its helpers are in no hurry.
+            .on_thread_start(|| set_nice(0))
+            .build()?;
         let stopping = Arc::new(Stopping::default());
         let mut talk = Talk {
             node: Arc::clone(node),
@@ -66,14 +68,14 @@ impl Link {
             sequence: 0,
             interval: INTERVAL_FIRST,
             dead_after: Duration::from_secs(15),
-            told: HashMap::new(),
-            digest: 0,
+            gatherer: Gatherer::new(node),
             status: String::new(),
             ended_serial: 0,
         };
-        let thread = std::thread::Builder::new()
-            .name("heartbeat".to_owned())
-            .spawn(move || runtime.block_on(talk.run()))?;
+        let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
+            hurry();
+            runtime.block_on(talk.run());
+        })?;
         Ok(Self { stopping, thread: Some(thread) })
     }
 
@@ -86,6 +88,18 @@ impl Link {
         {
             tracing::error!("heartbeat thread panicked");
         }
+    }
+}
+
+/// This thread goes before others, if that is permitted.
+fn hurry() {
+    set_nice(-15);
+}
+
+fn set_nice(nice: i32) {
+    let thread = rustix::thread::gettid();
+    if let Err(error) = rustix::process::setpriority_process(Some(thread), nice) {
+        tracing::debug!(%error, "heartbeats have no priority over other threads");
     }
 }
 
@@ -102,9 +116,7 @@ struct Talk {
     sequence: u64,
     interval: Duration,
     dead_after: Duration,
-    /// What the master was told we hold.
-    told: HashMap<ChunkId, ChunkVersion>,
-    digest: u64,
+    gatherer: Gatherer,
     status: String,
     /// Up to where the master's list of ended clients is known on this stream.
     ended_serial: u64,
@@ -174,7 +186,7 @@ impl Talk {
             if reply.sequence != self.sequence {
                 continue;
             }
-            full = match self.on_reply(sent_at, reply) {
+            full = match self.on_reply(sent_at, reply).await {
                 Ok(want_full) => want_full,
                 Err(reason) => return Err(self.not_told(&mut told, reason)),
             };
@@ -279,7 +291,7 @@ impl Talk {
         full: bool,
         leaving: bool,
     ) -> Result<(u64, Told), String> {
-        let (request, mut told) = self.heartbeat(full, leaving);
+        let (request, mut told) = self.heartbeat(full, leaving).await;
         let sent_at = monotonic_nanos();
         if to.send(request).await.is_err() {
             return Err(self.not_told(&mut told, "the stream ended".to_owned()));
@@ -287,53 +299,16 @@ impl Talk {
         Ok((sent_at, told))
     }
 
-    fn heartbeat(&mut self, full: bool, leaving: bool) -> (HeartbeatRequest, Told) {
+    async fn heartbeat(&mut self, full: bool, leaving: bool) -> (HeartbeatRequest, Told) {
+        let content = self.gatherer.content(full, (self.interval / 10).min(NEWS_MAX)).await;
+        let Content { chunks, full, more, replicas, gone, clients } = content;
+        let (space, digest, pages) =
+            (self.gatherer.space, self.gatherer.digest, self.gatherer.pages);
         let node = Arc::clone(&self.node);
         self.sequence += 1;
         let mut failures = std::mem::take(&mut *lock(&node.news.failures));
         failures.truncate(FAILURES_MAX);
-        let mut told = Told { failures, ..Told::default() };
-        let mut changed = lock(&node.news.changed);
-        if full {
-            self.told.clear();
-            self.digest = 0;
-            changed.extend(node.store.inventory().iter().map(|report| report.chunk));
-        }
-        if changed.len() <= REPLICAS_MAX {
-            told.chunks = changed.drain().collect();
-        } else {
-            told.chunks = changed.iter().take(REPLICAS_MAX).copied().collect();
-            for chunk in &told.chunks {
-                changed.remove(chunk);
-            }
-            told.more = true;
-        }
-        drop(changed);
-        let (mut replicas, mut gone) = (Vec::new(), Vec::new());
-        for &chunk in &told.chunks {
-            let before = self.told.remove(&chunk);
-            self.digest = before.map_or(self.digest, |version| {
-                self.digest.wrapping_sub(inventory_digest_of(chunk, version))
-            });
-            match node.store.report(chunk) {
-                Some(report) => {
-                    let version = report.position.version;
-                    self.told.insert(chunk, version);
-                    self.digest = self.digest.wrapping_add(inventory_digest_of(chunk, version));
-                    replicas.push(node.report_to_wire(&report));
-                }
-                None => {
-                    node.damage.forget(chunk);
-                    gone.push(chunk.0);
-                }
-            }
-        }
-        let mut clients = Vec::new();
-        if full && self.ended_serial == 0 {
-            let held = node.store.clients().into_iter().take(CLIENTS_MAX);
-            clients.extend(held.map(|client| client.0.to_be_bytes().to_vec()));
-        }
-        let space = node.store.space();
+        let told = Told { chunks, failures, more };
         let reign = node.state.reign();
         let request = HeartbeatRequest {
             server: node.server.to_string(),
@@ -355,8 +330,9 @@ impl Talk {
             load_permille: 0,
             member_failures: told.failures.clone(),
             leaving,
-            inventory_digest: self.digest,
-            inventory_more: full && told.more,
+            inventory_digest: digest,
+            // A heartbeat without news does not end an inventory in pages.
+            inventory_more: pages && (full || told.chunks.is_empty()),
             ended_serial: self.ended_serial,
             clients,
             zone: node.config.zone.clone(),
@@ -366,7 +342,7 @@ impl Talk {
     }
 
     /// Says whether the master wants the full inventory.
-    fn on_reply(&mut self, sent_at: u64, reply: HeartbeatReply) -> Result<bool, String> {
+    async fn on_reply(&mut self, sent_at: u64, reply: HeartbeatReply) -> Result<bool, String> {
         let node = &self.node;
         if reply.status != "alive" {
             node.fence.close();
@@ -394,9 +370,16 @@ impl Talk {
         }
         let ended = client_ids(&reply.ended_clients);
         // Before the reply counts as a leave to serve: a server that was silent serves no client that ended meanwhile.
-        node.state
-            .end_clients(&ended.iter().copied().collect::<Vec<_>>())
-            .map_err(|e| format!("keep ended clients: {e}"))?;
+        if !ended.is_empty() {
+            let (kept, node) = (ended.iter().copied().collect::<Vec<_>>(), Arc::clone(node));
+            let kept = tokio::task::spawn_blocking(move || node.state.end_clients(&kept));
+            match tokio::time::timeout(self.interval / 2, kept).await {
+                Ok(Ok(kept)) => kept.map_err(|e| format!("keep ended clients: {e}"))?,
+                Ok(Err(error)) => return Err(format!("keep ended clients: {error}")),
+                // Not on disk yet: told again with the next answer, and until then there is no leave to serve.
+                Err(_) => return Ok(reply.want_full_inventory),
+            }
+        }
         self.ended_serial = self.ended_serial.max(reply.ended_serial);
         let mut left = client_ids(&reply.left_clients);
         left.extend(ended);

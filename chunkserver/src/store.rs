@@ -131,7 +131,7 @@ pub struct RangeSums {
     pub in_file: bool,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Space {
     pub used_bytes: u64,
     pub free_bytes: u64,

@@ -112,7 +112,8 @@ pub struct Heartbeat {
     pub address: String,
     /// `replicas` is everything the server holds.
     pub full_inventory: bool,
-    /// The rest of the full inventory follows, [`INVENTORY_PAGE`] replicas a heartbeat.
+    /// The rest of the full inventory follows, [`INVENTORY_PAGE`] replicas a heartbeat; also in a heartbeat between the
+    /// pages that tells nothing.
     pub inventory_more: bool,
     pub replicas: Vec<(ChunkId, Replica)>,
     /// Those of `replicas` that are damaged.
@@ -273,7 +274,7 @@ impl Cluster {
             row.inventory_complete = !inventory_more;
             row.inventory_pages = inventory_more;
         } else {
-            if row.inventory_pages && replicas.len() < INVENTORY_PAGE {
+            if row.inventory_pages && replicas.len() < INVENTORY_PAGE && !inventory_more {
                 row.inventory_complete = true;
                 row.inventory_pages = false;
             }
@@ -648,6 +649,9 @@ mod tests {
             Heartbeat { inventory_more: true, replicas: page(0, INVENTORY_PAGE), ..beat(1, 500) };
         assert!(!cluster.on_heartbeat(at(0), first).want_full_inventory, "it is on its way");
         assert!(!cluster.row(ServerId(1)).unwrap().inventory_complete);
+        let between = Heartbeat { full_inventory: false, inventory_more: true, ..beat(1, 500) };
+        cluster.on_heartbeat(at(1), between);
+        assert!(!cluster.row(ServerId(1)).unwrap().inventory_complete, "more is to come");
         let last = Heartbeat { full_inventory: false, replicas: page(1 << 20, 5), ..beat(1, 500) };
         cluster.on_heartbeat(at(1), last);
         let row = cluster.row(ServerId(1)).unwrap();

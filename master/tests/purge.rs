@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use dfs_core::command::{Change, NewKind, Outcome, RenameMode, XattrMode};
-use dfs_core::ids::{ChunkId, InodeNo};
+use dfs_core::ids::InodeNo;
 use dfs_core::meta::{Key, MetaStore as _, Record};
 use dfs_proto::meta_rpc::{MetaCall, MetaReply};
 use master::{Config, Server};

@@ -305,6 +305,7 @@ mod tests {
                 used_bytes: 1 << 20,
                 free_bytes: 1 << 30,
                 last_heartbeat_ms_ago: 412,
+                overlays: Vec::new(),
             }],
             chunks: Some(ChunkTotals { total: 7, safe: 7, ..ChunkTotals::default() }),
             ..StatusReply::default()
