@@ -92,7 +92,7 @@ impl Client {
 fn state(server: &Server) -> Vec<(Key, Record)> {
     let above = Key::Event(u64::MAX);
     let mut all = server.master.reader().range(&Key::Super, &above, usize::MAX);
-    all.retain(|(key, _)| *key != Key::Super);
+    all.retain(|(key, _)| !matches!(key, Key::Super | Key::Event(_)));
     all
 }
 

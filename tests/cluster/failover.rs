@@ -333,6 +333,36 @@ fn what_a_server_in_maintenance_holds_is_not_copied() {
 }
 
 #[test]
+fn a_server_that_goes_and_comes_is_given_no_new_chunks_for_a_while() {
+    let cluster = Cluster::start_with(Options {
+        chunkservers: 4,
+        restart: "on-failure",
+        ..Options::default()
+    });
+    let returns = || kinds_of(&cluster, "cs-1").iter().filter(|kind| *kind == "alive").count();
+    for _ in 0..8 {
+        if overlays(&cluster, "cs-1") == ["probation"] {
+            break;
+        }
+        let before = returns();
+        cluster.kill("cs-1");
+        wait_until("it is back", || before < returns());
+    }
+    assert_eq!(overlays(&cluster, "cs-1"), ["probation"]);
+    let until = server(&cluster, "cs-1")["overlays"][0]["until"].clone();
+    assert!(until.is_string(), "it ends by itself: {until}");
+    let all = events(&cluster);
+    let why = all.iter().find(|(_, id, kind, _)| id == "cs-1" && kind == "wished").unwrap();
+    assert!(why.3.contains("probation for") && why.3.contains("went and came back"), "{why:?}");
+    for n in 0..4 {
+        let name = format!("/f{n}");
+        put(&cluster, &name, &pattern(100_000, n));
+        let located = cluster.dfs_json(["locate", &name]);
+        assert!(!located["chunks"][0]["servers"].to_string().contains("cs-1\""), "{located}");
+    }
+}
+
+#[test]
 fn timing_can_be_set_freely_and_servers_are_told() {
     let temp = tempfile::tempdir().unwrap();
     let dir = temp.path().join("c");
