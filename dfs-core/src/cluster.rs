@@ -494,7 +494,10 @@ impl Cluster {
         let mut chosen = Vec::with_capacity(count);
         while chosen.len() < count {
             let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
-            let best = candidates.iter().enumerate().min_by_key(|(_, c)| (c.last, shared(c.place), c.rank));
+            let best = candidates
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, c)| (c.last, shared(c.place), c.rank));
             let Some((best, _)) = best else { break };
             let Candidate { burden, member, place, .. } = candidates.swap_remove(best);
             chosen.push((member, burden));

@@ -342,11 +342,33 @@ impl Master {
             }
             return Ok(());
         }
-        let outcome = self.reconfigure_alone(chunk, learner);
+        let outcome = self.reconfigure_unless_paused(chunk, learner);
         lock(&self.reconfiguring).remove(&chunk);
         self.changed.tell();
         let label = if outcome.is_ok() { "activated" } else { "failed" };
         self.metrics.reconfigurations.with_label_values(&[label]).inc();
+        outcome
+    }
+
+    fn reconfigure_unless_paused(
+        &self,
+        chunk: ChunkId,
+        learner: Option<Member>,
+    ) -> Result<(), String> {
+        if let Some(reason) = lock(&self.pauses).reason(now(), chunk) {
+            return Err(reason);
+        }
+        let next_version = || self.chunk(chunk).map(|record| record.next_version);
+        let before = next_version();
+        let outcome = self.reconfigure_alone(chunk, learner);
+        match &outcome {
+            Ok(()) => lock(&self.pauses).succeeded(chunk),
+            Err(reason) if before != next_version() => {
+                lock(&self.pauses).failed(now(), chunk, reason);
+            }
+            // Nothing was tried.
+            Err(_) => {}
+        }
         outcome
     }
 

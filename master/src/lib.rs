@@ -13,6 +13,7 @@ pub mod fsck;
 pub mod group;
 pub mod journal;
 pub mod metrics;
+pub mod pauses;
 pub mod rebuild;
 pub mod rpc;
 pub mod run;

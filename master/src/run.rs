@@ -149,8 +149,12 @@ impl Server {
         master.refresh_overlays();
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
-        let threads: [(&str, Work); 4] =
-            [("background", background::run), ("rebuild", rebuild::run), ("survey", survey::run), ("watch", watch::run)];
+        let threads: [(&str, Work); 4] = [
+            ("background", background::run),
+            ("rebuild", rebuild::run),
+            ("survey", survey::run),
+            ("watch", watch::run),
+        ];
         let started = threads.map(|(name, run)| {
             let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
             std::thread::Builder::new()

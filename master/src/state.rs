@@ -46,6 +46,7 @@ pub struct Master {
     pub clients: Mutex<Clients>,
     /// Chunks with a configuration change running: one at a time each.
     pub reconfiguring: Mutex<HashSet<ChunkId>>,
+    pub pauses: Mutex<crate::pauses::Pauses>,
     /// Told when a configuration, a server or a lock changed.
     pub changed: Changed,
     /// Who was given a layout to write with, and when (DECISIONS 8).
@@ -155,6 +156,7 @@ impl Master {
             cluster: Mutex::new(Cluster::new(config.profile)),
             clients: Mutex::default(),
             reconfiguring: Mutex::default(),
+            pauses: Mutex::default(),
             changed: Changed::default(),
             write_layouts: Mutex::default(),
             truncating: Mutex::default(),
