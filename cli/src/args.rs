@@ -10,6 +10,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
+/// Less would hardly hold a chunk.
+const CAPACITY_MIN: u64 = 64 << 20;
+
 #[derive(Debug, Parser)]
 #[command(
     name = "dfs",
@@ -160,6 +163,7 @@ impl Restart {
   dfs up --dir ~/dfs --detach               returns when the mount answers
   dfs up --dir ~/dfs --mount /mnt/dfs --chunkservers 5
   dfs up --dir /tmp/drill --profile drill   failures noticed after 3 s
+  dfs up --dir ~/dfs --capacity 20GiB       no chunkserver holds more
 
 --key-file gives a new cluster this key instead of a random one; --server-wait goes to the mount.")]
 pub(crate) struct UpArgs {
@@ -174,6 +178,9 @@ pub(crate) struct UpArgs {
     pub profile: Option<Profile>,
     #[command(flatten)]
     pub timing: servers::TimingArgs,
+    /// Most that each chunkserver may hold, for example 20GiB [default: as last time, at first all the disk has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_capacity)]
+    pub capacity: Option<u64>,
     /// What happens to a process that ends by itself
     #[arg(long, value_enum, default_value = "on-failure")]
     pub restart: Restart,
@@ -473,7 +480,7 @@ pub(crate) struct ChunkserverArgs {
     #[arg(long, value_name = "FILE")]
     pub address_file: Option<PathBuf>,
     /// Use at most this much of the disk, for example 500GiB
-    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_capacity)]
     pub capacity: Option<u64>,
     /// Failure domain, such as a room or a cloud's zone: copies of a chunk are spread over them
     #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
@@ -544,6 +551,14 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
         _ => return Err(format!("unknown unit '{unit}': expected KiB, MiB, GiB, TiB")),
     };
     number.checked_mul(factor).ok_or_else(|| "does not fit in 64 bits".to_owned())
+}
+
+/// What a chunkserver may hold.
+pub(crate) fn parse_capacity(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        size if size < CAPACITY_MIN => Err("a capacity is 64MiB or more".to_owned()),
+        size => Ok(size),
+    }
 }
 
 pub(crate) fn parse_chunk_size(text: &str) -> Result<u64, String> {

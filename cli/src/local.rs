@@ -67,6 +67,9 @@ pub(crate) struct ClusterFile {
     pub rebuild_delay_ms: Option<u64>,
     pub replication: u32,
     pub min_replicas: u32,
+    /// Most that each chunkserver may hold; absent: all its disk has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capacity_bytes: Option<u64>,
     pub chunkservers: Vec<ChunkserverEntry>,
     /// `ip:port` of each role's metrics and health pages; absent in files of older programs.
     #[serde(default)]
@@ -116,6 +119,7 @@ impl ClusterFile {
             rebuild_delay_ms: None,
             replication: 0,
             min_replicas: 0,
+            capacity_bytes: None,
             chunkservers: Vec::new(),
             metrics: BTreeMap::new(),
         }

@@ -236,6 +236,9 @@ impl Supervisor {
         if role == Role::Master {
             arguments.extend(file.timing().arguments());
         }
+        if let (Role::Chunkserver(_), Some(capacity)) = (role, file.capacity_bytes) {
+            arguments.extend(["--capacity".into(), capacity.to_string()]);
+        }
         if *accept_loss && role == Role::Master {
             arguments.push("--accept-loss".into());
         }

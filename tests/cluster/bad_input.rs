@@ -36,6 +36,7 @@ fn wrong_usage_is_exit_code_2() {
         (vec!["ls", "--bogus"], vec!["--bogus", "dfs ls --help"]),
         (vec!["frobnicate"], vec!["frobnicate"]),
         (vec!["up", "--dir", "/tmp/x", "--chunkservers", "0"], vec!["--chunkservers", "'0'"]),
+        (vec!["up", "--dir", "/tmp/x", "--capacity", "1k"], vec!["--capacity", "'1k'", "64MiB"]),
         (vec!["up", "--dir", "/tmp/x", "--profile", "fast"], vec!["fast", "standard"]),
         (vec!["mkdir", "--chunk-size", "3MiB", "/x"], vec!["3MiB", "power of two"]),
         (vec!["chunkserver", "--id", "server-1", "--data", "/tmp/x"], vec!["server-1", "cs-1"]),

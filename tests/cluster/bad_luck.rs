@@ -326,7 +326,7 @@ impl Drop for SmallDisk {
 #[test]
 fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
     need_fuse!();
-    let cluster = Cluster::start();
+    let cluster = Cluster::start_with(Options { capacity: None, ..Options::default() });
     cluster.down();
     // Declared before the cluster is dropped, so that its servers stop first.
     let data = cluster.dir().join("data");

@@ -85,6 +85,8 @@ impl World {
             key: key(),
             segment_bytes: 4 << 20,
             master: Some(self.address()),
+            // However full this machine's disk is.
+            capacity_bytes: Some(4 << 30),
             ..chunkserver::Config::new(ServerId(n), self.dir.path().join(format!("cs-{n}")))
         };
         self.chunkservers[n as usize - 1] = Some(chunkserver::Server::start(config).unwrap());

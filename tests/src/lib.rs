@@ -200,11 +200,19 @@ pub struct Options {
     pub restart: &'static str,
     /// More arguments of the first start.
     pub timing: &'static [&'static str],
+    /// Of each chunkserver; `None`: what its disk has, which is another thing on each machine.
+    pub capacity: Option<&'static str>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { chunkservers: 3, profile: "drill", restart: "never", timing: &[] }
+        Self {
+            chunkservers: 3,
+            profile: "drill",
+            restart: "never",
+            timing: &[],
+            capacity: Some("20GiB"),
+        }
     }
 }
 
@@ -261,14 +269,15 @@ impl Cluster {
     /// If it does not come up.
     #[track_caller]
     pub fn up(&self) {
-        let Options { chunkservers, profile, restart, timing } = &self.options;
+        let Options { chunkservers, profile, restart, timing, capacity } = &self.options;
         let chunkservers = chunkservers.to_string();
         // What a profile differs by is remembered until another is named.
         let again = self.dir().join("cluster.json").exists();
         let (profile, timing): (&[&str], &[&str]) =
             if again { (&[], &[]) } else { (&["--profile", profile], timing) };
         let arguments = ["up", "--detach", "--chunkservers", &chunkservers, "--restart", restart];
-        let output = self.try_dfs(arguments.iter().chain(profile).chain(timing));
+        let capacity: Vec<&str> = capacity.iter().flat_map(|size| ["--capacity", size]).collect();
+        let output = self.try_dfs(arguments.iter().chain(profile).chain(timing).chain(&capacity));
         assert!(
             output.status.success(),
             "dfs up: {}\n{}",

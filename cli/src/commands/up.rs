@@ -168,7 +168,7 @@ fn check_key(dir: &ClusterDir, named: Option<&Path>) -> anyhow::Result<()> {
 
 /// What this start does, from the flags and what the directory remembers. Changes nothing.
 fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> anyhow::Result<Plan> {
-    let UpArgs { mount, chunkservers, profile, timing, restart, detach: _, accept_loss } =
+    let UpArgs { mount, chunkservers, profile, timing, capacity, restart, accept_loss, .. } =
         wanted.args;
     let remembered = dir.read()?;
     let known = remembered.as_ref().map_or(0, |file| file.chunkservers.len());
@@ -210,6 +210,7 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
         )
     })?;
     file.timing().profile(&file.profile)?;
+    file.capacity_bytes = capacity.or(file.capacity_bytes);
     (file.replication, file.min_replicas) = replication_for(chunkservers);
     if chunkservers < CHUNKSERVERS {
         say(&format!(
@@ -311,7 +312,7 @@ fn detach(dir: &ClusterDir, wanted: &Wanted<'_>, lock: Lock) -> anyhow::Result<(
 
 fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Vec<OsString>> {
     let ClusterArgs { dir: _, master: _, key_file, server_wait } = wanted.cluster;
-    let UpArgs { mount, chunkservers, profile, timing, restart, detach: _, accept_loss } =
+    let UpArgs { mount, chunkservers, profile, timing, capacity, restart, detach: _, accept_loss } =
         wanted.args;
     let mut arguments: Vec<OsString> =
         vec!["supervise".into(), "--dir".into(), dir.root().into(), "--restart".into()];
@@ -326,6 +327,9 @@ fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<
         arguments.extend(["--profile".into(), profile.name().into()]);
     }
     arguments.extend(timing.arguments().into_iter().map(OsString::from));
+    if let Some(capacity) = capacity {
+        arguments.extend(["--capacity".into(), capacity.to_string().into()]);
+    }
     if let Some(path) = key_file {
         arguments.extend(["--key-file".into(), path.into()]);
     }

@@ -11,10 +11,11 @@ use crate::chunk::Member;
 use crate::ids::{ChunkId, ServerId};
 use crate::time::Timestamp;
 
-/// Share of a disk that copies leave free, in permille: for journals, for writers, and for the next failure.
-pub const RESERVE_PERMILLE: u64 = 100;
-/// As [`RESERVE_PERMILLE`], for a chunk with one copy left.
-pub const LAST_COPY_RESERVE_PERMILLE: u64 = 20;
+/// Share of a disk that copies leave to writers, in permille, above what servers keep for their journals (which they do
+/// not count as free). For last copies nothing is left.
+pub const RESERVE_PERMILLE: u64 = 20;
+/// Most of [`RESERVE_PERMILLE`]: writers of a large disk need no more.
+pub const RESERVE_BYTES_MAX: u64 = 16 << 30;
 /// Servers that fall silent within so long of each other went together.
 pub const TOGETHER_MS: u64 = 60_000;
 /// More than so many permille of the servers at once are a network or a power line, not their disks.
@@ -75,9 +76,14 @@ pub struct Target {
 }
 
 impl Target {
-    fn has_room(&self, bytes: u64, reserve_permille: u64) -> bool {
-        let reserve = self.total_bytes / 1000 * reserve_permille;
-        bytes <= self.free_bytes.saturating_sub(reserve)
+    /// For copies of chunks that have another one.
+    fn room_bytes(&self) -> u64 {
+        let reserve = (self.total_bytes / 1000 * RESERVE_PERMILLE).min(RESERVE_BYTES_MAX);
+        self.free_bytes.saturating_sub(reserve)
+    }
+
+    fn has_room(&self, short: &Short) -> bool {
+        short.bytes <= if short.good <= 1 { self.free_bytes } else { self.room_bytes() }
     }
 
     /// What it was given, for a disk that is all free.
@@ -113,13 +119,12 @@ pub fn assign(
         if limits.in_all <= running {
             break;
         }
-        let reserve = if short.good <= 1 { LAST_COPY_RESERVE_PERMILLE } else { RESERVE_PERMILLE };
         let best = targets
             .iter_mut()
             .filter(|target| {
                 target.incoming < limits.per_target
                     && !short.holders.contains(&target.member.server)
-                    && target.has_room(short.bytes, reserve)
+                    && target.has_room(short)
             })
             .min_by_key(|target| {
                 let shared = short.holders.iter().filter_map(|holder| places.get(holder));
@@ -223,11 +228,7 @@ pub fn hold_for_silence(servers: &[Watched]) -> Option<Hold> {
 /// Whether `needed_bytes` of copies would leave the targets fuller than their reserve.
 #[must_use]
 pub fn hold_for_room(needed_bytes: u64, targets: &[Target]) -> Option<Hold> {
-    let room = targets.iter().map(|target| {
-        let reserve = target.total_bytes / 1000 * RESERVE_PERMILLE;
-        target.free_bytes.saturating_sub(reserve)
-    });
-    let room_bytes = room.sum();
+    let room_bytes = targets.iter().map(Target::room_bytes).sum();
     (room_bytes < needed_bytes).then_some(Hold::Full { needed_bytes, room_bytes })
 }
 
@@ -332,13 +333,14 @@ mod tests {
 
     #[test]
     fn the_reserve_is_for_last_copies() {
-        let full = || [Target { free_bytes: 90 << 30, ..target(2) }];
+        let full = || [Target { free_bytes: 15 << 30, ..target(2) }];
         let assign = |short: Short, mut targets: [Target; 1]| {
             assign(&[short], &mut targets, &BTreeMap::new(), WIDE).len()
         };
         assert_eq!(assign(short(1, 2, &[1]), full()), 0);
         assert_eq!(assign(short(1, 1, &[1]), full()), 1);
-        assert_eq!(assign(short(1, 1, &[1]), [Target { free_bytes: 15 << 30, ..target(2) }]), 0);
+        let too_full = [Target { free_bytes: 1, ..target(2) }];
+        assert_eq!(assign(short(1, 1, &[1]), too_full), 0);
         assert_eq!(
             hold_for_room(1 << 30, &full()),
             Some(Hold::Full { needed_bytes: 1 << 30, room_bytes: 0 })
