@@ -200,7 +200,10 @@ fn a_failover_is_found_by_silence_refuses_at_every_door_and_ends_with_recover() 
     let all = events(&cluster);
     let dead = all.iter().find(|(_, _, kind, _)| kind == "dead").unwrap();
     assert!(dead.3.starts_with("silent for 3."), "{dead:?}");
-    assert!(all.iter().any(|(_, _, kind, _)| kind == "reconfigured"), "{all:?}");
+    // Told once no more come.
+    wait_until("configuration changes are told", || {
+        events(&cluster).iter().any(|(_, _, kind, _)| kind == "reconfigured")
+    });
     // Only the newest, if so asked.
     assert_eq!(cluster.dfs(["events", "-n", "2"]).lines().count(), 2);
 }
@@ -306,6 +309,8 @@ fn what_a_server_in_maintenance_holds_is_not_copied() {
         .map(|server| server.as_str().unwrap().to_owned())
         .collect();
     let (away, gone) = (servers[1].as_str(), servers[2].as_str());
+    // Nobody waits for what was never reported.
+    wait_until("the master was told of the replica", || server(&cluster, away)["chunks"] == 1);
     let said = cluster.dfs(["maintenance", away, "--for", "30m"]);
     assert!(said.contains("in maintenance until"), "{said}");
     cluster.kill(away);

@@ -120,16 +120,30 @@ pub fn run_with_input(command: &mut Command, input: &[u8], limit: Duration) -> O
         output
     });
     if wait.recv_timeout(limit).is_err() {
+        let threads = threads_of(pid);
         signal(pid, Signal::KILL);
         let output = collector.join().expect("collector").expect("output");
         panic!(
-            "{command:?} did not end within {limit:?}; it said: {}{}",
+            "{command:?} did not end within {limit:?}; its threads: {threads}; it said: {}{}",
             String::from_utf8_lossy(&output.stdout),
             String::from_utf8_lossy(&output.stderr)
         );
     }
     feeder.join().expect("feeder");
     collector.join().expect("collector").expect("output")
+}
+
+/// Where each thread of a process waits: name, state, system call, function of the kernel.
+fn threads_of(pid: u32) -> String {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let tasks = tasks.into_iter().flatten().flatten().map(|task| {
+        let read = |file| std::fs::read_to_string(task.path().join(file)).unwrap_or_default();
+        let stat = read("stat");
+        let state = stat.rsplit(") ").next().and_then(|rest| rest.chars().next()).unwrap_or('?');
+        let (comm, syscall, wchan) = (read("comm"), read("syscall"), read("wchan"));
+        format!("{} {state} {} {wchan}", comm.trim(), syscall.trim())
+    });
+    tasks.collect::<Vec<_>>().join(", ")
 }
 
 /// Standard output of a run that must succeed.

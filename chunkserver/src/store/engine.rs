@@ -48,6 +48,7 @@ pub(super) struct Engine {
     /// The disk was too full to put an operation in place: writes are refused until that works.
     pub(super) stuck: AtomicBool,
     pub(super) checkpoint_turn: Mutex<()>,
+    pub(super) purging: Mutex<()>,
     pub(super) accounts: Accounts,
     pub(super) signal: Signal,
 }

@@ -135,6 +135,7 @@ pub(super) fn open(
         journal,
         files,
         cells: RwLock::new(cells),
+        purging: Mutex::new(()),
         unslotted: Mutex::new(BTreeMap::new()),
         pending: Mutex::new(BTreeSet::new()),
         pending_bytes: AtomicU64::new(0),

@@ -21,7 +21,7 @@ pub(super) struct Accounts {
     chunk_bytes: AtomicU64,
     chunk_count: AtomicU64,
     reserved_bytes: AtomicU64,
-    quarantine_bytes: AtomicU64,
+    pub(super) quarantine_bytes: AtomicU64,
 }
 
 fn rounded(len: u64) -> u64 {
@@ -189,12 +189,13 @@ impl Engine {
 
     fn set_aside(&self, chunk: ChunkId, lsn: u64) -> Result<(), StoreError> {
         let to = quarantine_path(chunk, lsn);
+        // Counted first: once it stands there, whoever needs room may remove it and subtract it.
+        self.accounts.add_quarantined(self.disk.allocated_bytes(&chunk_path(chunk))?);
         self.disk
             .rename(&chunk_path(chunk), &to)
             .and_then(|()| self.disk.sync_dir(QUARANTINE_DIR))
             .and_then(|()| self.disk.sync_dir(&chunk_dir(chunk)))
             .map_err(|err| self.fate.fatal("put a chunk aside", &err))?;
-        self.accounts.add_quarantined(self.disk.allocated_bytes(&to)?);
         Ok(())
     }
 
@@ -216,6 +217,8 @@ impl Engine {
 
     /// Until the disk has so much room.
     fn purge_until(&self, room_bytes: u64) -> Result<u64, StoreError> {
+        // Two that need room would remove the same files.
+        let _one = lock(&self.purging);
         let mut names = self.disk.list(QUARANTINE_DIR)?;
         // Names begin with the record of the deletion: by age.
         names.sort_unstable();

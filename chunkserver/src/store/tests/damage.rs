@@ -307,6 +307,36 @@ fn quarantine_counts_as_free_and_the_oldest_goes_first() {
 }
 
 #[test]
+fn replicas_are_put_aside_while_two_others_make_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(config(dir.path())).unwrap();
+    for n in 1..=200 {
+        let write = Mutation::Write { offset: 0, data: b"content" };
+        store.apply(ChunkId(n), V1, 1, &spec(SIZE), NOBODY, write).unwrap();
+    }
+    let done = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let purge = || {
+            let mut removed = 0;
+            while !done.load(std::sync::atomic::Ordering::SeqCst) {
+                removed += store.purge_quarantine(u64::MAX >> 1)?;
+            }
+            Ok::<u64, StoreError>(removed)
+        };
+        let purgers = [scope.spawn(purge), scope.spawn(purge)];
+        let put_aside: Result<(), StoreError> =
+            (1..=200).try_for_each(|n| store.quarantine(ChunkId(n)));
+        done.store(true, std::sync::atomic::Ordering::SeqCst);
+        put_aside.unwrap();
+        let removed: u64 = purgers.into_iter().map(|purger| purger.join().unwrap().unwrap()).sum();
+        assert_eq!(removed + store.purge_quarantine(u64::MAX >> 1).unwrap(), 200);
+    });
+    // The accounts have drifted in no direction.
+    let engine = store.engine();
+    assert_eq!(engine.accounts.quarantine_bytes.load(std::sync::atomic::Ordering::SeqCst), 0);
+}
+
+#[test]
 fn a_file_that_somebody_removed_is_not_made_anew_from_the_journal() {
     // Bulk data is not in the journal: what a replay could make of it would be zeros.
     let data = pattern(300_000, 5);
