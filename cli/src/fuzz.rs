@@ -58,6 +58,9 @@ fn sizes_and_times() {
         if let Ok(bytes) = chunk_size {
             assert!(bytes.is_power_of_two() && args::parse_size(text) == Ok(bytes));
         }
+        if let Ok(bytes) = args::parse_capacity(text) {
+            assert_eq!(args::parse_size(text), Ok(bytes));
+        }
         if let Ok(name) = args::parse_domain(text) {
             assert_eq!(name, text);
         }
