@@ -163,10 +163,13 @@ fn an_append_goes_behind_what_the_other_mount_made_longer() {
         write(&a.join("f"), &vec![b'-'; 10_000]);
         let mut log = OpenOptions::new().append(true).open(b.join("f")).unwrap();
         log.write_all(b"first").unwrap();
+        // What nobody synced or closed may go behind the other mount's change, too.
+        log.sync_all().unwrap();
         let here = OpenOptions::new().write(true).open(a.join("f")).unwrap();
         for size in [65_536, 3_000_000, 200_000_000] {
             here.set_len(size).unwrap();
             log.write_all(b"next").unwrap();
+            log.sync_all().unwrap();
             assert_eq!(fs::metadata(b.join("f")).unwrap().len(), size + 4);
             let mut end = [0; 4];
             File::open(a.join("f")).unwrap().read_exact_at(&mut end, size).unwrap();
