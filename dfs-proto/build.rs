@@ -2,7 +2,10 @@
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/control.proto", "proto/servers.proto"], ["proto"])?;
+    let files = protox::compile(
+        ["proto/control.proto", "proto/servers.proto", "proto/jobs.proto"],
+        ["proto"],
+    )?;
     tonic_prost_build::configure().compile_fds(files)?;
     Ok(())
 }

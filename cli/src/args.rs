@@ -1,5 +1,6 @@
 //! The command line: every verb, flag and example. Help, shell completions and the man page are made from this.
 
+pub(crate) mod jobs;
 pub(crate) mod servers;
 
 use std::ffi::OsString;
@@ -75,6 +76,10 @@ pub(crate) enum Command {
     Maintenance(servers::MaintenanceArgs),
     /// Show what happened to servers and chunks
     Events(servers::EventsArgs),
+    /// Long work over workers: create, report, take snapshots, look back
+    Job(jobs::JobArgs),
+    /// List jobs
+    Jobs(jobs::JobsArgs),
     /// Measure a directory, with ratios to another in the same run
     Bench(crate::bench::BenchArgs),
 

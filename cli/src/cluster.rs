@@ -53,6 +53,8 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Recover(_)
         | Command::Maintenance(_)
         | Command::Events(_)
+        | Command::Job(_)
+        | Command::Jobs(_)
         | Command::Put(_)
         | Command::Get(_)
         | Command::Ls(_)

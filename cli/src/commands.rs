@@ -10,6 +10,7 @@ pub(crate) mod explain;
 pub(crate) mod failover;
 pub(crate) mod fsck;
 pub(crate) mod get;
+pub(crate) mod job;
 pub(crate) mod locate;
 pub(crate) mod ls;
 pub(crate) mod maintenance;

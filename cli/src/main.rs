@@ -76,6 +76,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Recover(args) => commands::failover::recover(cluster, args),
         Command::Maintenance(args) => commands::maintenance::run(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
+        Command::Job(args) => commands::job::run(cluster, args),
+        Command::Jobs(args) => commands::job::list(cluster, args),
         Command::Put(args) => commands::put::run(cluster, args),
         Command::Get(args) => commands::get::run(cluster, args),
         Command::Ls(args) => commands::ls::run(cluster, args),

@@ -11,7 +11,7 @@ use std::fmt;
 use crate::chunk::{Chunk, Member, Preparing};
 use crate::command::{Lock, LockKind};
 use crate::ids::{ChunkId, ClientId, InodeNo};
-use crate::meta::{Client, Key, MetaStore, OUTSTANDING_MAX, PARTS_MAX, Record, Superblock};
+use crate::meta::{Client, Key, MetaStore, OUTSTANDING_MAX, PARTS_MAX, Record, Superblock, jobs};
 use crate::namespace::acl::{self, Acl};
 use crate::namespace::{
     Body, Dentry, FILE_BYTES_MAX, FileKind, INLINE_BYTES_MAX, Inode, XATTR_TOTAL_BYTES_MAX,
@@ -41,7 +41,7 @@ impl fmt::Display for Violation {
 #[must_use]
 pub fn check(store: &dyn MetaStore) -> Vec<Violation> {
     let mut walk = Walk::new(store);
-    let end = Key::Event(u64::MAX);
+    let end = Key::LAST;
     let mut from = Key::Super;
     let mut seen_from = false;
     loop {
@@ -158,6 +158,25 @@ impl<'a> Walk<'a> {
                 self.require(once, key, "an overlay is there twice");
             }
             (Key::Event(number), Record::Event(_)) => self.last_event = Some(*number),
+            (Key::Job(id), Record::Job(job)) => {
+                let next = self.superblock.as_ref().map_or(0, |superblock| superblock.next_job);
+                self.require(id.0 < next, key, "its number was never given out");
+                self.require(
+                    job.phase.has_ended() == job.ended.is_some(),
+                    key,
+                    "an end without an end",
+                );
+            }
+            (Key::JobState(id, worker, from), Record::JobState(_)) => {
+                match jobs::job(self.store, *id) {
+                    Some(job) => {
+                        self.require(*worker < job.workers, key, "no such worker");
+                        let early = u64::MAX - from <= job.snapshots;
+                        self.require(early, key, "from a snapshot to come");
+                    }
+                    None => self.wrong(key, "no such job"),
+                }
+            }
             (Key::Client(id), Record::Client(client)) => {
                 self.clients.insert(*id, (client.clone(), 0));
             }

@@ -7,6 +7,7 @@ use crate::chunk::{Configuration, Member};
 use crate::cluster::overlay::OverlayKind;
 use crate::event::Event;
 use crate::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId};
+use crate::job::{JobId, JobPhase};
 use crate::namespace::{Attr, Layout, NamespaceError};
 use crate::time::WallTime;
 
@@ -283,6 +284,33 @@ pub enum Change {
         events: Vec<Event>,
     },
 
+    // Jobs.
+    /// `Number`: its id.
+    CreateJob {
+        name: String,
+        workers: u32,
+        by: String,
+        request: u128,
+    },
+    /// Worker and state, of as many as wanted.
+    SetJobStates {
+        job: JobId,
+        states: Vec<(u32, u64)>,
+    },
+    /// `Number`: the snapshot's.
+    SnapshotJob {
+        job: JobId,
+        request: u128,
+    },
+    SetJobPhase {
+        job: JobId,
+        phase: JobPhase,
+    },
+    /// `Number`: records that went; again until 0.
+    ForgetJob {
+        job: JobId,
+    },
+
     // Locks.
     /// Take (`kind`) or release (`None`) `start..=end`; conflicting locks of others refuse with `Locked`.
     SetLock {
@@ -341,4 +369,5 @@ pub enum Outcome {
     },
     /// A lock was released or downgraded: somebody may be waiting.
     LockChanged,
+    Number(u64),
 }

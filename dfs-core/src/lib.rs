@@ -9,6 +9,7 @@ pub mod command;
 pub mod event;
 pub mod exposure;
 pub mod ids;
+pub mod job;
 pub mod meta;
 pub mod namespace;
 pub mod plan;

@@ -12,9 +12,11 @@ use crate::cluster::overlay::Overlay;
 use crate::command::{Lock, Outcome};
 use crate::event::Event;
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
+use crate::job::{Job, JobId};
 use crate::namespace::{Dentry, FileKind, Inode};
 use crate::time::WallTime;
 
+pub mod jobs;
 mod servers;
 mod session;
 mod transaction;
@@ -62,6 +64,15 @@ pub enum Key {
     /// Chunks of an inode that no size commit covered yet, attached or not. Holds the chunk's id.
     Unborn(InodeNo, ChunkId),
     Event(u64),
+    Job(JobId),
+    /// What a worker had done, from a snapshot on: job, worker, and what is left from the snapshot to the last number,
+    /// so that later ones come first.
+    JobState(JobId, u32, u64),
+}
+
+impl Key {
+    /// No key is behind it.
+    pub const LAST: Self = Self::JobState(JobId(u64::MAX), u32::MAX, u64::MAX);
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,6 +97,8 @@ pub enum Record {
     Client(Client),
     Reply(Outcome),
     Event(Event),
+    Job(Job),
+    JobState(u64),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -105,6 +118,7 @@ pub struct Superblock {
     /// Sum of file sizes, modulo 2^64 (two sparse files can pass that).
     pub file_bytes: u64,
     pub next_event: u64,
+    pub next_job: u64,
 }
 
 /// A chunkserver that ever registered, with the disk it brought.

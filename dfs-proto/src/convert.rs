@@ -9,6 +9,7 @@ use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
+use dfs_core::job::{Job, JobId, JobPhase};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::time::{Timestamp, WallTime};
@@ -26,6 +27,7 @@ wire_newtype!(
     Epoch(u64),
     WallTime(i64),
     Timestamp(u64),
+    JobId(u64),
 );
 wire_struct!(OpId { client, op, part });
 
@@ -156,6 +158,9 @@ wire_enum!(EventKind {
 });
 wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);
+wire_list!((u32, u64));
+wire_enum!(JobPhase { 1 = Running, 2 = Paused, 3 = Done, 4 = Cancelled });
+wire_struct!(Job { name, by, phase, workers, snapshots, began, ended, request, snapshot_request });
 wire_struct!(Command { at, id, low_water, change });
 wire_enum!(Change {
     1 = Start { epoch, nonce, fs, replication, min_replicas },
@@ -190,6 +195,11 @@ wire_enum!(Change {
     64 = SetOverlay { server, kind, until, by, cause },
     65 = ClearOverlay { server, kind, only_until, by },
     66 = Note { events },
+    70 = CreateJob { name, workers, by, request },
+    71 = SetJobStates { job, states },
+    72 = SnapshotJob { job, request },
+    73 = SetJobPhase { job, phase },
+    74 = ForgetJob { job },
     80 = SetLock { ino, client, owner, start, end, kind, pid },
 });
 wire_enum!(Outcome {
@@ -203,6 +213,7 @@ wire_enum!(Outcome {
     8 = Chunk { chunk, record },
     9 = Truncating { tail, attr },
     10 = LockChanged,
+    11 = Number(number),
 });
 
 wire_struct!(Superblock {
@@ -217,7 +228,8 @@ wire_struct!(Superblock {
     inode_count,
     chunk_count,
     file_bytes,
-    next_event
+    next_event,
+    next_job
 });
 wire_struct!(Server { disk, registered, overlays });
 wire_struct!(Client { name, began, low_water, reply_count, fenced });
@@ -237,6 +249,8 @@ wire_enum!(Record {
     13 = Client(record),
     14 = Reply(record),
     15 = Event(record),
+    16 = Job(record),
+    17 = JobState(record),
 });
 
 /// A key as bytes whose order is the derived order of [`Key`]: one tag byte, big-endian fields, names last.
@@ -263,6 +277,12 @@ pub fn encode_key(key: &Key) -> Vec<u8> {
         Key::Garbage(chunk) => tagged(&mut out, 11, &[chunk.0]),
         Key::Unborn(ino, chunk) => tagged(&mut out, 15, &[ino.0, chunk.0]),
         Key::Event(number) => tagged(&mut out, 16, &[*number]),
+        Key::Job(job) => tagged(&mut out, 17, &[job.0]),
+        Key::JobState(job, worker, from) => {
+            tagged(&mut out, 18, &[job.0]);
+            out.extend_from_slice(&worker.to_be_bytes());
+            out.extend_from_slice(&from.to_be_bytes());
+        }
         Key::Server(server) => {
             out.push(12);
             out.extend_from_slice(&server.0.to_be_bytes());
@@ -325,6 +345,12 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
         ),
         15 => Key::Unborn(InodeNo(be64(&mut input)?), ChunkId(be64(&mut input)?)),
         16 => Key::Event(be64(&mut input)?),
+        17 => Key::Job(JobId(be64(&mut input)?)),
+        18 => Key::JobState(
+            JobId(be64(&mut input)?),
+            u32::get(&mut input)?.swap_bytes(),
+            be64(&mut input)?,
+        ),
         tag => return Err(DecodeError::Tag { of: "Key", tag: u32::from(tag) }),
     };
     match input.remaining() {

@@ -11,6 +11,7 @@ pub mod config;
 pub mod control;
 pub mod fsck;
 pub mod group;
+pub mod jobs;
 pub mod journal;
 pub mod metrics;
 pub mod pauses;

@@ -337,7 +337,12 @@ fn change_of_client(
         | Change::RegisterServer { .. }
         | Change::SetOverlay { .. }
         | Change::ClearOverlay { .. }
-        | Change::Note { .. } => true,
+        | Change::Note { .. }
+        | Change::CreateJob { .. }
+        | Change::SetJobStates { .. }
+        | Change::SnapshotJob { .. }
+        | Change::SetJobPhase { .. }
+        | Change::ForgetJob { .. } => true,
     };
     if forbidden {
         return Err(MetaFailure::BadRequest {

@@ -19,6 +19,7 @@ use dfs_core::meta::{self, Key, MetaStore, Record, Superblock};
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::control::admin_server::AdminServer;
+use dfs_proto::control::jobs_server::JobsServer;
 use dfs_proto::control::master_control_server::MasterControlServer;
 use dfs_proto::control::server_admin_server::ServerAdminServer;
 use dfs_proto::control::wishes_server::WishesServer;
@@ -173,6 +174,7 @@ impl Server {
                 )
                 .add_service(WishesServer::new(service.clone()))
                 .add_service(ServerAdminServer::new(service.clone()))
+                .add_service(JobsServer::new(service.clone()))
                 .add_service(AdminServer::new(service))
                 .serve_with_incoming(control_incoming(connections))
                 .await;

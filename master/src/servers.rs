@@ -49,7 +49,7 @@ fn id(text: &str) -> Result<ServerId, Status> {
         .map_err(|error: dfs_core::ids::BadServerId| Status::invalid_argument(error.to_string()))
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Status> + Send + 'static,
 ) -> Result<Response<T>, Status> {
     tokio::task::spawn_blocking(work)

@@ -90,7 +90,7 @@ impl Client {
 
 /// Everything but what a new reign changes.
 fn state(server: &Server) -> Vec<(Key, Record)> {
-    let above = Key::Event(u64::MAX);
+    let above = Key::LAST;
     let mut all = server.master.reader().range(&Key::Super, &above, usize::MAX);
     all.retain(|(key, _)| !matches!(key, Key::Super | Key::Event(_)));
     all

@@ -7,6 +7,7 @@ mod bad_luck;
 mod commands;
 mod failover;
 mod hang;
+mod jobs;
 mod pages;
 mod ports;
 mod predictions;

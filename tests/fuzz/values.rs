@@ -9,6 +9,7 @@ use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
+use dfs_core::job::{Job, JobId, JobPhase};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::time::WallTime;
@@ -147,6 +148,16 @@ fn changes() -> Vec<Change> {
         let cause = "drill".to_owned();
         changes.push(Change::SetOverlay { server, kind, until, by: by.clone(), cause });
         changes.push(Change::ClearOverlay { server, kind, only_until: until, by });
+    }
+    let job = JobId(4);
+    changes.extend([
+        Change::CreateJob { name: "copy".to_owned(), workers: 3, by: "ada".to_owned(), request: 9 },
+        Change::SetJobStates { job, states: vec![(0, 1), (2, u64::MAX)] },
+        Change::SnapshotJob { job, request: u128::MAX },
+        Change::ForgetJob { job },
+    ]);
+    for phase in [JobPhase::Running, JobPhase::Paused, JobPhase::Done, JobPhase::Cancelled] {
+        changes.push(Change::SetJobPhase { job, phase });
     }
     for mode in [XattrMode::Set, XattrMode::Create, XattrMode::Replace] {
         changes.push(Change::SetXattr { ino: INO, name: name(), value: vec![0; 9], mode });
@@ -287,6 +298,7 @@ pub(crate) fn outcomes() -> Vec<Outcome> {
         Outcome::Chunk { chunk: CHUNK, record: chunk() },
         Outcome::Truncating { tail: Some((CHUNK, 6)), attr: attr() },
         Outcome::LockChanged,
+        Outcome::Number(7),
     ]);
     outcomes
 }
@@ -334,6 +346,18 @@ pub(crate) fn records() -> Vec<Record> {
                 .map(|kind| Overlay { kind, since: TIME, until: Some(TIME), by: "ada".into() })
                 .to_vec(),
         }),
+        Record::JobState(u64::MAX),
+        Record::Job(Job {
+            name: "copy".to_owned(),
+            by: "ada".to_owned(),
+            phase: JobPhase::Done,
+            workers: 3,
+            snapshots: 2,
+            began: TIME,
+            ended: Some(TIME),
+            request: 1,
+            snapshot_request: 2,
+        }),
         Record::Event(Event {
             at: TIME,
             kind: EventKind::Dead,
@@ -371,6 +395,8 @@ pub(crate) fn keys() -> Vec<Key> {
             Key::Garbage(ChunkId(n)),
             Key::Server(ServerId(n as u32)),
             Key::Event(n),
+            Key::Job(JobId(n)),
+            Key::JobState(JobId(n), 7, n),
             Key::Client(ClientId(u128::from(n) << 60)),
             Key::Reply(ClientId(u128::from(n)), 256, 1),
         ]);

@@ -33,6 +33,7 @@ pub fn init(
             chunk_count: 0,
             file_bytes: 0,
             next_event: 0,
+            next_job: 1,
         }),
     );
     let root = Inode {
@@ -169,6 +170,14 @@ impl Transaction<'_> {
                 self.clear_overlay(*server, *kind, *only_until, by)
             }
             Change::Note { events } => self.note_all(events),
+
+            Change::CreateJob { name, workers, by, request } => {
+                self.create_job(name, *workers, by, *request)
+            }
+            Change::SetJobStates { job, states } => self.set_job_states(*job, states),
+            Change::SnapshotJob { job, request } => self.snapshot_job(*job, *request),
+            Change::SetJobPhase { job, phase } => self.set_job_phase(*job, *phase),
+            Change::ForgetJob { job } => self.forget_job(*job),
 
             Change::SetLock { ino, client, owner, start, end, kind, pid } => self.set_lock(
                 *ino,

@@ -39,7 +39,7 @@ pub(super) fn content(store: &dyn MetaStore) -> MemStore {
     let mut content = MemStore::new();
     let mut from = Key::Super;
     loop {
-        let page = store.range(&from, &Key::Event(u64::MAX), 100);
+        let page = store.range(&from, &Key::LAST, 100);
         let Some((last, _)) = page.last() else { return content };
         let last = last.clone();
         for (key, record) in page {

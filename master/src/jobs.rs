@@ -1,0 +1,220 @@
+//! Jobs as people's tools ask for them.
+
+use std::sync::Arc;
+
+use dfs_core::command::{Change, Outcome};
+use dfs_core::job::{Job, JobError, JobId, JobPhase, STATES_MAX};
+use dfs_core::meta::jobs;
+use dfs_proto::control::jobs_server::Jobs;
+use dfs_proto::control::{
+    JobChange, JobCreateReply, JobCreateRequest, JobDone, JobFetchStateReply, JobFetchStateRequest,
+    JobForgetRequest, JobHistoryReply, JobHistoryRequest, JobListReply, JobListRequest,
+    JobSetPhaseRequest, JobSetStatesRequest, JobSnapshotReply, JobSnapshotRequest, JobStatus,
+    JobWorkerProgress, JobWorkersReply, JobWorkersRequest,
+};
+use tonic::{Request, Response, Status};
+
+use crate::control::Control;
+use crate::servers::blocking;
+use crate::state::Master;
+
+/// Jobs, workers or changes in one answer.
+const PAGE: u32 = 1_000;
+
+fn refused(error: JobError) -> Status {
+    match error {
+        JobError::Unknown(_) => Status::not_found(error.to_string()),
+        JobError::Worker { .. } | JobError::Snapshot { .. } | JobError::Workers(_) => {
+            Status::invalid_argument(error.to_string())
+        }
+        JobError::Ended { .. } => Status::failed_precondition(error.to_string()),
+    }
+}
+
+fn propose(master: &Master, change: Change) -> Result<Outcome, Status> {
+    match master.propose(None, 0, change) {
+        Ok(Outcome::Refused(error)) => Err(Status::failed_precondition(error.to_string())),
+        Err(error) => Err(Status::unavailable(error.to_string())),
+        Ok(outcome) => Ok(outcome),
+    }
+}
+
+fn number(outcome: &Outcome) -> Result<u64, Status> {
+    match outcome {
+        Outcome::Number(number) => Ok(*number),
+        other => Err(Status::internal(format!("not a number: {other:?}"))),
+    }
+}
+
+fn request_id(bytes: &[u8]) -> Result<u128, Status> {
+    let bytes: [u8; 16] = bytes.try_into().map_err(|_| {
+        Status::invalid_argument(format!("a request has 16 bytes, not {}", bytes.len()))
+    })?;
+    Ok(u128::from_be_bytes(bytes))
+}
+
+fn phase(text: &str) -> Result<JobPhase, Status> {
+    let all = [JobPhase::Running, JobPhase::Paused, JobPhase::Done, JobPhase::Cancelled];
+    all.into_iter()
+        .find(|phase| phase.to_string() == text)
+        .ok_or_else(|| Status::invalid_argument(format!("unknown phase '{text}'")))
+}
+
+fn known(master: &Master, id: JobId) -> Result<Job, Status> {
+    jobs::job(&master.reader(), id).ok_or_else(|| refused(JobError::Unknown(id)))
+}
+
+fn to_wire(id: JobId, job: Job) -> JobStatus {
+    let Job { name, by, phase, workers, snapshots, began, ended, request: _, snapshot_request: _ } =
+        job;
+    JobStatus {
+        id: id.0,
+        name,
+        by,
+        phase: phase.to_string(),
+        workers,
+        snapshots,
+        began_ns: began.0,
+        ended_ns: ended.map(|ended| ended.0),
+    }
+}
+
+/// Answers with what `work` finds, on a thread that may wait for the log.
+macro_rules! answer {
+    ($control:expr, $request:expr, $work:expr) => {{
+        let (master, request) = (Arc::clone(&$control.0), $request.into_inner());
+        blocking(move || $work(&master, request)).await
+    }};
+}
+
+#[tonic::async_trait]
+impl Jobs for Control {
+    async fn create(
+        &self,
+        request: Request<JobCreateRequest>,
+    ) -> Result<Response<JobCreateReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobCreateRequest { name, workers, by, request } = request;
+            let request = request_id(&request)?;
+            let made = propose(master, Change::CreateJob { name, workers, by, request })?;
+            Ok(JobCreateReply { id: number(&made)? })
+        })
+    }
+
+    async fn set_states(
+        &self,
+        request: Request<JobSetStatesRequest>,
+    ) -> Result<Response<JobDone>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobSetStatesRequest { id, states } = request;
+            if STATES_MAX < states.len() {
+                let text = format!("at most {STATES_MAX} states at once, not {}", states.len());
+                return Err(Status::invalid_argument(text));
+            }
+            let states = states.into_iter().map(|set| (set.worker, set.state)).collect();
+            propose(master, Change::SetJobStates { job: JobId(id), states })?;
+            Ok(JobDone {})
+        })
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<JobSnapshotRequest>,
+    ) -> Result<Response<JobSnapshotReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobSnapshotRequest { id, request } = request;
+            let request = request_id(&request)?;
+            let taken = propose(master, Change::SnapshotJob { job: JobId(id), request })?;
+            Ok(JobSnapshotReply { snapshot: number(&taken)? })
+        })
+    }
+
+    async fn fetch_state(
+        &self,
+        request: Request<JobFetchStateRequest>,
+    ) -> Result<Response<JobFetchStateReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobFetchStateRequest { id, worker, snapshot } = request;
+            let state = jobs::fetch_state(&master.reader(), JobId(id), worker, snapshot);
+            Ok(JobFetchStateReply { state: state.map_err(refused)? })
+        })
+    }
+
+    async fn set_phase(
+        &self,
+        request: Request<JobSetPhaseRequest>,
+    ) -> Result<Response<JobDone>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobSetPhaseRequest { id, phase: text } = request;
+            let phase = phase(&text)?;
+            propose(master, Change::SetJobPhase { job: JobId(id), phase })?;
+            Ok(JobDone {})
+        })
+    }
+
+    async fn forget(
+        &self,
+        request: Request<JobForgetRequest>,
+    ) -> Result<Response<JobDone>, Status> {
+        answer!(self, request, |master: &Master, request: JobForgetRequest| {
+            let job = JobId(request.id);
+            known(master, job)?;
+            while 0 < number(&propose(master, Change::ForgetJob { job })?)? {}
+            Ok(JobDone {})
+        })
+    }
+
+    async fn list(
+        &self,
+        request: Request<JobListRequest>,
+    ) -> Result<Response<JobListReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobListRequest { from, max } = request;
+            let page =
+                jobs::jobs(&master.reader(), JobId(from), max.clamp(1, PAGE) as usize).into_iter();
+            Ok(JobListReply { jobs: page.map(|(id, job)| to_wire(id, job)).collect() })
+        })
+    }
+
+    async fn workers(
+        &self,
+        request: Request<JobWorkersRequest>,
+    ) -> Result<Response<JobWorkersReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobWorkersRequest { id, first, max } = request;
+            let (id, store) = (JobId(id), master.reader());
+            let job = known(master, id)?;
+            let end = first.saturating_add(max.clamp(1, PAGE)).min(job.workers);
+            let workers = (first..end).map(|worker| {
+                let newest = jobs::changes(&store, id, worker, job.snapshots, 1);
+                let (since_snapshot, state) = newest.first().copied().unwrap_or((0, 0));
+                let last = job.snapshots.checked_sub(1);
+                let at_last = last.map(|last| jobs::changes(&store, id, worker, last, 1));
+                let at_last = at_last.and_then(|changes| changes.first().copied());
+                let snapshot_state = at_last.map_or(0, |(_, state)| state);
+                JobWorkerProgress { worker, state, snapshot_state, since_snapshot }
+            });
+            let workers = workers.collect();
+            Ok(JobWorkersReply { job: Some(to_wire(id, job)), workers })
+        })
+    }
+
+    async fn history(
+        &self,
+        request: Request<JobHistoryRequest>,
+    ) -> Result<Response<JobHistoryReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobHistoryRequest { id, worker, max } = request;
+            let (id, store) = (JobId(id), master.reader());
+            let job = known(master, id)?;
+            dfs_core::job::check_worker(worker, job.workers).map_err(refused)?;
+            let max = max.clamp(1, PAGE) as usize;
+            let mut changes = jobs::changes(&store, id, worker, job.snapshots, max);
+            changes.reverse();
+            let changes = changes
+                .into_iter()
+                .map(|(from_snapshot, state)| JobChange { from_snapshot, state });
+            Ok(JobHistoryReply { changes: changes.collect() })
+        })
+    }
+}
