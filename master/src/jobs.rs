@@ -40,10 +40,10 @@ fn propose(master: &Master, change: Change) -> Result<Outcome, Status> {
 }
 
 fn number(outcome: &Outcome) -> Result<u64, Status> {
-    match outcome {
-        Outcome::Number(number) => Ok(*number),
-        other => Err(Status::internal(format!("not a number: {other:?}"))),
+    if let Outcome::Number(number) = outcome {
+        return Ok(*number);
     }
+    Err(Status::internal(format!("not a number: {outcome:?}")))
 }
 
 fn request_id(bytes: &[u8]) -> Result<u128, Status> {

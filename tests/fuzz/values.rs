@@ -329,6 +329,7 @@ pub(crate) fn records() -> Vec<Record> {
             chunk_count: 7,
             file_bytes: 8,
             next_event: 9,
+            next_job: 3,
         }),
         Record::Dentry(Dentry { ino: INO, kind: FileKind::Fifo, cookie: 4 }),
         Record::DirSlot { name: name(), ino: INO, kind: FileKind::Socket },

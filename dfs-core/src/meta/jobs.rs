@@ -3,6 +3,7 @@
 //! A state is kept under (job, worker, snapshot it is from on), later ones first: the newest that is not too new is
 //! the first of a range.
 
+pub use super::read::job;
 use super::transaction::{Answer, Transaction};
 use super::{Key, MetaStore, Record};
 use crate::command::Outcome;
@@ -140,15 +141,6 @@ impl Transaction<'_> {
     }
 }
 
-/// The job.
-#[must_use]
-pub fn job(store: &dyn MetaStore, id: JobId) -> Option<Job> {
-    match store.get(&Key::Job(id))? {
-        Record::Job(job) => Some(job),
-        other => panic!("job {id} holds {other:?}"),
-    }
-}
-
 /// At most `limit` jobs from `from` on.
 #[must_use]
 pub fn jobs(store: &dyn MetaStore, from: JobId, limit: usize) -> Vec<(JobId, Job)> {
@@ -239,10 +231,10 @@ mod tests {
     }
 
     fn refusal(outcome: Outcome) -> String {
-        match outcome {
-            Outcome::Refused(NamespaceError::Invalid(text)) => text,
-            other => panic!("{other:?}"),
+        if let Outcome::Refused(NamespaceError::Invalid(text)) = outcome {
+            return text;
         }
+        panic!("{outcome:?}")
     }
 
     #[test]
@@ -254,7 +246,7 @@ mod tests {
         for request in 0..2_000_u128 {
             dice = dice.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
             let draw = dice >> 33;
-            if draw % 3 == 0 {
+            if draw.is_multiple_of(3) {
                 let taken = run(&mut store, Change::SnapshotJob { job: JOB, request });
                 assert_eq!(taken, Outcome::Number(model.snapshot()));
             } else {
@@ -318,12 +310,8 @@ mod tests {
         run(&mut store, Change::SetJobStates { job: JobId(2), states: vec![(0, 9)] });
         run(&mut store, Change::SetJobPhase { job: JOB, phase: JobPhase::Done });
         let mut gone = 0;
-        loop {
-            match run(&mut store, Change::ForgetJob { job: JOB }) {
-                Outcome::Number(0) => break,
-                Outcome::Number(count) => gone += count,
-                other => panic!("{other:?}"),
-            }
+        while let Outcome::Number(count @ 1..) = run(&mut store, Change::ForgetJob { job: JOB }) {
+            gone += count;
         }
         assert_eq!(gone, 2_501);
         assert_eq!(job(&store, JOB), None);

@@ -6,6 +6,7 @@ use super::{Client, Key, MetaStore, Record, Server, Superblock};
 use crate::chunk::{Chunk, Garbage};
 use crate::command::{Lock, LockKind, Outcome};
 use crate::ids::{ChunkId, ClientId, InodeNo, OpId, ServerId};
+use crate::job::{Job, JobId};
 use crate::namespace::{Attr, Body, Dentry, FileKind, Inode, NamespaceError};
 
 /// One entry as readdir shows it.
@@ -37,6 +38,12 @@ macro_rules! typed {
 #[must_use]
 pub fn superblock(store: &dyn MetaStore) -> Option<Superblock> {
     typed!(store, Key::Super, Super)
+}
+
+/// The job.
+#[must_use]
+pub fn job(store: &dyn MetaStore, id: JobId) -> Option<Job> {
+    typed!(store, Key::Job(id), Job)
 }
 
 /// The inode.

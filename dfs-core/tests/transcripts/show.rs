@@ -32,6 +32,7 @@ pub(crate) fn outcome(outcome: &Outcome) -> String {
             format!("cut c{} to {len}, {}", id.0, attr(found))
         }
         Outcome::LockChanged => "lock changed".into(),
+        Outcome::Number(number) => format!("number {number}"),
     }
 }
 
