@@ -337,7 +337,11 @@ fn check_records(content: &[u8], written: &[(usize, Vec<u64>)]) {
         let writer = usize::try_from(who).unwrap();
         let next: &mut usize = &mut found[writer];
         let at = place * RECORD_LEN;
-        assert!(bytes == record(who, *next as u64), "at {at}: not record {next} of {who}");
+        let number = u64::from_le_bytes(bytes[8..16].try_into().unwrap());
+        assert!(
+            bytes == record(who, *next as u64),
+            "at {at}: record {number}, not record {next}, of {who}"
+        );
         if let Some(offset) = written[writer].1.get(*next) {
             assert_eq!(*offset, at as u64);
         }

@@ -14,9 +14,12 @@ pub(super) fn forget_what_was_cut(state: &mut State, index: u64, attr: &Attr) {
     let is_sent = state.layout.is_some();
     let mut moved = Vec::new();
     for (counter, body) in state.queue.bodies_mut() {
-        if let Body::Append { at_least, cuts, .. } = body {
+        // Without a cut the end only rises, and where others carried bytes to may be beyond what is logged.
+        if let Body::Append { at_least, cuts, .. } = body
+            && *cuts != attr.cuts
+        {
             *at_least = here.min(*at_least);
-            if !is_sent && *cuts != attr.cuts {
+            if !is_sent {
                 moved.push(counter);
             }
         }
