@@ -120,12 +120,8 @@ impl MasterLink {
     }
 
     fn request(&self, call: &MetaCall) -> Vec<u8> {
-        MetaRequest {
-            client: self.client,
-            low_water: lock(&self.ops).low_water(),
-            call: call.clone(),
-        }
-        .to_bytes()
+        MetaRequest { client: self.client, results: lock(&self.ops).results(), call: call.clone() }
+            .to_bytes()
     }
 
     fn call_on(

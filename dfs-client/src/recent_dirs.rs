@@ -66,6 +66,7 @@ mod tests {
     use dfs_core::command::{Change, Command, NewKind, Outcome};
     use dfs_core::ids::FsId;
     use dfs_core::meta::{MemStore, apply, attr, init};
+    use dfs_core::results::Results;
     use dfs_core::time::WallTime;
 
     fn root_after(names: i64) -> Attr {
@@ -83,7 +84,8 @@ mod tests {
                 layout: None,
                 open_existing: false,
             };
-            let command = Command { at: WallTime(n + 2), id: None, low_water: 0, change };
+            let command =
+                Command { at: WallTime(n + 2), id: None, results: Results::default(), change };
             assert!(matches!(apply(&mut store, &command), Outcome::Entry { .. }));
         }
         attr(&store, InodeNo::ROOT).unwrap()

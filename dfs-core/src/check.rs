@@ -183,7 +183,7 @@ impl<'a> Walk<'a> {
             (Key::Reply(id, op, _), Record::Reply(_)) => match self.clients.get_mut(id) {
                 Some((client, replies)) => {
                     *replies += 1;
-                    let kept = client.low_water <= *op;
+                    let kept = !client.results.has(*op);
                     self.require(kept, key, "the client said it has this");
                 }
                 None => self.wrong(key, "no such client"),

@@ -9,6 +9,7 @@ use crate::event::Event;
 use crate::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId};
 use crate::job::{JobId, JobPhase};
 use crate::namespace::{Attr, Layout, NamespaceError};
+use crate::results::Results;
 use crate::time::WallTime;
 
 /// One entry of a batch in the log.
@@ -18,8 +19,7 @@ pub struct Command {
     pub at: WallTime,
     /// Who asked, for exactly once. `None`: the leader itself.
     pub id: Option<OpId>,
-    /// The client has the results of all its operations below this.
-    pub low_water: u64,
+    pub results: Results,
     pub change: Change,
 }
 

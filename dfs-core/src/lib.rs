@@ -13,5 +13,6 @@ pub mod job;
 pub mod meta;
 pub mod namespace;
 pub mod plan;
+pub mod results;
 pub mod time;
 pub mod whatif;

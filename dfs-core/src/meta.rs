@@ -14,6 +14,7 @@ use crate::event::Event;
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
 use crate::job::{Job, JobId};
 use crate::namespace::{Dentry, FileKind, Inode};
+use crate::results::Results;
 use crate::time::WallTime;
 
 pub mod jobs;
@@ -135,7 +136,9 @@ pub struct Server {
 pub struct Client {
     pub name: String,
     pub began: WallTime,
-    pub low_water: u64,
+    /// Of these nothing is kept.
+    pub results: Results,
+    /// Results that are kept.
     pub reply_count: u32,
     /// Refused: it ends when every chunkserver refuses it too.
     pub fenced: bool,

@@ -12,9 +12,13 @@ use dfs_core::ids::{
 use dfs_core::job::{Job, JobId, JobPhase};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
+use dfs_core::results::Results;
 use dfs_core::time::{Timestamp, WallTime};
 
-use crate::codec::{DecodeError, Reader, Wire, wire_enum, wire_list, wire_newtype, wire_struct};
+use crate::codec::{
+    DecodeError, Reader, Wire, get_field, get_group, put_group, wire_enum, wire_list, wire_newtype,
+    wire_struct,
+};
 
 wire_newtype!(
     InodeNo(u64),
@@ -161,7 +165,46 @@ wire_list!(Event);
 wire_list!((u32, u64));
 wire_enum!(JobPhase { 1 = Running, 2 = Paused, 3 = Done, 4 = Cancelled });
 wire_struct!(Job { name, by, phase, workers, snapshots, began, ended, request, snapshot_request });
-wire_struct!(Command { at, id, low_water, change });
+/// What [`Results`] are on the wire: the mark, which older programs know too, and behind all other fields what they
+/// skip, the number below which all others have their results, and those awaited after the first.
+pub(crate) type SparseResults = Option<(u64, Vec<u64>)>;
+
+pub(crate) fn sparse_results(results: &Results) -> SparseResults {
+    let (_, rest) = results.awaited().split_first()?;
+    Some((results.below(), rest.to_vec()))
+}
+
+/// # Errors
+/// `Range` if this is not what [`sparse_results`] makes.
+pub(crate) fn results_of(low_water: u64, sparse: SparseResults) -> Result<Results, DecodeError> {
+    let Some((below, rest)) = sparse else { return Ok(Results::all_below(low_water)) };
+    let awaited = std::iter::once(low_water).chain(rest).collect();
+    Results::all_but(awaited, below).ok_or(DecodeError::Range("results"))
+}
+
+wire_list!(u64);
+
+impl Wire for Command {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { at, id, results, change } = self;
+        put_group(out, |out| {
+            at.put(out);
+            id.put(out);
+            results.low_water().put(out);
+            change.put(out);
+            sparse_results(results).put(out);
+        });
+    }
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut group = get_group(input, "Command")?;
+        let at = get_field(&mut group)?;
+        let id = get_field(&mut group)?;
+        let low_water = get_field(&mut group)?;
+        let change = get_field(&mut group)?;
+        let results = results_of(low_water, get_field(&mut group)?)?;
+        Ok(Self { at, id, results, change })
+    }
+}
 wire_enum!(Change {
     1 = Start { epoch, nonce, fs, replication, min_replicas },
     2 = BeginClient { client, name },
@@ -232,7 +275,29 @@ wire_struct!(Superblock {
     next_job
 });
 wire_struct!(Server { disk, registered, overlays });
-wire_struct!(Client { name, began, low_water, reply_count, fenced });
+impl Wire for Client {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { name, began, results, reply_count, fenced } = self;
+        put_group(out, |out| {
+            name.put(out);
+            began.put(out);
+            results.low_water().put(out);
+            reply_count.put(out);
+            fenced.put(out);
+            sparse_results(results).put(out);
+        });
+    }
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut group = get_group(input, "Client")?;
+        let name = get_field(&mut group)?;
+        let began = get_field(&mut group)?;
+        let low_water = get_field(&mut group)?;
+        let reply_count = get_field(&mut group)?;
+        let fenced = get_field(&mut group)?;
+        let results = results_of(low_water, get_field(&mut group)?)?;
+        Ok(Self { name, began, results, reply_count, fenced })
+    }
+}
 wire_enum!(Record {
     1 = Super(record),
     2 = Inode(record),

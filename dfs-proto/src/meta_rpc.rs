@@ -1,20 +1,24 @@
 //! Requests of clients to the master, in frames ([`crate::frame`]): `MetaRequest` in the arguments, no payload.
 //!
-//! A change carries (client, op, part) and the client's low-water mark; its outcome is recorded with its effect.
+//! A change carries (client, op, part) and which results its client has; its outcome is recorded with its effect.
 
 use dfs_core::chunk::Member;
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, InodeNo, ServerId};
 use dfs_core::namespace::{Attr, FileKind, NamespaceError};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 
-use crate::codec::{Wire, wire_enum, wire_list, wire_struct};
+use crate::codec::{
+    DecodeError, Reader, Wire, get_field, get_group, put_group, wire_enum, wire_list, wire_struct,
+};
+use crate::convert::{results_of, sparse_results};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct MetaRequest {
     pub client: ClientId,
-    /// The client has the results of all its changes below this.
-    pub low_water: u64,
+    /// Which results of its changes the client has.
+    pub results: Results,
     pub call: MetaCall,
 }
 
@@ -244,7 +248,25 @@ pub struct MemberAddress {
     pub address: String,
 }
 
-wire_struct!(MetaRequest { client, low_water, call });
+impl Wire for MetaRequest {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { client, results, call } = self;
+        put_group(out, |out| {
+            client.put(out);
+            results.low_water().put(out);
+            call.put(out);
+            sparse_results(results).put(out);
+        });
+    }
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut group = get_group(input, "MetaRequest")?;
+        let client = get_field(&mut group)?;
+        let low_water = get_field(&mut group)?;
+        let call = get_field(&mut group)?;
+        let results = results_of(low_water, get_field(&mut group)?)?;
+        Ok(Self { client, results, call })
+    }
+}
 wire_struct!(FailedMember { version, server });
 wire_list!(Attr, (InodeNo, u32), EntryPlus, NameBytes, ChunkLayout, MemberAddress);
 wire_enum!(MetaCall {
@@ -301,7 +323,7 @@ impl Wire for NameBytes {
     fn put(&self, out: &mut Vec<u8>) {
         self.0.put(out);
     }
-    fn get(input: &mut crate::codec::Reader<'_>) -> Result<Self, crate::codec::DecodeError> {
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
         Vec::<u8>::get(input).map(NameBytes)
     }
 }

@@ -227,13 +227,13 @@ impl Master {
             Body::Chunks { writing, .. } => {
                 if !writing {
                     lock(&self.clients).mark(request.ino);
-                    accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
+                    accepted(self.propose(None, Change::BeginWrite { ino: request.ino })?)?;
                 }
             }
             Body::Inline(_) if request.spill => {}
             Body::Inline(_) if inode.size == 0 => {
                 lock(&self.clients).mark(request.ino);
-                accepted(self.propose(None, 0, Change::BeginWrite { ino: request.ino })?)?;
+                accepted(self.propose(None, Change::BeginWrite { ino: request.ino })?)?;
             }
             Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => {
                 return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
@@ -259,7 +259,7 @@ impl Master {
             primary,
             attach: !request.spill,
         };
-        match accepted(self.propose(None, 0, change)?)? {
+        match accepted(self.propose(None, change)?)? {
             Outcome::Chunk { chunk, .. } => Ok(chunk),
             other => Err(MetaFailure::BadRequest {
                 reason: format!("adding a chunk was answered {other:?}"),
@@ -393,7 +393,7 @@ impl Master {
                 learner: preparing.learner,
                 after_wait: preparing.after_wait,
             };
-            match self.propose(None, 0, change) {
+            match self.propose(None, change) {
                 Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
                 Err(error) => last = error.to_string(),
                 Ok(_) => match self.attempt(chunk, &record, &preparing) {
@@ -496,7 +496,7 @@ impl Master {
         };
         let configuration =
             Configuration { version: preparing.version, members: everybody, primary };
-        match self.propose(None, 0, Change::Activate { chunk, configuration }) {
+        match self.propose(None, Change::Activate { chunk, configuration }) {
             Ok(Outcome::Refused(error)) => {
                 Err(Failed::Final(format!("activation refused: {error}")))
             }

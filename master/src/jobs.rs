@@ -32,7 +32,7 @@ fn refused(error: JobError) -> Status {
 }
 
 fn propose(master: &Master, change: Change) -> Result<Outcome, Status> {
-    match master.propose(None, 0, change) {
+    match master.propose(None, change) {
         Ok(Outcome::Refused(error)) => Err(Status::failed_precondition(error.to_string())),
         Err(error) => Err(Status::unavailable(error.to_string())),
         Ok(outcome) => Ok(outcome),

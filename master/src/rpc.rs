@@ -13,6 +13,7 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Body, FileKind, NamespaceError};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::frame::FrameKind;
@@ -86,7 +87,7 @@ fn serve_registered(master: &Arc<Master>, stream: TcpStream, peer: SocketAddr) {
 }
 
 fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaFailure> {
-    let MetaRequest { client, low_water, call } = request;
+    let MetaRequest { client, results, call } = request;
     if !lock(&master.clients).heard(now(), client) {
         return Err(NamespaceError::NoSession.into());
     }
@@ -98,12 +99,12 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             Ok(MetaReply::Done)
         }
         MetaCall::Change { op, part, change } => {
-            change_of_client(master, OpId { client, op, part }, low_water, change)
+            change_of_client(master, OpId { client, op, part }, &results, change)
                 .map(MetaReply::Outcome)
         }
         MetaCall::ChangeNames { op, change, open } => {
             let id = OpId { client, op, part: 0 };
-            names_of_client(master, id, low_water, change, open)
+            names_of_client(master, id, &results, change, open)
         }
         MetaCall::Lookup { parent, name } => {
             Ok(MetaReply::Attr(meta::lookup(&master.reader(), parent, &name)?))
@@ -171,7 +172,7 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             Ok(layouts(master, ino, first, max.clamp(1, LAYOUTS_MAX)))
         }
         MetaCall::Truncate { op, ino, size } => {
-            let outcome = master.truncate(OpId { client, op, part: 0 }, low_water, ino, size)?;
+            let outcome = master.truncate(OpId { client, op, part: 0 }, &results, ino, size)?;
             Ok(MetaReply::Outcome(outcome))
         }
         MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms } => {
@@ -179,7 +180,7 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             set_lock(
                 master,
                 OpId { client, op, part: 0 },
-                low_water,
+                &results,
                 &change,
                 wait_ms.min(LOCK_WAIT_MAX_MS),
             )
@@ -223,7 +224,7 @@ fn hello(
             // It ended, and its locks are others' now.
             return Err(NamespaceError::NoSession.into());
         }
-        accepted(master.propose(None, 0, Change::BeginClient { client, name })?)?;
+        accepted(master.propose(None, Change::BeginClient { client, name })?)?;
     }
     Ok(MetaReply::Welcome(Welcome {
         fs: master.fs,
@@ -242,7 +243,7 @@ fn hello(
 /// # Errors
 /// If the log does not take it now.
 pub fn fence_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFailure> {
-    master.propose(None, 0, Change::FenceClient { client })?;
+    master.propose(None, Change::FenceClient { client })?;
     lock(&master.clients).fence(client);
     Ok(())
 }
@@ -252,7 +253,7 @@ pub fn fence_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFa
 /// # Errors
 /// If the log does not take it now.
 pub fn end_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFailure> {
-    master.propose(None, 0, Change::EndClient { client })?;
+    master.propose(None, Change::EndClient { client })?;
     let freed = lock(&master.clients).end(client);
     master.changed.tell();
     for ino in freed {
@@ -266,7 +267,7 @@ pub fn end_client(master: &Arc<Master>, client: ClientId) -> Result<(), MetaFail
 fn names_of_client(
     master: &Arc<Master>,
     id: OpId,
-    low_water: u64,
+    results: &Results,
     change: Change,
     open: bool,
 ) -> Result<MetaReply, MetaFailure> {
@@ -285,7 +286,7 @@ fn names_of_client(
             });
         }
     };
-    let outcome = change_of_client(master, id, low_water, change)?;
+    let outcome = change_of_client(master, id, results, change)?;
     if let Outcome::Entry { attr, created: true } = &outcome
         && open
         && attr.kind == FileKind::File
@@ -301,7 +302,7 @@ fn names_of_client(
 fn change_of_client(
     master: &Arc<Master>,
     id: OpId,
-    low_water: u64,
+    results: &Results,
     mut change: Change,
 ) -> Result<Outcome, MetaFailure> {
     let forbidden = match &change {
@@ -358,7 +359,7 @@ fn change_of_client(
         *done_writing = lock(&master.clients).done_writing(id.client, *ino, all_known);
         cleared = done_writing.then_some(*ino);
     }
-    let outcome = master.propose(Some(id), low_water, change);
+    let outcome = master.propose(Some((id, results)), change);
     if let Some(ino) = cleared {
         let mut clients = lock(&master.clients);
         clients.end_clearing(ino);
@@ -473,7 +474,7 @@ fn statfs(master: &Arc<Master>) -> StatfsReply {
 fn set_lock(
     master: &Arc<Master>,
     id: OpId,
-    low_water: u64,
+    results: &Results,
     change: &Change,
     wait_ms: u32,
 ) -> Result<MetaReply, MetaFailure> {
@@ -483,7 +484,7 @@ fn set_lock(
         let seen = master.changed.count();
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() || !is_held(master, change) {
-            return change_of_client(master, id, low_water, change.clone()).map(MetaReply::Outcome);
+            return change_of_client(master, id, results, change.clone()).map(MetaReply::Outcome);
         }
         master.changed.wait(seen, left);
     }

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use dfs_core::command::{Change, Command, Outcome};
 use dfs_core::ids::{ClientId, Epoch, FsId};
 use dfs_core::meta::{self, Key, MetaStore, Record, Superblock};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
 use dfs_proto::control::admin_server::AdminServer;
@@ -304,8 +305,12 @@ fn begin_reign(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Res
         replication: config.replication,
         min_replicas: config.min_replicas,
     };
-    let command =
-        Command { at: WallTime(clock::wall_nanos()), id: None, low_water: 0, change: start };
+    let command = Command {
+        at: WallTime(clock::wall_nanos()),
+        id: None,
+        results: Results::default(),
+        change: start,
+    };
     let (_, outcome) = group
         .propose_blocking(Bytes::from(command.to_bytes()))
         .context("log the start of this reign")?;

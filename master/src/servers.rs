@@ -177,7 +177,7 @@ fn wish(master: &Arc<Master>, request: &WishRequest) -> Result<WishReply, Status
 }
 
 fn propose(master: &Master, change: Change) -> Result<(), Status> {
-    match master.propose(None, 0, change) {
+    match master.propose(None, change) {
         Ok(Outcome::Refused(error)) => Err(Status::failed_precondition(error.to_string())),
         Err(error) => Err(Status::unavailable(error.to_string())),
         Ok(_) => {

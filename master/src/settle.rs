@@ -61,7 +61,7 @@ impl Master {
             kill_priv: false,
         };
         let log = |change| {
-            let outcome = self.propose(None, 0, change).map_err(|error| error.to_string())?;
+            let outcome = self.propose(None, change).map_err(|error| error.to_string())?;
             accepted(outcome).map(drop).map_err(|error| error.to_string())
         };
         log(commit(false))?;

@@ -17,6 +17,7 @@ use dfs_core::command::{Change, Command, Outcome};
 use dfs_core::ids::{ChunkId, ClientId, Epoch, FsId, InodeNo, OpId, ServerId};
 use dfs_core::meta::MetaStore;
 use dfs_core::namespace::NamespaceError;
+use dfs_core::results::Results;
 use dfs_core::time::{Timestamp, WallTime};
 use dfs_proto::codec::Wire;
 use dfs_proto::meta_rpc::MetaFailure;
@@ -188,17 +189,18 @@ impl Master {
         self.store.reader()
     }
 
-    /// Logs and applies `change`.
+    /// Logs and applies `change`, for the client that `asked` or for the master itself.
     ///
     /// # Errors
     /// `Busy` if nothing was done; refusals of the state machine are outcomes, not errors.
     pub fn propose(
         &self,
-        id: Option<OpId>,
-        low_water: u64,
+        asked: Option<(OpId, &Results)>,
         change: Change,
     ) -> Result<Outcome, MetaFailure> {
-        let command = Command { at: WallTime(clock::wall_nanos()), id, low_water, change };
+        let (id, results) =
+            asked.map_or_else(Default::default, |(id, results)| (Some(id), results.clone()));
+        let command = Command { at: WallTime(clock::wall_nanos()), id, results, change };
         let answered = self.group.propose_blocking(command.to_bytes().into());
         decode_outcome(answered)
     }
@@ -208,7 +210,8 @@ impl Master {
     /// # Errors
     /// As [`Self::propose`].
     pub async fn propose_async(&self, change: Change) -> Result<Outcome, MetaFailure> {
-        let command = Command { at: WallTime(clock::wall_nanos()), id: None, low_water: 0, change };
+        let (at, results) = (WallTime(clock::wall_nanos()), Results::default());
+        let command = Command { at, id: None, results, change };
         decode_outcome(self.group.propose(command.to_bytes().into()).await)
     }
 

@@ -16,6 +16,7 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Body, NamespaceError};
+use dfs_core::results::Results;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::frame_conn::LoneClient;
@@ -35,7 +36,7 @@ impl Master {
     pub fn truncate(
         &self,
         id: OpId,
-        low_water: u64,
+        results: &Results,
         ino: InodeNo,
         size: u64,
     ) -> Result<Outcome, MetaFailure> {
@@ -43,7 +44,7 @@ impl Master {
         if !self.begin_truncating(ino, size) {
             return Err(MetaFailure::Busy { retry_after_ms: 10 });
         }
-        let outcome = self.truncate_alone(id, low_water, ino, size);
+        let outcome = self.truncate_alone(id, results, ino, size);
         lock(&self.truncating).remove(&ino);
         outcome
     }
@@ -51,7 +52,7 @@ impl Master {
     fn truncate_alone(
         &self,
         id: OpId,
-        low_water: u64,
+        results: &Results,
         ino: InodeNo,
         size: u64,
     ) -> Result<Outcome, MetaFailure> {
@@ -73,8 +74,7 @@ impl Master {
         };
         if inline {
             return self.propose(
-                Some(OpId { part: 1, ..id }),
-                low_water,
+                Some((OpId { part: 1, ..id }, results)),
                 Change::InlineTruncate { ino, size },
             );
         }
@@ -84,8 +84,7 @@ impl Master {
         self.fence_writers(id.client, ino, size, chunk_size, &freed)
             .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
         let begun = self.propose(
-            Some(OpId { part: 0, ..id }),
-            low_water,
+            Some((OpId { part: 0, ..id }, results)),
             Change::TruncateBegin { ino, size },
         )?;
         let tail = match accepted(begun)? {
@@ -104,7 +103,7 @@ impl Master {
             return Ok(Outcome::Attr(self.inode(ino)?.attr(ino)));
         }
         self.cut_tail(tail)?;
-        self.propose(Some(OpId { part: 1, ..id }), low_water, Change::TruncateEnd { ino, size })
+        self.propose(Some((OpId { part: 1, ..id }, results)), Change::TruncateEnd { ino, size })
     }
 
     fn begin_truncating(&self, ino: InodeNo, size: u64) -> bool {
@@ -250,7 +249,7 @@ impl Master {
             };
             let finished = self
                 .cut_tail(tail)
-                .and_then(|()| self.propose(None, 0, Change::TruncateEnd { ino, size }));
+                .and_then(|()| self.propose(None, Change::TruncateEnd { ino, size }));
             lock(&self.truncating).remove(&ino);
             match finished {
                 Ok(_) => {

@@ -122,7 +122,7 @@ fn end_wishes(master: &Arc<Master>) {
                 only_until: Some(until),
                 by: "its time is over".to_owned(),
             };
-            match master.propose(None, 0, change) {
+            match master.propose(None, change) {
                 Ok(Outcome::Refused(error)) => tracing::warn!(%server, %error, "end a wish"),
                 // Tried again at the next tick.
                 Err(error) => tracing::debug!(%server, %error, "end a wish"),
@@ -220,7 +220,7 @@ impl Watch {
                 dfs_core::cluster::flapping::WINDOW_MS / 60_000
             ),
         };
-        if let Err(error) = master.propose(None, 0, change) {
+        if let Err(error) = master.propose(None, change) {
             tracing::warn!(%server, %error, "probation not logged");
         }
         master.refresh_overlays();
@@ -330,7 +330,7 @@ impl Watch {
             return;
         }
         let events = self.events.clone();
-        match master.propose(None, 0, Change::Note { events }) {
+        match master.propose(None, Change::Note { events }) {
             Ok(_) => self.events.clear(),
             // Kept for the next tick, not without a bound.
             Err(error) => {

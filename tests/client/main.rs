@@ -428,6 +428,45 @@ fn a_master_that_dies_and_returns_is_waited_for() {
     session.release(file.ino(), true);
 }
 
+/// More changes than the master keeps answers for, all younger than one that waits for servers.
+#[test]
+fn a_truncate_that_waits_for_servers_holds_up_no_other_request_of_its_session() {
+    let cluster = start("never");
+    let mut config = config(&cluster, "one that waits");
+    config.server_wait = Duration::from_secs(120);
+    let session = Session::connect(config).unwrap();
+    let file = create(&session, "file", chunks(1 << 20));
+    file.write(0, &pattern(12, MIB)).unwrap();
+    file.fsync().unwrap();
+    let servers = ["cs-1", "cs-2", "cs-3"].map(|name| cluster.pid(name).unwrap());
+    servers.iter().for_each(|pid| signal(*pid, rustix::process::Signal::STOP));
+    std::thread::scope(|scope| {
+        let truncating = scope.spawn(|| file.truncate(1000));
+        std::thread::sleep(Duration::from_millis(500));
+        let mkdir = |n: u32| Change::Create {
+            parent: InodeNo::ROOT,
+            name: format!("dir-{n}").into_bytes(),
+            kind: NewKind::Directory,
+            mode: 0o755,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            layout: None,
+            open_existing: false,
+        };
+        for n in 0..2000 {
+            session.change(mkdir(n)).unwrap();
+        }
+        let waited = !truncating.is_finished();
+        servers.iter().for_each(|pid| signal(*pid, rustix::process::Signal::CONT));
+        truncating.join().unwrap().unwrap();
+        assert!(waited, "nothing waited");
+    });
+    assert_eq!(file.size().unwrap(), 1000);
+    let again = session.change(Change::Rmdir { parent: InodeNo::ROOT, name: b"dir-7".to_vec() });
+    again.unwrap();
+}
+
 #[test]
 fn little_memory_only_makes_the_writer_wait() {
     let cluster = start("never");

@@ -12,6 +12,7 @@ use dfs_core::ids::{
 use dfs_core::job::{Job, JobId, JobPhase};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::meta_rpc::{
@@ -256,9 +257,18 @@ fn changes() -> Vec<Change> {
     changes
 }
 
+fn sparse_results() -> Results {
+    Results::all_but(vec![3, 4, 70], 500).unwrap()
+}
+
 pub(crate) fn commands() -> Vec<Command> {
     let id = Some(OpId { client: CLIENT, op: 5, part: 1 });
-    changes().into_iter().map(|change| Command { at: TIME, id, low_water: 4, change }).collect()
+    let results = [Results::all_below(4), sparse_results()].into_iter().cycle();
+    changes()
+        .into_iter()
+        .zip(results)
+        .map(|(change, results)| Command { at: TIME, id, results, change })
+        .collect()
 }
 
 fn refusals() -> Vec<NamespaceError> {
@@ -369,7 +379,7 @@ pub(crate) fn records() -> Vec<Record> {
         Record::Client(Client {
             name: "n".to_owned(),
             began: TIME,
-            low_water: 3,
+            results: sparse_results(),
             reply_count: 1,
             fenced: true,
         }),
@@ -449,7 +459,12 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
         },
         MetaCall::TestLock { ino: INO, owner: 1, start: 0, end: 5, kind: LockKind::Shared },
     ]);
-    calls.into_iter().map(|call| MetaRequest { client: CLIENT, low_water: 3, call }).collect()
+    let results = [sparse_results(), Results::all_below(3)].into_iter().cycle();
+    calls
+        .into_iter()
+        .zip(results)
+        .map(|(call, results)| MetaRequest { client: CLIENT, results, call })
+        .collect()
 }
 
 pub(crate) fn meta_replies() -> Vec<MetaReply> {

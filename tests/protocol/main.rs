@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use dfs_core::cluster::LivenessProfile;
 use dfs_core::command::{Change, NewKind, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, ServerId};
+use dfs_core::results::Results;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::frame_conn::LoneClient;
@@ -142,7 +143,8 @@ impl Client {
     }
 
     fn meta(&mut self, call: MetaCall) -> MetaReply {
-        let request = MetaRequest { client: self.id, low_water: self.op, call };
+        let results = Results::all_below(self.op);
+        let request = MetaRequest { client: self.id, results, call };
         let frame = self.master.call(&request.to_bytes(), &[], WAIT).unwrap();
         MetaReply::from_bytes(&frame.args).unwrap()
     }

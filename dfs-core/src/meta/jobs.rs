@@ -204,6 +204,7 @@ mod tests {
     use crate::ids::{Epoch, FsId};
     use crate::job::Progress;
     use crate::meta::{MemStore, apply};
+    use crate::results::Results;
     use crate::time::WallTime;
 
     fn made() -> MemStore {
@@ -216,7 +217,7 @@ mod tests {
     }
 
     fn run(store: &mut MemStore, change: Change) -> Outcome {
-        apply(store, &Command { at: WallTime(5), id: None, low_water: 0, change })
+        apply(store, &Command { at: WallTime(5), id: None, results: Results::default(), change })
     }
 
     fn create(store: &mut MemStore, workers: u32, request: u128) -> Outcome {

@@ -125,6 +125,7 @@ mod tests {
     use crate::command::{Change, Command};
     use crate::ids::{Epoch, FsId};
     use crate::meta::{MemStore, apply};
+    use crate::results::Results;
 
     const SERVER: ServerId = ServerId(3);
 
@@ -144,7 +145,7 @@ mod tests {
 
     fn run(store: &mut MemStore, at: i64, change: Change) -> Outcome {
         let at = WallTime(at * 1_000_000_000);
-        apply(store, &Command { at, id: None, low_water: 0, change })
+        apply(store, &Command { at, id: None, results: Results::default(), change })
     }
 
     fn suspend(until: Option<i64>) -> Change {

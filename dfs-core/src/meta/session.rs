@@ -5,8 +5,9 @@ use super::{Client, Key, MetaStore, Record, read};
 use crate::command::{Command, Outcome};
 use crate::ids::{ClientId, OpId};
 use crate::namespace::{NAME_BYTES_MAX, NamespaceError};
+use crate::results::Results;
 
-/// Most recorded results of one client; more are refused with `Busy`, none is ever evicted (DECISIONS 4). Only the
+/// Most recorded results of one client that it does not have; more are refused with `Busy`, none is ever evicted (DECISIONS 4). Only the
 /// client's oldest operation, with its parts, is taken beyond: were it refused too, its mark could never rise.
 pub const OUTSTANDING_MAX: u32 = 1024;
 /// Most parts of one operation.
@@ -44,12 +45,12 @@ pub(super) fn admit(store: &mut dyn MetaStore, command: &Command) -> Admission {
     if let Some(outcome) = read::reply(store, id) {
         return Admission::Answered(Box::new(outcome));
     }
-    if id.op < client.low_water {
+    if client.results.has(id.op) {
         return Admission::refused(NamespaceError::OutcomeUnknown);
     }
-    // A mark above the operation that carries it would drop that operation's own result.
-    drop_replies(store, id.client, &mut client, command.low_water.min(id.op));
-    let is_oldest = id.op <= command.low_water;
+    // Who asks for a result does not have it, whatever it says.
+    drop_replies(store, id.client, &mut client, &command.results.silent_about(id.op));
+    let is_oldest = id.op <= command.results.low_water();
     if OUTSTANDING_MAX <= client.reply_count && !is_oldest {
         store.put(Key::Client(id.client), Record::Client(client));
         return Admission::refused(NamespaceError::Busy);
@@ -65,18 +66,25 @@ pub(super) fn record(store: &mut dyn MetaStore, admitted: Admitted, outcome: &Ou
     store.put(Key::Reply(id.client, id.op, id.part), Record::Reply(outcome.clone()));
 }
 
-fn drop_replies(store: &mut dyn MetaStore, id: ClientId, client: &mut Client, low_water: u64) {
-    if low_water <= client.low_water {
+fn drop_replies(store: &mut dyn MetaStore, id: ClientId, client: &mut Client, said: &Results) {
+    let results = client.results.joined(said);
+    if results == client.results {
         return;
     }
-    let from = Key::Reply(id, client.low_water, 0);
-    let below = Key::Reply(id, low_water, 0);
-    // All of them: their number is limited when they are made.
-    for (key, _) in store.range(&from, &below, usize::MAX) {
-        store.delete(&key);
-        client.reply_count = client.reply_count.saturating_sub(1);
+    // Below what was said before nothing is kept but what was awaited then.
+    let awaited = client.results.awaited().iter().filter(|op| results.has(**op));
+    let pieces = awaited.map(|op| (*op, op + 1)).chain([(client.results.below(), results.below())]);
+    for (first, below) in pieces.filter(|(first, below)| first < below) {
+        // All of them: their number is limited when they are made.
+        let found = store.range(&Key::Reply(id, first, 0), &Key::Reply(id, below, 0), usize::MAX);
+        for (key, _) in found {
+            if matches!(key, Key::Reply(_, op, _) if results.has(op)) {
+                store.delete(&key);
+                client.reply_count = client.reply_count.saturating_sub(1);
+            }
+        }
     }
-    client.low_water = low_water;
+    client.results = results;
 }
 
 /// Registers a client; known already: nothing happens.
@@ -91,7 +99,7 @@ pub(super) fn begin_client(transaction: &mut Transaction<'_>, id: ClientId, name
             let client = Client {
                 name: name.to_owned(),
                 began: transaction.now,
-                low_water: 0,
+                results: Results::default(),
                 reply_count: 0,
                 fenced: false,
             };

@@ -10,6 +10,7 @@ use std::cell::Cell;
 
 use dfs_core::check::check;
 use dfs_core::chunk::{Configuration, Member};
+use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{
     Change, Command, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
 };
@@ -18,6 +19,7 @@ use dfs_core::ids::{
 };
 use dfs_core::meta::{self, Key, MemStore, MetaStore};
 use dfs_core::namespace::{Layout, NamespaceError, acl};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use model::Model;
 use proptest::collection::vec;
@@ -269,12 +271,20 @@ fn acl_bytes(bits: u16) -> Vec<u8> {
 }
 
 fn command(op: u64, change: Change) -> Command {
-    let low_water = op.saturating_sub(5);
-    Command { at: WallTime(50), id: Some(OpId { client: CLIENT, op, part: 0 }), low_water, change }
+    let oldest = op.saturating_sub(5);
+    // Every third says of some that they are awaited, the older ones are remembered longer or were forgotten already.
+    let results = match op % 3 {
+        0 => Results::all_below(oldest),
+        rest => {
+            Results::all_but((oldest..op).filter(|older| older % (1 + rest) == 0).collect(), op)
+                .unwrap()
+        }
+    };
+    Command { at: WallTime(50), id: Some(OpId { client: CLIENT, op, part: 0 }), results, change }
 }
 
 fn leader(change: Change) -> Command {
-    Command { at: WallTime(10), id: None, low_water: 0, change }
+    Command { at: WallTime(10), id: None, results: Results::default(), change }
 }
 
 /// The beginning of every log here.
@@ -384,7 +394,7 @@ fn missing_unlink(op: u64, low_water: u64) -> Command {
     Command {
         at: WallTime(0),
         id: Some(OpId { client: CLIENT, op, part: 0 }),
-        low_water,
+        results: Results::all_below(low_water),
         change: Change::Unlink { parent: InodeNo::ROOT, name: b"none".to_vec() },
     }
 }
@@ -409,6 +419,53 @@ fn the_oldest_operation_is_taken_at_the_limit() {
     assert!(check(&store).is_empty());
     let goes_on = missing_unlink(2_000, 2_000);
     assert_eq!(meta::apply(&mut store, &goes_on), refused(NamespaceError::NotFound));
+    assert!(check(&store).is_empty());
+}
+
+/// A truncation that waited for servers made every other request of its mount wait.
+#[test]
+fn one_operation_that_is_awaited_holds_no_results_of_others() {
+    let mut store = MemStore::new();
+    for command in prelude() {
+        meta::apply(&mut store, &command);
+    }
+    let not_found = Outcome::Refused(NamespaceError::NotFound);
+    let unknown = Outcome::Refused(NamespaceError::OutcomeUnknown);
+    let mut ops = OpCounters::default();
+    let waits = ops.begin();
+    let begun = Command {
+        change: make(InodeNo::ROOT, b"waits", NewKind::File),
+        ..missing_unlink(waits, 1)
+    };
+    let made = meta::apply(&mut store, &begun);
+    let mut sent = Vec::new();
+    for _ in 0..5 * meta::OUTSTANDING_MAX {
+        let op = ops.begin();
+        let command = Command { results: ops.results(), ..missing_unlink(op, 0) };
+        assert_eq!(meta::apply(&mut store, &command), not_found, "{op}");
+        // Asked again, before its client has the answer.
+        assert_eq!(meta::apply(&mut store, &command), not_found, "{op}");
+        ops.end(op);
+        sent.push(command);
+    }
+    assert!(check(&store).is_empty());
+    assert!(meta::client(&store, CLIENT).unwrap().reply_count < 300);
+    // None of them is done again: what it would do now is another thing.
+    let (last, older) = sent.split_last().unwrap();
+    for command in older {
+        let now = make(InodeNo::ROOT, b"again", NewKind::File);
+        let again = meta::apply(&mut store, &Command { change: now, ..command.clone() });
+        assert_eq!(again, unknown);
+    }
+    assert_eq!(meta::apply(&mut store, last), not_found);
+    // The one that waited is what it was.
+    assert_eq!(meta::apply(&mut store, &begun), made);
+    ops.end(waits);
+    let next = Command { results: ops.results(), ..missing_unlink(ops.begin(), 0) };
+    assert_eq!(meta::apply(&mut store, &next), not_found);
+    let client = meta::client(&store, CLIENT).unwrap();
+    assert_eq!((client.reply_count, client.results), (1, next.results));
+    assert_eq!(meta::apply(&mut store, &begun), unknown);
     assert!(check(&store).is_empty());
 }
 
@@ -502,7 +559,7 @@ fn a_create_touches_few_records_in_a_full_directory() {
     let create = |op: u64| Command {
         at: WallTime(0),
         id: Some(OpId { client: CLIENT, op, part: 0 }),
-        low_water: op,
+        results: Results::all_below(op),
         change: make(InodeNo::ROOT, format!("file {op}").as_bytes(), NewKind::File),
     };
     for op in 0..1000 {

@@ -14,6 +14,7 @@ use dfs_core::check::check;
 use dfs_core::command::{Change, Command, Outcome};
 use dfs_core::ids::{Epoch, FsId};
 use dfs_core::meta::{self, MemStore};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use parse::{Line, parse};
 
@@ -22,7 +23,7 @@ fn transcript(script: &str) -> String {
     let mut store = MemStore::new();
     let start =
         Change::Start { epoch: Epoch(1), nonce: 1, fs: FsId(1), replication: 3, min_replicas: 2 };
-    let begin = Command { at: WallTime(0), id: None, low_water: 0, change: start };
+    let begin = Command { at: WallTime(0), id: None, results: Results::default(), change: start };
     assert_eq!(meta::apply(&mut store, &begin), Outcome::Done);
     let mut out = String::new();
     for line in script.lines() {

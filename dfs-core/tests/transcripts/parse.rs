@@ -8,6 +8,7 @@ use dfs_core::ids::{
 };
 use dfs_core::meta::{self, MemStore};
 use dfs_core::namespace::{Layout, acl};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 
 pub(crate) enum Line {
@@ -37,7 +38,7 @@ type Parsed<T> = Result<T, String>;
 
 pub(crate) fn parse(line: &str, store: &MemStore) -> Parsed<Line> {
     let mut words: Vec<&str> = line.split_whitespace().collect();
-    let (mut id, mut low_water) = (None, 0);
+    let (mut id, mut results) = (None, Results::default());
     if words[0].starts_with(|c: char| c.is_ascii_digit()) {
         let (who, mark) = words[0].split_once('/').unwrap_or((words[0], "0"));
         let (client, op) = who.split_once('.').ok_or("client.op")?;
@@ -47,7 +48,7 @@ pub(crate) fn parse(line: &str, store: &MemStore) -> Parsed<Line> {
             op: number(op)?,
             part: small(part)?,
         });
-        low_water = number(mark)?;
+        results = Results::all_below(number(mark)?);
         words.remove(0);
     }
     let verb = *words.first().ok_or("no verb")?;
@@ -58,7 +59,7 @@ pub(crate) fn parse(line: &str, store: &MemStore) -> Parsed<Line> {
     }
     let at = words.key("at").map_or(Ok(0), number)?;
     let change = words.change(verb)?;
-    Ok(Line::Command(Command { at: WallTime(i64::try_from(at).unwrap()), id, low_water, change }))
+    Ok(Line::Command(Command { at: WallTime(i64::try_from(at).unwrap()), id, results, change }))
 }
 
 fn number(text: &str) -> Parsed<u64> {

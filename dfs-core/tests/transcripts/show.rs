@@ -89,7 +89,9 @@ pub(crate) fn answer(store: &MemStore, question: &Question) -> String {
             let clients = clients.iter().map(|(id, client)| {
                 format!(
                     "client {}: {} results from op {} on",
-                    id.0, client.reply_count, client.low_water
+                    id.0,
+                    client.reply_count,
+                    client.results.low_water()
                 )
             });
             let totals = format!(

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use dfs_core::command::{Change, Command, XattrMode};
 use dfs_core::ids::{FsId, InodeNo};
 use dfs_core::meta::{self, MemStore};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use redb::StorageBackend;
 
@@ -211,7 +212,7 @@ impl Life {
                 mode: XattrMode::Set,
             },
         };
-        Command { at: WallTime(0), id: None, low_water: 0, change }
+        Command { at: WallTime(0), id: None, results: Results::default(), change }
     }
 
     /// Opens, applies, loses power; answers what was wrong with what the disk had.

@@ -3,6 +3,7 @@ use std::sync::Arc;
 use dfs_core::command::{Change, Command, NewKind, Outcome, XattrMode};
 use dfs_core::ids::{FsId, InodeNo};
 use dfs_core::meta::{self, Key, MemStore, MetaStore, Record};
+use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 
 use super::{Applied, RedbStore, StoreError};
@@ -12,7 +13,7 @@ pub(super) fn applied(index: u64) -> Applied {
 }
 
 fn command(change: Change) -> Command {
-    Command { at: WallTime(1_000), id: None, low_water: 0, change }
+    Command { at: WallTime(1_000), id: None, results: Results::default(), change }
 }
 
 /// A file of root's in the root directory.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use dfs_core::cluster::LivenessProfile;
 use dfs_core::command::{Change, NewKind};
 use dfs_core::ids::{ClientId, InodeNo};
+use dfs_core::results::Results;
 use dfs_proto::codec::Wire;
 use dfs_proto::frame_conn::LoneClient;
 use dfs_proto::meta_rpc::{MetaCall, MetaReply, MetaRequest};
@@ -36,7 +37,8 @@ impl Caller {
     }
 
     pub(crate) fn call(&mut self, low_water: u64, call: MetaCall) -> MetaReply {
-        let request = MetaRequest { client: self.id, low_water, call };
+        let results = Results::all_below(low_water);
+        let request = MetaRequest { client: self.id, results, call };
         let frame = self.conn.call(&request.to_bytes(), &[], WAIT).unwrap();
         MetaReply::from_bytes(&frame.args).unwrap()
     }
