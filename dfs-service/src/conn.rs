@@ -18,7 +18,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
@@ -27,7 +27,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 const MAGIC: [u8; 5] = *b"DFSH\x01";
 const NONCE: usize = 16;
 const PROOF: usize = 32;
-/// A peer that has not proved itself by then is dropped.
+/// A peer that has not proved itself by then is dropped, however many bytes it sends meanwhile.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(5);
 
 /// 32 bytes that every process of a cluster shares.
@@ -154,6 +154,54 @@ fn refused(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text.to_owned())
 }
 
+/// A stream for as long as the handshake may take: each read and write has the time that is left of it.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    until: Instant,
+}
+
+impl<'a> Timed<'a> {
+    fn new(stream: &'a TcpStream, limit: Duration) -> Self {
+        Self { stream, until: Instant::now() + limit }
+    }
+
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.until.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(too_slow()) } else { Ok(left) }
+    }
+
+    /// The handshake is over.
+    fn end(self) -> io::Result<()> {
+        self.stream.set_read_timeout(None)?;
+        self.stream.set_write_timeout(None)
+    }
+}
+
+fn too_slow() -> io::Error {
+    io::Error::new(io::ErrorKind::TimedOut, "the handshake took too long")
+}
+
+fn timed(error: io::Error) -> io::Error {
+    if error.kind() == io::ErrorKind::WouldBlock { too_slow() } else { error }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(buf).map_err(timed)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(buf).map_err(timed)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
 /// Connects to `addr` (`host:port`) within `timeout`, handshake included. Blocking; nodelay is set.
 ///
 /// # Errors
@@ -167,16 +215,13 @@ pub fn dial(addr: &str, key: &ClusterKey, door: Door, timeout: Duration) -> io::
         .to_socket_addrs()
         .map_err(|e| io::Error::new(e.kind(), format!("address '{addr}': {e}")))?
     {
+        let began = Instant::now();
         match TcpStream::connect_timeout(&resolved, timeout) {
             Err(e) => last = e,
             Ok(stream) => {
                 stream.set_nodelay(true)?;
-                let limit = Some(timeout.min(HANDSHAKE_MAX).max(Duration::from_millis(1)));
-                stream.set_read_timeout(limit)?;
-                stream.set_write_timeout(limit)?;
-                ask(&stream, key, door)?;
-                stream.set_read_timeout(None)?;
-                stream.set_write_timeout(None)?;
+                let limit = timeout.saturating_sub(began.elapsed()).min(HANDSHAKE_MAX);
+                ask(Timed::new(&stream, limit), key, door)?;
                 return Ok(stream);
             }
         }
@@ -184,7 +229,7 @@ pub fn dial(addr: &str, key: &ClusterKey, door: Door, timeout: Duration) -> io::
     Err(last)
 }
 
-fn ask(mut stream: &TcpStream, key: &ClusterKey, door: Door) -> io::Result<()> {
+fn ask(mut stream: Timed<'_>, key: &ClusterKey, door: Door) -> io::Result<()> {
     // Every index in a handshake is a constant within an array of fixed size, read whole before it is looked at.
     let mut asker = [0; NONCE];
     getrandom::fill(&mut asker)?;
@@ -211,8 +256,11 @@ fn ask(mut stream: &TcpStream, key: &ClusterKey, door: Door) -> io::Result<()> {
         .map_err(|_| refused("the server has another cluster key"))?;
     stream.write_all(&key.proof(b"asker", door.byte(), &asker, &server).finalize().into_bytes())?;
     let mut ok = [0; 1];
-    stream.read_exact(&mut ok).map_err(|_| refused("the server refused our cluster key"))?;
-    Ok(())
+    stream.read_exact(&mut ok).map_err(|error| {
+        let late = error.kind() == io::ErrorKind::TimedOut;
+        if late { error } else { refused("the server refused our cluster key") }
+    })?;
+    stream.end()
 }
 
 /// As [`dial`], for async callers.
@@ -235,9 +283,9 @@ pub async fn dial_async(
 }
 
 /// The server's side of the handshake.
-fn answer(mut stream: &TcpStream, key: &ClusterKey) -> io::Result<Door> {
-    stream.set_read_timeout(Some(HANDSHAKE_MAX))?;
-    stream.set_write_timeout(Some(HANDSHAKE_MAX))?;
+fn answer(stream: &TcpStream, key: &ClusterKey, limit: Duration) -> io::Result<Door> {
+    stream.set_nodelay(true)?;
+    let mut stream = Timed::new(stream, limit);
     let mut hello = [0; 6 + NONCE];
     stream.read_exact(&mut hello)?;
     if hello[..5] != MAGIC {
@@ -267,9 +315,7 @@ fn answer(mut stream: &TcpStream, key: &ClusterKey) -> io::Result<Door> {
         .verify_slice(&proof)
         .map_err(|_| refused("the asker has another cluster key"))?;
     stream.write_all(&[1])?;
-    stream.set_read_timeout(None)?;
-    stream.set_write_timeout(None)?;
-    stream.set_nodelay(true)?;
+    stream.end()?;
     Ok(door)
 }
 
@@ -366,7 +412,7 @@ impl Acceptor {
             let (key, on_frames, control, runtime) =
                 (self.key.clone(), Arc::clone(on_frames), control.clone(), runtime.clone());
             let serve = move || {
-                match answer(&stream, &key) {
+                match answer(&stream, &key, HANDSHAKE_MAX) {
                     Ok(Door::Frames) => {
                         on_frames(stream, peer);
                         drop(slot);
@@ -552,6 +598,69 @@ mod tests {
         assert!(rest.is_empty());
         dial(&server.addr().to_string(), &ClusterKey([7; 32]), Door::Frames, WAIT).unwrap();
         server.stop();
+    }
+
+    /// Long enough for each byte of [`trickle`], and shorter than all of them.
+    const SHORT: Duration = Duration::from_millis(400);
+
+    /// Sends 32 bytes or more, one at a time; false if the other side does not want them.
+    fn trickle(mut stream: &TcpStream, bytes: &[u8]) -> bool {
+        bytes.iter().all(|byte| {
+            std::thread::sleep(Duration::from_millis(20));
+            stream.write_all(&[*byte]).is_ok()
+        })
+    }
+
+    fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let asker = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (asker, listener.accept().unwrap().0)
+    }
+
+    #[test]
+    fn one_that_sends_its_proof_byte_by_byte_is_dropped() {
+        let key = ClusterKey([7; 32]);
+        let (mut asker, server) = pair();
+        std::thread::scope(|scope| {
+            let answered = scope.spawn(|| {
+                let answered = answer(&server, &key, SHORT);
+                server.shutdown(std::net::Shutdown::Both).unwrap();
+                answered
+            });
+            let mut hello = [1; 6 + NONCE];
+            hello[..5].copy_from_slice(&MAGIC);
+            asker.write_all(&hello).unwrap();
+            let mut reply = [0; 6 + NONCE + PROOF];
+            asker.read_exact(&mut reply).unwrap();
+            let nonce: [u8; NONCE] = reply[6..6 + NONCE].try_into().unwrap();
+            // A proof that would be good.
+            let proof = key.proof(b"asker", 1, &[1; NONCE], &nonce).finalize().into_bytes();
+            let _dropped = trickle(&asker, &proof);
+            let refused = answered.join().unwrap().unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::TimedOut, "{refused}");
+        });
+    }
+
+    #[test]
+    fn a_server_that_answers_byte_by_byte_is_given_up() {
+        let key = ClusterKey([7; 32]);
+        let (asker, mut server) = pair();
+        std::thread::scope(|scope| {
+            let asked = scope.spawn(|| {
+                let asked = ask(Timed::new(&asker, SHORT), &key, Door::Frames);
+                asker.shutdown(std::net::Shutdown::Both).unwrap();
+                asked
+            });
+            let mut hello = [0; 6 + NONCE];
+            server.read_exact(&mut hello).unwrap();
+            let nonce: [u8; NONCE] = hello[6..].try_into().unwrap();
+            let mut reply = MAGIC.to_vec();
+            reply.extend_from_slice(&[0; 1 + NONCE]);
+            reply.extend(key.proof(b"server", 1, &nonce, &[0; NONCE]).finalize().into_bytes());
+            let _dropped = trickle(&server, &reply);
+            let given_up = asked.join().unwrap().unwrap_err();
+            assert_eq!(given_up.kind(), io::ErrorKind::TimedOut, "{given_up}");
+        });
     }
 
     #[test]
