@@ -80,6 +80,10 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
 }
 
 fn reclaim_orphans(master: &Arc<Master>) {
+    let ended = lock(&master.clients).end_replaced(now());
+    for ino in ended {
+        master.maybe_reclaim(ino);
+    }
     if master.uptime_ms() < GRACE_MS {
         return;
     }

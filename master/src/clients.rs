@@ -22,6 +22,11 @@ const SILENT_MS: u64 = 45_000;
 const SETTLED_AT_ONCE: usize = 64;
 /// Ended clients told in one reply.
 const TOLD_MAX: usize = 1000;
+/// Whoever looked a name up may open what it stood for, though another file was renamed over it: for longer than a mount
+/// believes a name.
+const REPLACED_MS: u64 = 3_000;
+/// Most replaced inodes kept for that.
+const REPLACED_MAX: usize = 100_000;
 /// Clients that left, kept to be told; servers that missed one ask for it when they connect again.
 const LEFT_MAX: usize = 100_000;
 
@@ -32,6 +37,8 @@ pub struct Clients {
     open_count: BTreeMap<InodeNo, u32>,
     /// Inodes whose `Reclaim` is on its way: they can no longer be opened.
     reclaiming: BTreeSet<InodeNo>,
+    /// Inodes whose last name another one took, and when.
+    replaced: BTreeMap<InodeNo, Timestamp>,
     /// Clients refused in this reign, under the serials they are told with.
     fenced: BTreeMap<ClientId, u64>,
     /// The same by serial, and those that left.
@@ -218,9 +225,29 @@ impl Clients {
         self.open_count.contains_key(&ino)
     }
 
-    /// Marks an inode as being reclaimed unless somebody has it open or it is marked already.
+    /// Marks an inode as being reclaimed unless somebody has it open, may be about to open it, or it is marked already.
     pub fn begin_reclaim(&mut self, ino: InodeNo) -> bool {
-        !self.is_open(ino) && self.reclaiming.insert(ino)
+        !self.is_open(ino) && !self.replaced.contains_key(&ino) && self.reclaiming.insert(ino)
+    }
+
+    /// Another inode took the last name of `ino`.
+    pub fn replaced(&mut self, now: Timestamp, ino: InodeNo) {
+        if self.replaced.len() < REPLACED_MAX {
+            self.replaced.insert(ino, now);
+        }
+    }
+
+    /// Replaced inodes that nobody is about to open any more.
+    pub fn end_replaced(&mut self, now: Timestamp) -> Vec<InodeNo> {
+        let mut ended = Vec::new();
+        self.replaced.retain(|ino, at| {
+            let keep = now.nanos_since(*at) < REPLACED_MS * 1_000_000;
+            if !keep {
+                ended.push(*ino);
+            }
+            keep
+        });
+        ended
     }
 
     pub fn end_reclaim(&mut self, ino: InodeNo) {
@@ -393,6 +420,22 @@ mod tests {
         assert!(clients.begin_settling().is_empty());
         clients.unsettled_unless_written(INO);
         assert_eq!(clients.begin_settling(), [INO], "of an earlier reign");
+    }
+
+    #[test]
+    fn what_was_replaced_can_be_opened_for_a_while() {
+        let mut clients = Clients::default();
+        let at = |seconds: u64| Timestamp(seconds * 1_000_000_000);
+        clients.replaced(at(10), INO);
+        assert!(!clients.begin_reclaim(INO) && clients.end_replaced(at(12)).is_empty());
+        assert!(clients.open(A, INO), "by the name it had");
+        assert_eq!(clients.end_replaced(at(13)), [INO]);
+        assert!(!clients.begin_reclaim(INO), "it is open");
+        assert!(clients.release(A, INO) && clients.begin_reclaim(INO));
+        for n in 0..200_000 {
+            clients.replaced(at(20), InodeNo(1000 + n));
+        }
+        assert_eq!(clients.end_replaced(at(30)).len(), REPLACED_MAX);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
-use dfs_core::namespace::{Body, FileKind, NamespaceError};
+use dfs_core::namespace::{Attr, Body, FileKind, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
@@ -372,11 +372,14 @@ fn change_of_client(
         }
     }
     let outcome = outcome?;
-    if let Outcome::Unlinked { ino, nlink: 0 } | Outcome::Renamed { replaced: Some(ino), .. } =
-        &outcome
-        && meta::attr(&master.reader(), *ino).is_some_and(|attr| attr.nlink == 0)
-    {
-        master.maybe_reclaim(*ino);
+    let has_no_name =
+        |ino| meta::attr(&master.reader(), ino).is_some_and(|attr: Attr| attr.nlink == 0);
+    match &outcome {
+        Outcome::Unlinked { ino, nlink: 0 } if has_no_name(*ino) => master.maybe_reclaim(*ino),
+        Outcome::Renamed { replaced: Some(ino), .. } if has_no_name(*ino) => {
+            lock(&master.clients).replaced(now(), *ino);
+        }
+        _ => {}
     }
     if unlocks || outcome == Outcome::LockChanged {
         master.changed.tell();

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use dfs_client::ClientError;
 use dfs_client::file::FileState;
 use dfs_client::session::{LockRequest, Session, SessionConfig};
-use dfs_core::command::{Change, LockKind, NewKind, Outcome};
+use dfs_core::command::{Change, LockKind, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, Layout, NamespaceError};
 use dfs_service::conn::ClusterKey;
-use tests::{Cluster, Options, signal};
+use tests::{Cluster, Options, signal, wait_until};
 
 const MIB: usize = 1 << 20;
 
@@ -229,7 +229,7 @@ fn check_against_a_buffer(
     files[1 - who].invalidate();
     check_same(&read_all(&files[0]), &model);
     check_same(&read_all(&files[1]), &model);
-    tests::wait_until("fsck finds nothing wrong", || cluster.try_dfs(["fsck"]).status.success());
+    wait_until("fsck finds nothing wrong", || cluster.try_dfs(["fsck"]).status.success());
 }
 
 #[test]
@@ -465,6 +465,50 @@ fn a_truncate_that_waits_for_servers_holds_up_no_other_request_of_its_session() 
     assert_eq!(file.size().unwrap(), 1000);
     let again = session.change(Change::Rmdir { parent: InodeNo::ROOT, name: b"dir-7".to_vec() });
     again.unwrap();
+}
+
+#[test]
+fn what_a_name_stood_for_can_be_opened_for_a_while_after_another_file_took_it() {
+    let cluster = start("never");
+    let (reader, writer) = (session(&cluster, "reader"), session(&cluster, "writer"));
+    let name = |name: &str| name.as_bytes().to_vec();
+    let inodes = || {
+        let found = reader.statfs().unwrap();
+        found.inodes_total - found.inodes_free
+    };
+    let before = inodes();
+    let gone = create(&writer, "gone", None).ino();
+    writer.release(gone, true);
+    writer.change(Change::Unlink { parent: InodeNo::ROOT, name: name("gone") }).unwrap();
+    wait_until("the master frees what has no name", || inodes() == before);
+    let put = |from: &str, content: &[u8]| {
+        let file = create(&writer, from, None);
+        file.write(0, content).unwrap();
+        file.flush().unwrap();
+        writer.release(file.ino(), true);
+    };
+    put("f", b"0");
+    let mut opened = 0;
+    // Once may be too late on a busy machine.
+    for round in 1..=10_u8 {
+        let looked_up = reader.lookup(InodeNo::ROOT, b"f").unwrap();
+        put("new", &[b'0' + round]);
+        let (from_parent, to_parent) = (InodeNo::ROOT, InodeNo::ROOT);
+        let mode = RenameMode::Replace;
+        let (from, to) = (name("new"), name("f"));
+        writer.change(Change::Rename { from_parent, from, to_parent, to, mode }).unwrap();
+        std::thread::sleep(Duration::from_millis(400));
+        match reader.open(looked_up.ino, false) {
+            Ok(_) => {
+                check_same(&read_all(&reader.file(looked_up.ino)), &[b'0' + round - 1]);
+                reader.release(looked_up.ino, false);
+                opened += 1;
+            }
+            Err(error) => assert_eq!(error, ClientError::Refused(NamespaceError::Stale)),
+        }
+    }
+    assert!(5 < opened, "{opened}");
+    wait_until("what was replaced is freed", || inodes() == before + 1);
 }
 
 #[test]

@@ -417,6 +417,51 @@ fn a_file_unlinked_on_the_other_mount_lives_until_it_is_closed() {
     });
 }
 
+/// Tells others to stop, also if its owner fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+#[test]
+fn a_name_can_be_opened_while_another_file_is_renamed_over_it() {
+    on_two_mounts(|a, b| {
+        let inodes = || {
+            let found = rustix::fs::statvfs(a).unwrap();
+            found.f_files - found.f_ffree
+        };
+        let before = inodes();
+        write(&a.join("gone"), b"x");
+        fs::remove_file(a.join("gone")).unwrap();
+        wait_until("the master frees what has no name", || inodes() == before);
+        let content = |n: usize| format!("{n} ").repeat(if n.is_multiple_of(4) { 2000 } else { 5 });
+        write(&a.join("f"), content(1).as_bytes());
+        let done = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for path in [a.join("f"), b.join("f"), b.join("f")] {
+                let done = &done;
+                scope.spawn(move || {
+                    while !done.load(Ordering::Relaxed) {
+                        let found = fs::read_to_string(&path).unwrap();
+                        let n = found.split(' ').next().unwrap().parse().unwrap();
+                        assert!(found == content(n), "of version {n}: {} bytes", found.len());
+                    }
+                });
+            }
+            let _stops = Stops(&done);
+            for n in 2..400 {
+                write(&a.join("new"), content(n).as_bytes());
+                fs::rename(a.join("new"), a.join("f")).unwrap();
+            }
+        });
+        // What was replaced does not stay for ever.
+        wait_until("the replaced are freed", || inodes() == before + 1);
+    });
+}
+
 #[test]
 fn a_rename_over_an_open_file_leaves_its_reader_the_old_content() {
     on_two_mounts(|a, b| {
