@@ -32,7 +32,6 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
-use openraft::error::{InitializeError, RaftError};
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 use tokio::runtime::Runtime;
 
@@ -525,15 +524,11 @@ async fn start(
         .await
         .map_err(|err| fatal(&err))?;
     let members = std::collections::BTreeMap::from([(node_id, BasicNode::default())]);
-    match raft.initialize(members).await {
-        Ok(()) => {}
-        // Every start but the first.
-        Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {
-            if raft.metrics().borrow().state != ServerState::Leader {
-                raft.trigger().elect().await.map_err(|err| fatal(&err))?;
-            }
-        }
-        Err(err) => return Err(fatal(&err)),
+    // Asked first: a refusal to initialize is an error in openraft's log, and every start but the first is healthy.
+    if !raft.is_initialized().await.map_err(|err| fatal(&err))? {
+        raft.initialize(members).await.map_err(|err| fatal(&err))?;
+    } else if raft.metrics().borrow().state != ServerState::Leader {
+        raft.trigger().elect().await.map_err(|err| fatal(&err))?;
     }
     let metrics = raft
         .wait(None)

@@ -49,6 +49,10 @@ fn a_cluster_comes_up_as_named_and_serves_the_same_data_after_down_and_up() {
     assert_eq!(cluster.master_address(), address, "the port was free and should be kept");
     check_content(&cluster.mount().join("ten"), &content);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
+    // An error deserves a person: there is none in a start that went well.
+    let log = std::fs::read_to_string(cluster.dir().join("log/master.log")).unwrap();
+    let errors: Vec<_> = log.lines().filter(|line| line.contains(" ERROR ")).collect();
+    assert!(errors.is_empty(), "{errors:#?}");
 }
 
 #[test]
