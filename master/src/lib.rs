@@ -16,6 +16,7 @@ pub mod journal;
 pub mod metrics;
 pub mod pauses;
 pub mod rebuild;
+pub mod reconfigure;
 pub mod rpc;
 pub mod run;
 pub mod servers;

@@ -1,0 +1,403 @@
+//! Carries out what `dfs_core::plan::reconfigure` chooses.
+//!
+//! Order of a configuration change: `Reconfigure` committed → promises (durable) → adoptions (durable) → `Activate`
+//! committed → layouts with the new version are given out. One change per chunk at a time.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
+use dfs_core::cluster::Replica;
+use dfs_core::command::{Change, Outcome};
+use dfs_core::ids::{ChunkId, ChunkVersion};
+use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
+use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+
+use crate::state::{Master, lock, now};
+
+/// A member that has not promised by then is left out of the next attempt.
+pub(crate) const PROMISE_MAX: Duration = Duration::from_millis(1500);
+/// Copying a whole chunk from a peer, at worst.
+const ADOPT_MAX: Duration = Duration::from_secs(60);
+/// How long a server that did not answer is avoided.
+const UNRESPONSIVE_MS: u64 = 5_000;
+/// Attempts of one change before the asker is told to come back.
+const ATTEMPTS: u32 = 4;
+
+impl Master {
+    /// Moves `chunk` to its next configuration: reachable members, and `learner` if given. If another thread is at it,
+    /// waits for that one instead.
+    ///
+    /// # Errors
+    /// The reason, for people; ask again later.
+    pub fn reconfigure(&self, chunk: ChunkId, learner: Option<Member>) -> Result<(), String> {
+        if !lock(&self.reconfiguring).insert(chunk) {
+            let seen = self.changed.count();
+            if lock(&self.reconfiguring).contains(&chunk) {
+                self.changed.wait(seen, Duration::from_millis(500));
+            }
+            return Ok(());
+        }
+        let outcome = self.reconfigure_unless_paused(chunk, learner);
+        lock(&self.reconfiguring).remove(&chunk);
+        self.changed.tell();
+        let label = if outcome.is_ok() { "activated" } else { "failed" };
+        self.metrics.reconfigurations.with_label_values(&[label]).inc();
+        outcome
+    }
+
+    fn reconfigure_unless_paused(
+        &self,
+        chunk: ChunkId,
+        learner: Option<Member>,
+    ) -> Result<(), String> {
+        if let Some(reason) = lock(&self.pauses).reason(now(), chunk) {
+            return Err(reason);
+        }
+        let next_version = || self.chunk(chunk).map(|record| record.next_version);
+        let before = next_version();
+        let outcome = self.reconfigure_alone(chunk, learner);
+        match &outcome {
+            Ok(()) => lock(&self.pauses).succeeded(chunk),
+            Err(reason) if before != next_version() => {
+                lock(&self.pauses).failed(now(), chunk, reason);
+            }
+            // Nothing was tried.
+            Err(_) => {}
+        }
+        outcome
+    }
+
+    fn reconfigure_alone(&self, chunk: ChunkId, mut learner: Option<Member>) -> Result<(), String> {
+        let mut after_wait = false;
+        let mut last = String::new();
+        let mut left_out = Vec::new();
+        for _ in 0..ATTEMPTS {
+            let record = self.chunk(chunk).ok_or_else(|| format!("chunk {} is gone", chunk.0))?;
+            let mut preparing = {
+                let cluster = lock(&self.cluster);
+                plan(&record, self.min_replicas, learner, |member| {
+                    cluster.is_up(now(), member) && !left_out.contains(member)
+                })
+            }
+            .map_err(|wait| wait.to_string())?;
+            preparing.after_wait |= after_wait;
+            let change = Change::Reconfigure {
+                chunk,
+                version: preparing.version,
+                members: preparing.members.clone(),
+                learner: preparing.learner,
+                after_wait: preparing.after_wait,
+            };
+            match self.propose(None, change) {
+                Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
+                Err(error) => last = error.to_string(),
+                Ok(_) => match self.attempt(chunk, &record, &preparing) {
+                    Ok(version) => {
+                        let members: Vec<String> = preparing
+                            .members
+                            .iter()
+                            .chain(&preparing.learner)
+                            .map(|m| m.server.to_string())
+                            .collect();
+                        tracing::info!(
+                            chunk = chunk.0,
+                            version = version.0,
+                            members = members.join(","),
+                            "configuration activated"
+                        );
+                        return Ok(());
+                    }
+                    Err(Failed::Member(member, Unable { reason, is_silent })) => {
+                        last = format!(
+                            "{} failed to take up version {}: {reason}",
+                            member.server, preparing.version.0
+                        );
+                        tracing::info!(chunk = chunk.0, "{last}");
+                        if Some(member) == learner {
+                            learner = None;
+                            if preparing.members.len() == record.active.members.len() {
+                                return Err(last);
+                            }
+                        } else if is_silent {
+                            lock(&self.cluster).on_unresponsive(
+                                now(),
+                                member.server,
+                                UNRESPONSIVE_MS,
+                            );
+                        } else {
+                            // One chunk is not right there; the server and its other chunks are.
+                            left_out.push(member);
+                        }
+                    }
+                    // Said in the log before anything is adopted because of it.
+                    Err(Failed::WaitIsOver) => after_wait = true,
+                    Err(Failed::Final(reason)) => return Err(reason),
+                },
+            }
+        }
+        Err(last)
+    }
+
+    fn attempt(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+    ) -> Result<ChunkVersion, Failed> {
+        let everybody: Vec<Member> =
+            preparing.members.iter().copied().chain(preparing.learner).collect();
+        let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
+        let source = match choose_source(record, preparing, &reports) {
+            Source::Adopt(report) => Some(report),
+            Source::Empty => None,
+            Source::OnlyRebooted => {
+                self.check_wait(record, preparing)?;
+                return Err(Failed::WaitIsOver);
+            }
+            Source::DataLost => {
+                return Err(Failed::Final(format!(
+                    "no reachable member of chunk {} holds version {}: their data is gone",
+                    chunk.0, record.active.version.0
+                )));
+            }
+        };
+        if preparing.after_wait {
+            self.check_wait(record, preparing)?;
+        }
+        let adopted = self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
+        if preparing.after_wait {
+            // One that was heard of in between may have served what this attempt does not have.
+            self.check_wait(record, preparing)?;
+            if let Some(report) = &source {
+                self.notice(format!(
+                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back",
+                    chunk.0, report.member.server
+                ));
+            }
+        }
+        let primary = match &source {
+            // The old primary has the connections; otherwise whoever was first.
+            _ if everybody.iter().any(|member| member.server == record.active.primary) => {
+                record.active.primary
+            }
+            Some(report) => report.member.server,
+            None => match everybody.first() {
+                Some(member) => member.server,
+                None => {
+                    let reason = format!("chunk {} would have no member left", chunk.0);
+                    return Err(Failed::Final(reason));
+                }
+            },
+        };
+        let configuration =
+            Configuration { version: preparing.version, members: everybody, primary };
+        match self.propose(None, Change::Activate { chunk, configuration }) {
+            Ok(Outcome::Refused(error)) => {
+                Err(Failed::Final(format!("activation refused: {error}")))
+            }
+            Err(error) => Err(Failed::Final(error.to_string())),
+            Ok(_) => {
+                self.reconfigured.fetch_add(1, Ordering::Relaxed);
+                let mut cluster = lock(&self.cluster);
+                for (member, report) in adopted {
+                    self.copied_bytes.fetch_add(report.copied_bytes, Ordering::Relaxed);
+                    let replica = Replica {
+                        version: ChunkVersion(report.version),
+                        seq: report.seq,
+                        len: report.len,
+                        not_current: report.not_current,
+                    };
+                    cluster.on_replica(&member, chunk, replica);
+                }
+                Ok(preparing.version)
+            }
+        }
+    }
+
+    /// Members that take no part have been silent for so long that they serve nobody, and that waiting for them ends
+    /// (DECISIONS 1).
+    fn check_wait(&self, record: &Chunk, preparing: &Preparing) -> Result<(), Failed> {
+        let profile = self.config.profile;
+        let wait_ms = profile.rebuild_delay_ms.max(profile.dead_after_ms);
+        let cluster = lock(&self.cluster);
+        let mut absent = record.active.members.iter().filter(|m| !preparing.members.contains(m));
+        match absent.find(|member| cluster.silent_ms(now(), self.started, member) < wait_ms) {
+            None => Ok(()),
+            Some(member) => Err(Failed::Final(format!(
+                "only members that rebooted with unsynced data are reachable: waiting for {}",
+                member.server
+            ))),
+        }
+    }
+
+    pub(crate) fn address_of(&self, member: &Member) -> Result<String, Failed> {
+        lock(&self.cluster)
+            .address(now(), member)
+            .map(str::to_owned)
+            .ok_or_else(|| Failed::Member(*member, Unable::silent("not reachable".to_owned())))
+    }
+
+    fn collect_promises(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+        everybody: &[Member],
+    ) -> Result<Vec<PromiseReport>, Failed> {
+        let calls: Vec<_> = everybody
+            .iter()
+            .map(|member| {
+                let request = PromiseRequest {
+                    epoch: self.epoch.0,
+                    nonce: self.nonce,
+                    chunk: chunk.0,
+                    version: preparing.version.0,
+                    inode: record.ino.0,
+                    index: record.index,
+                    chunk_size: record.chunk_size,
+                    // Version 1 is made by the first operation: a member that saw none still may promise.
+                    learner: Some(*member) == preparing.learner || record.active.version.0 == 1,
+                };
+                let mut client = self.control(&self.address_of(member)?);
+                let member = *member;
+                Ok(self.runtime.spawn(async move {
+                    (member, tokio::time::timeout(PROMISE_MAX, client.promise(request)).await)
+                }))
+            })
+            .collect::<Result<_, Failed>>()?;
+        let mut reports = Vec::new();
+        let mut failed = None;
+        for call in calls {
+            match self.runtime.block_on(call) {
+                Ok((member, Ok(Ok(report)))) => {
+                    reports.push(promise_report(member, &report.into_inner()))
+                }
+                Ok((member, Ok(Err(status)))) => {
+                    failed = Some(Failed::Member(member, Unable::from(&status)))
+                }
+                Ok((member, Err(_))) => {
+                    let late = Unable::silent(format!("no promise within {PROMISE_MAX:?}"));
+                    failed = Some(Failed::Member(member, late))
+                }
+                Err(error) => return Err(Failed::Final(error.to_string())),
+            }
+        }
+        match failed {
+            Some(failed) => Err(failed),
+            None => Ok(reports),
+        }
+    }
+
+    fn adopt(
+        &self,
+        chunk: ChunkId,
+        record: &Chunk,
+        preparing: &Preparing,
+        everybody: &[Member],
+        source: Option<&PromiseReport>,
+    ) -> Result<Vec<(Member, ReplicaReport)>, Failed> {
+        let source_address = match source {
+            Some(report) => self.address_of(&report.member)?,
+            None => String::new(),
+        };
+        let mut calls = Vec::new();
+        let mut adopted = Vec::new();
+        for member in everybody {
+            let request = AdoptRequest {
+                epoch: self.epoch.0,
+                nonce: self.nonce,
+                chunk: chunk.0,
+                version: preparing.version.0,
+                // Nobody as the source: everybody takes up the empty chunk.
+                source_server: source.map(|s| s.member.server.to_string()).unwrap_or_default(),
+                source_address: source_address.clone(),
+                source_version: source.map_or(0, |s| s.version.0),
+                source_seq: source.map_or(0, |s| s.seq),
+                source_digest: source.map_or(0, |s| s.digest),
+                inode: record.ino.0,
+                index: record.index,
+                chunk_size: record.chunk_size,
+            };
+            let is_source = source.is_some_and(|s| s.member == *member);
+            calls.push((is_source, *member, request));
+        }
+        // The source last: once it has taken up the new version its old position can no longer be copied.
+        calls.sort_by_key(|(is_source, ..)| *is_source);
+        for last in [false, true] {
+            let mut running = Vec::new();
+            for (_, member, request) in calls.iter().filter(|(is_source, ..)| *is_source == last) {
+                let mut client = self.control(&self.address_of(member)?);
+                let (member, request) = (*member, request.clone());
+                running.push(self.runtime.spawn(async move {
+                    (member, tokio::time::timeout(ADOPT_MAX, client.adopt(request)).await)
+                }));
+            }
+            let mut failed = None;
+            for call in running {
+                match self.runtime.block_on(call) {
+                    Ok((member, Ok(Ok(report)))) => {
+                        let report = report.into_inner();
+                        self.metrics.copied_bytes.inc_by(report.copied_bytes);
+                        adopted.push((member, report));
+                    }
+                    Ok((member, Ok(Err(status)))) => {
+                        failed = Some(Failed::Member(member, Unable::from(&status)));
+                    }
+                    Ok((member, Err(_))) => {
+                        let late = Unable::silent(format!("not adopted within {ADOPT_MAX:?}"));
+                        failed = Some(Failed::Member(member, late));
+                    }
+                    Err(error) => return Err(Failed::Final(error.to_string())),
+                }
+            }
+            if let Some(failed) = failed {
+                return Err(failed);
+            }
+        }
+        Ok(adopted)
+    }
+}
+
+pub(crate) enum Failed {
+    /// Leave this one out and try again.
+    Member(Member, Unable),
+    /// Only rebooted members answered, and the others were waited for: the next attempt may say so.
+    WaitIsOver,
+    Final(String),
+}
+
+/// Why a member did not take part.
+pub(crate) struct Unable {
+    reason: String,
+    /// It did not answer, rather than answer that it cannot.
+    is_silent: bool,
+}
+
+impl Unable {
+    fn silent(reason: String) -> Self {
+        Self { reason, is_silent: true }
+    }
+}
+
+impl From<&tonic::Status> for Unable {
+    fn from(status: &tonic::Status) -> Self {
+        use tonic::Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
+        // What a server answers has no source; what happened to a connection has.
+        let is_silent = std::error::Error::source(status).is_some()
+            || matches!(status.code(), Cancelled | DeadlineExceeded | Unavailable | Unknown);
+        Self { reason: status.message().to_owned(), is_silent }
+    }
+}
+
+fn promise_report(member: Member, report: &ReplicaReport) -> PromiseReport {
+    PromiseReport {
+        member,
+        promised: ChunkVersion(report.promised),
+        version: ChunkVersion(report.version),
+        seq: report.seq,
+        len: report.len,
+        digest: report.digest,
+        not_current: report.not_current,
+    }
+}
