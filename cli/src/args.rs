@@ -8,12 +8,12 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-/// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
 /// Less would hardly hold a chunk.
 const CAPACITY_MIN: u64 = 64 << 20;
 
+/// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
 #[derive(Debug, Parser)]
 #[command(
     name = "dfs",
@@ -34,6 +34,42 @@ pub(crate) struct Cli {
     pub cluster: ClusterArgs,
     #[command(subcommand)]
     pub command: Command,
+}
+
+/// The commands and their flags. Of the flags that all have in common a command hides those that it would refuse.
+pub(crate) fn definitions() -> clap::Command {
+    let mut all = Cli::command();
+    let common: Vec<clap::Arg> =
+        all.get_arguments().filter(|arg| arg.is_global_set()).cloned().collect();
+    for (command, _) in FLAGS_USED {
+        for flag in unused_flags(command) {
+            let arg = common.iter().find(|arg| arg.get_long() == Some(flag)).cloned();
+            all = all.mut_subcommand(command, |sub| sub.args(arg.map(|arg| arg.hide(true))));
+        }
+    }
+    all
+}
+
+const CLUSTER_FLAGS: [&str; 4] = ["dir", "master", "key-file", "server-wait"];
+
+/// Commands that do not look at all of [`CLUSTER_FLAGS`], and at which they do.
+const FLAGS_USED: [(&str, [bool; 4]); 9] = [
+    ("up", [true, false, true, true]),
+    ("supervise", [true, false, true, true]),
+    ("down", [true, false, false, false]),
+    ("bench", [true, false, false, false]),
+    ("master", [true, false, true, false]),
+    ("chunkserver", [true, true, true, false]),
+    ("umount", [false; 4]),
+    ("completions", [false; 4]),
+    ("man", [false; 4]),
+];
+
+/// The flags that `command` would not look at.
+pub(crate) fn unused_flags(command: &str) -> impl Iterator<Item = &'static str> {
+    let used = FLAGS_USED.iter().find(|(name, _)| *name == command);
+    let used = used.map_or([true; 4], |(_, used)| *used);
+    CLUSTER_FLAGS.into_iter().zip(used).filter(|(_, used)| !used).map(|(flag, _)| flag)
 }
 
 /// Which cluster is meant. Flags win over the environment, a master's address over a directory.
@@ -217,7 +253,8 @@ pub(crate) enum Format {
 
 #[derive(Args, Clone, Copy, Debug)]
 pub(crate) struct OutputArgs {
-    /// How to print the result
+    /// How to print the result; in JSON a name that is no UTF-8 is there in hexadecimal digits too, as nameHex or pathHex
+    /// (fromHex, toHex for copies)
     #[arg(
         short = 'o',
         long = "output",
@@ -594,16 +631,40 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
+    use clap::FromArgMatches as _;
 
     #[test]
     fn definitions_do_not_contradict_each_other() {
-        Cli::command().debug_assert();
+        definitions().debug_assert();
+    }
+
+    #[track_caller]
+    fn check_help(command: &str, shown: &[&str], not_shown: &[&str]) {
+        let help = definitions().try_get_matches_from(["dfs", command, "--help"]).unwrap_err();
+        let help = help.render().to_string();
+        for flag in shown {
+            assert!(help.contains(flag), "{flag}: {help}");
+        }
+        for flag in not_shown {
+            assert!(!help.contains(flag), "{flag}: {help}");
+        }
+    }
+
+    #[test]
+    fn help_names_the_flags_that_a_command_takes() {
+        check_help("ls", &["--dir", "--master", "--key-file", "--server-wait"], &[]);
+        check_help("down", &["--dir"], &["--master", "--key-file", "--server-wait"]);
+        check_help("up", &["--dir", "--key-file", "--server-wait"], &["--master"]);
+        check_help("umount", &[], &["--dir", "--master", "--key-file", "--server-wait"]);
+        // It is taken still, to be refused with a reason.
+        let matches = definitions().try_get_matches_from(["dfs", "down", "--master", "a:1"]);
+        let cli = Cli::from_arg_matches(&matches.unwrap()).unwrap();
+        assert_eq!(cli.cluster.master.as_deref(), Some("a:1"));
     }
 
     #[test]
     fn every_visible_command_shows_examples() {
-        for command in Cli::command().get_subcommands().filter(|c| !c.is_hide_set()) {
+        for command in definitions().get_subcommands().filter(|c| !c.is_hide_set()) {
             let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
             let line = format!("dfs {}", command.get_name());
             assert!(help.contains("Examples:") && help.contains(&line), "{line}: {help}");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dfs_service::conn::ClusterKey;
 
-use crate::args::{ClusterArgs, Command};
+use crate::args::{ClusterArgs, Command, unused_flags};
 use crate::failure::{fail, fail_usage};
 use crate::local::ClusterDir;
 
@@ -36,17 +36,16 @@ pub(crate) fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>
 /// Refuses a typed flag that `command` would not look at: who typed it believes that it does something.
 pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Result<()> {
     let ClusterArgs { dir, master, key_file, server_wait } = args;
-    // Which of --dir, --master, --key-file, --server-wait it uses.
-    let (name, uses) = match command {
-        Command::Up(_) => ("up", [true, false, true, true]),
-        Command::Supervise(_) => ("supervise", [true, false, true, true]),
-        Command::Down(_) => ("down", [true, false, false, false]),
-        Command::Bench(_) => ("bench", [true, false, false, false]),
-        Command::Master(_) => ("master", [true, false, true, false]),
-        Command::Chunkserver(_) => ("chunkserver", [true, true, true, false]),
-        Command::Umount(_) => ("umount", [false; 4]),
-        Command::Completions(_) => ("completions", [false; 4]),
-        Command::Man(_) => ("man", [false; 4]),
+    let name = match command {
+        Command::Up(_) => "up",
+        Command::Supervise(_) => "supervise",
+        Command::Down(_) => "down",
+        Command::Bench(_) => "bench",
+        Command::Master(_) => "master",
+        Command::Chunkserver(_) => "chunkserver",
+        Command::Umount(_) => "umount",
+        Command::Completions(_) => "completions",
+        Command::Man(_) => "man",
         Command::Status(_)
         | Command::Fsck(_)
         | Command::Failover(_)
@@ -70,15 +69,15 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Mount(_) => return Ok(()),
     };
     let given = [
-        ("--dir", dir.is_some()),
-        ("--master", master.is_some()),
-        ("--key-file", key_file.is_some()),
-        ("--server-wait", server_wait.is_some()),
+        ("dir", dir.is_some()),
+        ("master", master.is_some()),
+        ("key-file", key_file.is_some()),
+        ("server-wait", server_wait.is_some()),
     ];
-    match given.iter().zip(uses).find(|((_, given), used)| *given && !used) {
+    match unused_flags(name).find(|flag| given.contains(&(flag, true))) {
         None => Ok(()),
-        Some(((flag, _), _)) => fail_usage(
-            format!("usage: {flag} has no meaning for `dfs {name}`"),
+        Some(flag) => fail_usage(
+            format!("usage: --{flag} has no meaning for `dfs {name}`"),
             format!("leave it out; see `dfs {name} --help`"),
         ),
     }

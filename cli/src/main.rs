@@ -25,7 +25,7 @@ mod fuzz_engine;
 use std::io::Write as _;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::FromArgMatches as _;
 
 use args::{Cli, Command};
 use failure::say_error;
@@ -35,7 +35,8 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     abort_on_panic();
-    let cli = match Cli::try_parse() {
+    let parsed = args::definitions().try_get_matches();
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
@@ -127,6 +128,5 @@ fn usage(error: &clap::Error) -> ExitCode {
 }
 
 fn known_command(word: &str) -> bool {
-    use clap::CommandFactory as _;
-    Cli::command().find_subcommand(word).is_some()
+    args::definitions().find_subcommand(word).is_some()
 }

@@ -80,6 +80,11 @@ fn push_printable(out: &mut String, c: char) {
     }
 }
 
+/// A name in hexadecimal digits, if JSON cannot hold it as it is.
+pub(crate) fn hex_unless_utf8(name: &[u8]) -> Option<String> {
+    std::str::from_utf8(name).is_err().then(|| hex(name))
+}
+
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 
 use crate::failure::fail;
-use crate::output::escaped;
+use crate::output::{escaped, hex_unless_utf8};
 
 /// Names from the root down; empty: the root itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +48,11 @@ impl RemotePath {
     /// `/a/b`, for JSON, which has escapes of its own.
     pub(crate) fn json(&self) -> String {
         String::from_utf8_lossy(&self.bytes()).into_owned()
+    }
+
+    /// The same in hexadecimal digits, if [`Self::json`] loses something.
+    pub(crate) fn json_hex(&self) -> Option<String> {
+        hex_unless_utf8(&self.bytes())
     }
 
     fn bytes(&self) -> Vec<u8> {

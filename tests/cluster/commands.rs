@@ -202,6 +202,14 @@ fn names_cannot_write_on_the_terminal() {
     assert_eq!(json["entries"][0]["name"], "a\x1b[31m\n");
     assert_eq!(json["entries"][0].get("nameHex"), None);
     assert_eq!(json["entries"][1]["nameHex"], "62ff");
+    let path = std::ffi::OsStr::from_bytes(b"/b\xff");
+    for name in ["ls", "stat", "locate", "explain"] {
+        let output = cluster.command([name, "-o", "json"]).arg(path).output().unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = if json.is_array() { &json[0] } else { &json };
+        assert_eq!(found["pathHex"], "2f62ff", "{name}: {json}");
+    }
+    assert_eq!(cluster.dfs_json(["ls", "/"]).get("pathHex"), None);
 }
 
 #[test]

@@ -15,6 +15,8 @@ use crate::remote_path::RemotePath;
 #[derive(Debug, Serialize)]
 struct Appended {
     path: String,
+    #[serde(rename = "pathHex", skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     offset: u64,
     bytes: u64,
 }
@@ -48,6 +50,11 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &AppendArgs) -> anyhow::Result<()
     let offset = files.append(&path, &record)?;
     output::print(
         args.output.format,
-        &Appended { path: path.json(), offset, bytes: record.len() as u64 },
+        &Appended {
+            path: path.json(),
+            path_hex: path.json_hex(),
+            offset,
+            bytes: record.len() as u64,
+        },
     )
 }

@@ -32,6 +32,8 @@ pub(crate) struct ExplainArgs {
 #[serde(rename_all = "camelCase")]
 struct Explanation {
     path: String,
+    #[serde(rename = "pathHex", skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     inode: u64,
     size: u64,
     /// The content is in the master's inode; there are no chunks.
@@ -250,6 +252,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ExplainArgs) -> anyhow::Result<(
     }
     let mut explanation = Explanation {
         path: path.json(),
+        path_hex: path.json_hex(),
         inode: attr.ino.0,
         size: attr.size,
         inline: attr.inline,
@@ -305,6 +308,7 @@ mod tests {
     fn explanation(chunks: Vec<Chunk>) -> Explanation {
         Explanation {
             path: "/a".into(),
+            path_hex: None,
             inode: 2,
             size: 3 << 20,
             inline: false,

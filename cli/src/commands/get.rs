@@ -45,7 +45,13 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
     } else {
         write_to(&files, &attr, &path, &target, progress)
     };
-    let copied = Copied { from: path.json(), to: target.display().to_string(), bytes: written? };
+    let copied = Copied {
+        from: path.json(),
+        from_hex: path.json_hex(),
+        to: target.display().to_string(),
+        to_hex: output::hex_unless_utf8(target.as_os_str().as_bytes()),
+        bytes: written?,
+    };
     if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
 }
 

@@ -13,6 +13,8 @@ use crate::{admin, cluster};
 #[derive(Debug, Serialize)]
 struct Location {
     path: String,
+    #[serde(rename = "pathHex", skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     inode: u64,
     size: u64,
     /// The content is in the master's inode; there are no chunks.
@@ -71,6 +73,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()
     let chunks = if attr.inline { Vec::new() } else { admin::locate(&target, attr.ino.0)?.chunks };
     let location = Location {
         path: path.json(),
+        path_hex: path.json_hex(),
         inode: attr.ino.0,
         size: attr.size,
         inline: attr.inline,

@@ -11,6 +11,8 @@ use crate::remote_path::RemotePath;
 #[derive(Debug, Serialize)]
 struct Listing {
     path: String,
+    #[serde(rename = "pathHex", skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     entries: Vec<Row>,
     #[serde(skip)]
     long: bool,
@@ -102,12 +104,17 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LsArgs) -> anyhow::Result<()> {
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let rows = entries.iter().map(|entry| Row {
         name: String::from_utf8_lossy(&entry.name).into_owned(),
-        name_hex: std::str::from_utf8(&entry.name).is_err().then(|| output::hex(&entry.name)),
+        name_hex: output::hex_unless_utf8(&entry.name),
         shown: output::escaped(&entry.name),
         kind: kind_name(entry.kind),
         inode: entry.ino.0,
         attributes: entry.attr.as_ref().filter(|_| args.long).map(attributes),
     });
-    let listing = Listing { path: path.json(), entries: rows.collect(), long: args.long };
+    let listing = Listing {
+        path: path.json(),
+        path_hex: path.json_hex(),
+        entries: rows.collect(),
+        long: args.long,
+    };
     output::print(args.output.format, &listing)
 }

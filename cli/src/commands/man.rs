@@ -2,14 +2,12 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
-use clap::CommandFactory as _;
-
-use crate::args::{Cli, ManArgs};
+use crate::args::{ManArgs, definitions};
 use crate::output;
+use anyhow::Context as _;
 
 pub(crate) fn run(args: &ManArgs) -> anyhow::Result<()> {
-    let command = Cli::command();
+    let command = definitions();
     match &args.pages {
         None => {
             let mut page = Vec::new();

@@ -22,7 +22,11 @@ const PIECE: usize = 1 << 20;
 #[derive(Debug, Serialize)]
 pub(crate) struct Copied {
     pub from: String,
+    #[serde(rename = "fromHex", skip_serializing_if = "Option::is_none")]
+    pub from_hex: Option<String>,
     pub to: String,
+    #[serde(rename = "toHex", skip_serializing_if = "Option::is_none")]
+    pub to_hex: Option<String>,
     pub bytes: u64,
 }
 
@@ -81,7 +85,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
         progress.add(read as u64);
     }
     writer.finish()?;
-    let copied =
-        Copied { from: args.src.display().to_string(), to: path.json(), bytes: progress.finish() };
+    let copied = Copied {
+        from: args.src.display().to_string(),
+        from_hex: output::hex_unless_utf8(args.src.as_os_str().as_bytes()),
+        to: path.json(),
+        to_hex: path.json_hex(),
+        bytes: progress.finish(),
+    };
     if args.output.format == Format::Json { output::print(Format::Json, &copied) } else { Ok(()) }
 }

@@ -17,6 +17,8 @@ struct Stats(Vec<Stat>);
 #[serde(rename_all = "camelCase")]
 struct Stat {
     path: String,
+    #[serde(rename = "pathHex", skip_serializing_if = "Option::is_none")]
+    path_hex: Option<String>,
     #[serde(skip)]
     shown: String,
     inode: u64,
@@ -42,6 +44,7 @@ impl Stat {
     fn new(path: &RemotePath, attr: &Attr) -> Self {
         Self {
             path: path.json(),
+            path_hex: path.json_hex(),
             shown: path.shown(),
             inode: attr.ino.0,
             kind: kind_name(attr.kind),
