@@ -110,6 +110,10 @@ pub(crate) enum Command {
     Recover(servers::RecoverArgs),
     /// Announce that a server is away for a while: nothing is copied because of it
     Maintenance(servers::MaintenanceArgs),
+    /// Empty a server: every chunk on it gets a copy elsewhere
+    Drain(servers::DrainArgs),
+    /// End a drain
+    Undrain(servers::UndrainArgs),
     /// Show what happened to servers and chunks
     Events(servers::EventsArgs),
     /// Long work over workers: create, report, take snapshots, look back

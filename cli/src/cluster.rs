@@ -51,6 +51,8 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Failover(_)
         | Command::Recover(_)
         | Command::Maintenance(_)
+        | Command::Drain(_)
+        | Command::Undrain(_)
         | Command::Events(_)
         | Command::Job(_)
         | Command::Jobs(_)

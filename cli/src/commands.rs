@@ -5,6 +5,7 @@ pub(crate) mod cat;
 pub(crate) mod chunkserver;
 pub(crate) mod completions;
 pub(crate) mod down;
+pub(crate) mod drain;
 pub(crate) mod events;
 pub(crate) mod explain;
 pub(crate) mod failover;

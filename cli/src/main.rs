@@ -76,6 +76,8 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Failover(args) => commands::failover::run(cluster, args),
         Command::Recover(args) => commands::failover::recover(cluster, args),
         Command::Maintenance(args) => commands::maintenance::run(cluster, args),
+        Command::Drain(args) => commands::drain::run(cluster, args),
+        Command::Undrain(args) => commands::drain::undrain(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),
         Command::Jobs(args) => commands::job::list(cluster, args),

@@ -3,7 +3,8 @@
 use anyhow::Context as _;
 use dfs_proto::control::server_admin_client::ServerAdminClient;
 use dfs_proto::control::{
-    DrillReply, DrillRequest, EventsReply, EventsRequest, WishReply, WishRequest,
+    DrainReply, DrainRequest, DrillReply, DrillRequest, EventsReply, EventsRequest, WishReply,
+    WishRequest,
 };
 use dfs_service::conn::control_channel;
 
@@ -30,6 +31,10 @@ pub(crate) fn wish(target: &Target, request: WishRequest) -> anyhow::Result<Wish
 
 pub(crate) fn drill(target: &Target, server: String) -> anyhow::Result<DrillReply> {
     ask!(target, drill, DrillRequest { server }).context("ask how the drill goes")
+}
+
+pub(crate) fn drain(target: &Target, server: String) -> anyhow::Result<DrainReply> {
+    ask!(target, drain, DrainRequest { server }).context("ask how far it is")
 }
 
 pub(crate) fn events(target: &Target, request: EventsRequest) -> anyhow::Result<EventsReply> {

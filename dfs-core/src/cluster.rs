@@ -191,6 +191,12 @@ impl Cluster {
         self.overlays.get(&server).is_some_and(|kinds| kinds.contains(&kind))
     }
 
+    /// Servers of which the log says `kind`.
+    pub fn with_overlay(&self, kind: OverlayKind) -> impl Iterator<Item = ServerId> + '_ {
+        let servers = self.overlays.iter().filter(move |(_, kinds)| kinds.contains(&kind));
+        servers.map(|(server, _)| *server)
+    }
+
     /// Whether a server in maintenance may bring back a copy of `chunk`.
     #[must_use]
     pub fn awaits_maintenance(&self, now: Timestamp, chunk: ChunkId) -> bool {

@@ -1,5 +1,6 @@
 //! Intentions: what should be done next, from what is known.
 
+pub mod drain;
 pub mod rebuild;
 pub mod reconfigure;
 pub mod surplus;

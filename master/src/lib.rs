@@ -9,6 +9,7 @@ pub mod chunks;
 pub mod clients;
 pub mod config;
 pub mod control;
+pub mod drain;
 pub mod fsck;
 pub mod group;
 pub mod jobs;

@@ -1,4 +1,4 @@
-//! Gives chunks their copies back.
+//! Gives chunks their copies back, and moves those that are to leave a server when there is nothing else to do.
 //!
 //! A walk over the chunk map finds chunks that lack a copy; [`dfs_core::plan::rebuild`] says which come first and where
 //! to; each copy is one configuration change with a learner, on a thread of its own. What a walk found is looked at
@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Member};
-use dfs_core::cluster::overlay::Room;
+use dfs_core::cluster::overlay::{OverlayKind, Room};
 use dfs_core::cluster::{Cluster, Liveness};
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_core::plan::rebuild::{
@@ -19,6 +19,8 @@ use dfs_core::plan::rebuild::{
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
+use crate::drain;
+use crate::reconfigure::Step;
 use crate::state::{Master, lock, now};
 
 const TICK: Duration = Duration::from_millis(100);
@@ -31,6 +33,8 @@ const FOUND_MAX: usize = 100_000;
 const CONSIDERED_MAX: usize = 1_000;
 /// Copies on their way to one server, and in all.
 const LIMITS: Limits = Limits { per_target: 3, in_all: 64 };
+/// Of chunks that nobody lost.
+const MOVE_LIMITS: Limits = Limits { per_target: 2, in_all: 8 };
 const RETRY_MIN_MS: u64 = 500;
 const RETRY_MAX_MS: u64 = 30_000;
 /// Servers that fell silent together are waited for so many times as long as one.
@@ -41,6 +45,8 @@ const HOLD_FACTOR: u64 = 10;
 pub struct Shared {
     /// Nothing is copied but chunks with one copy, and nothing is deleted.
     held: AtomicBool,
+    /// Why no chunk is moved away from servers that are drained, although some could be.
+    moves_wait: Mutex<Option<String>>,
     work: Mutex<Work>,
     /// Told when a change is done: there is room for another.
     done: Condvar,
@@ -48,8 +54,7 @@ pub struct Shared {
 
 #[derive(Debug, Default)]
 struct Work {
-    /// The learner, if the change brings one.
-    running: BTreeMap<ChunkId, Option<Member>>,
+    running: BTreeMap<ChunkId, Step>,
     /// After a failure: not before, and how long the next pause is.
     retry: HashMap<ChunkId, (Timestamp, u64)>,
     chunks: u64,
@@ -62,6 +67,11 @@ impl Shared {
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
     }
+
+    #[must_use]
+    pub fn moves_wait(&self) -> Option<String> {
+        lock(&self.moves_wait).clone()
+    }
 }
 
 /// One thing to do to a chunk.
@@ -70,7 +80,7 @@ struct Task {
     chunk: ChunkId,
     /// The configuration that was looked at.
     version: ChunkVersion,
-    learner: Option<Member>,
+    step: Step,
     bytes: u64,
 }
 
@@ -85,6 +95,8 @@ struct Found {
     due: BTreeSet<ChunkId>,
     /// To be copied for all that are short.
     bytes: u64,
+    /// Chunks with all their copies, one of them on a server that is drained.
+    moves: Vec<(drain::Move, ChunkVersion)>,
 }
 
 /// Runs until `shutdown`, on a thread of its own.
@@ -144,7 +156,7 @@ impl Rebuild {
     /// What is to be done now, as far as limits allow.
     fn choose(&mut self, master: &Master) -> Vec<Task> {
         let now = now();
-        let (running, waiting): (BTreeMap<ChunkId, Option<Member>>, BTreeSet<ChunkId>) = {
+        let (running, waiting): (BTreeMap<ChunkId, Step>, BTreeSet<ChunkId>) = {
             let work = lock(&master.rebuild.work);
             let waiting = work.retry.iter().filter(|(_, (at, _))| now < *at);
             (work.running.clone(), waiting.map(|(chunk, _)| *chunk).collect())
@@ -169,7 +181,7 @@ impl Rebuild {
             });
             due.take(CONSIDERED_MAX).cloned().collect()
         };
-        self.say_hold(master, hold);
+        self.say_hold(master, hold.clone());
         let limits = Limits { in_all: LIMITS.in_all.saturating_sub(tasks.len()), ..LIMITS };
         for (chunk, learner) in assign(&due, &mut targets, &places, limits) {
             *self.given.entry(learner.server).or_default() += 1;
@@ -178,20 +190,68 @@ impl Rebuild {
                 continue;
             };
             let (version, bytes) = (*version, short.bytes);
-            tasks.push(Task { chunk, version, learner: Some(learner), bytes });
+            let step = Step { learner: Some(learner), leaver: None };
+            tasks.push(Task { chunk, version, step, bytes });
         }
+        let rebuilding = running.values().any(|step| step.leaver.is_none());
+        let wait = if let Some(hold) = hold {
+            Some(hold)
+        } else if rebuilding || !tasks.is_empty() || !due.is_empty() {
+            Some("chunks that lack a copy come first".to_owned())
+        } else {
+            let due = self.moves(master, &is_free);
+            tasks = self.choose_moves(&due, &mut targets, &places);
+            let stuck = !due.is_empty() && tasks.is_empty() && running.is_empty();
+            stuck.then(|| "no other server can take what is left".to_owned())
+        };
+        *lock(&master.rebuild.moves_wait) = wait;
         let taken: Vec<ChunkId> = tasks.iter().map(|task| task.chunk).collect();
         self.found.short.retain(|(short, _)| !taken.contains(&short.chunk));
+        self.found.moves.retain(|(of, _)| !taken.contains(&of.short.chunk));
+        tasks
+    }
+
+    /// Chunks that may leave servers which are drained.
+    fn moves(
+        &self,
+        master: &Master,
+        is_free: &impl Fn(&ChunkId) -> bool,
+    ) -> Vec<(drain::Move, ChunkVersion)> {
+        let draining = drain::draining(master);
+        let due = self
+            .found
+            .moves
+            .iter()
+            .filter(|(of, _)| draining.contains(&of.leaver.server) && is_free(&of.short.chunk));
+        due.take(CONSIDERED_MAX).cloned().collect()
+    }
+
+    fn choose_moves(
+        &mut self,
+        moves: &[(drain::Move, ChunkVersion)],
+        targets: &mut [Target],
+        places: &BTreeMap<ServerId, Place>,
+    ) -> Vec<Task> {
+        let shorts: Vec<Short> = moves.iter().map(|(of, _)| of.short.clone()).collect();
+        let mut tasks = Vec::new();
+        for (chunk, learner) in assign(&shorts, targets, places, MOVE_LIMITS) {
+            let Some((of, version)) = moves.iter().find(|(of, _)| of.short.chunk == chunk) else {
+                continue;
+            };
+            *self.given.entry(learner.server).or_default() += 1;
+            let step = Step { learner: Some(learner), leaver: Some(of.leaver) };
+            tasks.push(Task { chunk, version: *version, step, bytes: of.short.bytes });
+        }
         tasks
     }
 
     fn targets(
         &self,
         master: &Master,
-        running: &BTreeMap<ChunkId, Option<Member>>,
+        running: &BTreeMap<ChunkId, Step>,
     ) -> (Vec<Target>, BTreeMap<ServerId, Place>) {
         let mut incoming: BTreeMap<ServerId, usize> = BTreeMap::new();
-        for learner in running.values().flatten() {
+        for learner in running.values().filter_map(|step| step.learner) {
             *incoming.entry(learner.server).or_default() += 1;
         }
         let (cluster, now) = (lock(&master.cluster), now());
@@ -267,7 +327,8 @@ impl Rebuild {
     fn say_progress(&mut self, master: &Master) {
         let (idle, chunks, bytes) = {
             let work = lock(&master.rebuild.work);
-            (work.running.is_empty(), work.chunks, work.bytes)
+            let idle = work.running.values().all(|step| step.leaver.is_some());
+            (idle, work.chunks, work.bytes)
         };
         match &self.episode {
             None if !idle => {
@@ -287,6 +348,7 @@ impl Rebuild {
                 self.episode = None;
                 self.given.clear();
             }
+            None if self.found.moves.is_empty() => self.given.clear(),
             Some(_) | None => {}
         }
     }
@@ -297,15 +359,22 @@ impl Rebuild {
         let mut since = HashMap::new();
         let mut missed = Vec::new();
         let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
+        let draining = drain::draining(master);
         master.for_each_chunk(|chunk, record| {
-            if FOUND_MAX <= found.at_once.len() + found.short.len() + missed.len()
-                || !record.attached
-            {
+            let count = found.at_once.len() + found.short.len() + missed.len() + found.moves.len();
+            if FOUND_MAX <= count {
                 return;
             }
-            let at_once =
-                |learner| Task { chunk, version: record.active.version, learner, bytes: 0 };
-            if needs_readoption(master, chunk, record) {
+            let version = record.active.version;
+            let at_once = |learner| {
+                let step = Step { learner, leaver: None };
+                Task { chunk, version, step, bytes: 0 }
+            };
+            // What a spill left unattached is moved all the same: otherwise its servers would never be empty.
+            let of = || drain::move_of(master, chunk, record, &draining);
+            if !record.attached {
+                found.moves.extend(of().map(|of| (of, version)));
+            } else if needs_readoption(master, chunk, record) {
                 found.at_once.push(at_once(None));
             } else if is_missed(master, chunk, record) {
                 missed.push((chunk, record.clone()));
@@ -321,9 +390,11 @@ impl Rebuild {
                         }
                         found.bytes += short.bytes;
                         let short = Short { since: first, ..short };
-                        found.short.push((short, record.active.version));
+                        found.short.push((short, version));
                     }
                 }
+            } else if let Some(of) = of() {
+                found.moves.push((of, version));
             }
         });
         self.short_since = since;
@@ -335,17 +406,18 @@ impl Rebuild {
         let missed = missed.iter().filter(|missed| lacks(missed)).map(|(chunk, record)| Task {
             chunk: *chunk,
             version: record.active.version,
-            learner: None,
+            step: Step::default(),
             bytes: 0,
         });
         found.at_once.extend(missed);
         found.short.sort_unstable_by_key(|(short, _)| short.risk());
+        found.moves.sort_unstable_by_key(|(of, _)| of.short.risk());
         found
     }
 }
 
 fn start(master: &Arc<Master>, task: Task) {
-    lock(&master.rebuild.work).running.insert(task.chunk, task.learner);
+    lock(&master.rebuild.work).running.insert(task.chunk, task.step);
     let (chunk, worker) = (task.chunk, Arc::clone(master));
     let started = std::thread::Builder::new()
         .name("rebuild".to_owned())
@@ -359,7 +431,7 @@ fn start(master: &Arc<Master>, task: Task) {
 fn try_task(master: &Master, task: &Task) -> Result<(), String> {
     match master.chunk(task.chunk) {
         Some(record) if record.active.version == task.version => {
-            master.reconfigure(task.chunk, task.learner)
+            master.change(task.chunk, task.step)
         }
         // It went on meanwhile: the next walk looks at what it is now.
         Some(_) | None => Err("it changed meanwhile".to_owned()),
@@ -373,7 +445,7 @@ fn finish(master: &Master, task: &Task, outcome: Result<(), String>) {
     match outcome {
         Ok(()) => {
             work.retry.remove(&task.chunk);
-            if task.learner.is_some() {
+            if task.step.learner.is_some() && task.step.leaver.is_none() {
                 work.chunks += 1;
                 work.bytes += task.bytes;
             }
@@ -453,8 +525,12 @@ fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
         .filter(|(server, row)| !holders.contains(server) && row.replicas.contains_key(&chunk));
     let others: Vec<Member> =
         others.map(|(server, row)| Member { server: *server, disk: row.disk }).collect();
-    let alive = |member: &&Member| cluster.liveness(now, member.server) == Liveness::Alive;
-    if let Some(returned) = others.iter().find(alive) {
+    let fits = |member: &&Member| {
+        // One that is drained gave its copy away.
+        cluster.liveness(now, member.server) == Liveness::Alive
+            && !cluster.has_overlay(member.server, OverlayKind::Draining)
+    };
+    if let Some(returned) = others.iter().find(fits) {
         return Some(Lack::Returned(*returned));
     }
     // What it brings back need not be copied. Chunks with one copy do not wait.
@@ -465,7 +541,15 @@ fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
     let lens = members.iter().filter_map(|member| cluster.row(member.server)?.replicas.get(&chunk));
     let bytes = lens.map(|replica| replica.len).max().unwrap_or(0);
     let is_waited_for = written_lately;
-    Some(Lack::Short(Short { chunk, bytes, good, is_waited_for, since: now, holders }))
+    Some(Lack::Short(Short {
+        chunk,
+        bytes,
+        good,
+        is_waited_for,
+        since: now,
+        holders,
+        leaver: None,
+    }))
 }
 
 /// Dead, or come back with another disk.

@@ -24,6 +24,15 @@ const UNRESPONSIVE_MS: u64 = 5_000;
 /// Attempts of one change before the asker is told to come back.
 const ATTEMPTS: u32 = 4;
 
+/// What a change does beside leaving out members that cannot be reached.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct Step {
+    pub learner: Option<Member>,
+    /// Gives its place to the learner. It promises and adopts like the others, so that it refuses what is older; if no
+    /// learner does, it stays.
+    pub leaver: Option<Member>,
+}
+
 impl Master {
     /// Moves `chunk` to its next configuration: reachable members, and `learner` if given. If another thread is at it,
     /// waits for that one instead.
@@ -31,6 +40,14 @@ impl Master {
     /// # Errors
     /// The reason, for people; ask again later.
     pub fn reconfigure(&self, chunk: ChunkId, learner: Option<Member>) -> Result<(), String> {
+        self.change(chunk, Step { learner, leaver: None })
+    }
+
+    /// As [`Self::reconfigure`], with all a step can say.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn change(&self, chunk: ChunkId, step: Step) -> Result<(), String> {
         if !lock(&self.reconfiguring).insert(chunk) {
             let seen = self.changed.count();
             if lock(&self.reconfiguring).contains(&chunk) {
@@ -38,7 +55,7 @@ impl Master {
             }
             return Ok(());
         }
-        let outcome = self.reconfigure_unless_paused(chunk, learner);
+        let outcome = self.change_unless_paused(chunk, step);
         lock(&self.reconfiguring).remove(&chunk);
         self.changed.tell();
         let label = if outcome.is_ok() { "activated" } else { "failed" };
@@ -46,17 +63,13 @@ impl Master {
         outcome
     }
 
-    fn reconfigure_unless_paused(
-        &self,
-        chunk: ChunkId,
-        learner: Option<Member>,
-    ) -> Result<(), String> {
+    fn change_unless_paused(&self, chunk: ChunkId, step: Step) -> Result<(), String> {
         if let Some(reason) = lock(&self.pauses).reason(now(), chunk) {
             return Err(reason);
         }
         let next_version = || self.chunk(chunk).map(|record| record.next_version);
         let before = next_version();
-        let outcome = self.reconfigure_alone(chunk, learner);
+        let outcome = self.change_alone(chunk, step);
         match &outcome {
             Ok(()) => lock(&self.pauses).succeeded(chunk),
             Err(reason) if before != next_version() => {
@@ -68,7 +81,8 @@ impl Master {
         outcome
     }
 
-    fn reconfigure_alone(&self, chunk: ChunkId, mut learner: Option<Member>) -> Result<(), String> {
+    fn change_alone(&self, chunk: ChunkId, step: Step) -> Result<(), String> {
+        let Step { mut learner, leaver } = step;
         let mut after_wait = false;
         let mut last = String::new();
         let mut left_out = Vec::new();
@@ -92,17 +106,13 @@ impl Master {
             match self.propose(None, change) {
                 Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
                 Err(error) => last = error.to_string(),
-                Ok(_) => match self.attempt(chunk, &record, &preparing) {
-                    Ok(version) => {
-                        let members: Vec<String> = preparing
-                            .members
-                            .iter()
-                            .chain(&preparing.learner)
-                            .map(|m| m.server.to_string())
-                            .collect();
+                Ok(_) => match self.attempt(chunk, &record, &preparing, leaver) {
+                    Ok(active) => {
+                        let members: Vec<String> =
+                            active.members.iter().map(|m| m.server.to_string()).collect();
                         tracing::info!(
                             chunk = chunk.0,
-                            version = version.0,
+                            version = active.version.0,
                             members = members.join(","),
                             "configuration activated"
                         );
@@ -144,7 +154,8 @@ impl Master {
         chunk: ChunkId,
         record: &Chunk,
         preparing: &Preparing,
-    ) -> Result<ChunkVersion, Failed> {
+        leaver: Option<Member>,
+    ) -> Result<Configuration, Failed> {
         let everybody: Vec<Member> =
             preparing.members.iter().copied().chain(preparing.learner).collect();
         let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
@@ -176,13 +187,16 @@ impl Master {
                 ));
             }
         }
+        let leaver = leaver.filter(|_| preparing.learner.is_some());
+        let members: Vec<Member> =
+            everybody.iter().copied().filter(|member| Some(*member) != leaver).collect();
         let primary = match &source {
             // The old primary has the connections; otherwise whoever was first.
-            _ if everybody.iter().any(|member| member.server == record.active.primary) => {
+            _ if members.iter().any(|member| member.server == record.active.primary) => {
                 record.active.primary
             }
-            Some(report) => report.member.server,
-            None => match everybody.first() {
+            Some(report) if members.contains(&report.member) => report.member.server,
+            Some(_) | None => match members.first() {
                 Some(member) => member.server,
                 None => {
                     let reason = format!("chunk {} would have no member left", chunk.0);
@@ -190,9 +204,9 @@ impl Master {
                 }
             },
         };
-        let configuration =
-            Configuration { version: preparing.version, members: everybody, primary };
-        match self.propose(None, Change::Activate { chunk, configuration }) {
+        let configuration = Configuration { version: preparing.version, members, primary };
+        let change = Change::Activate { chunk, configuration: configuration.clone() };
+        match self.propose(None, change) {
             Ok(Outcome::Refused(error)) => {
                 Err(Failed::Final(format!("activation refused: {error}")))
             }
@@ -210,7 +224,7 @@ impl Master {
                     };
                     cluster.on_replica(&member, chunk, replica);
                 }
-                Ok(preparing.version)
+                Ok(configuration)
             }
         }
     }

@@ -11,8 +11,8 @@ use dfs_core::time::WallTime;
 use dfs_proto::control::server_admin_server::ServerAdmin;
 use dfs_proto::control::wishes_server::Wishes;
 use dfs_proto::control::{
-    AskReply, AskRequest, DrillReply, DrillRequest, Event, EventsReply, EventsRequest, Overlay,
-    WishReply, WishRequest,
+    AskReply, AskRequest, DrainReply, DrainRequest, DrillReply, DrillRequest, Event, EventsReply,
+    EventsRequest, Overlay, WishReply, WishRequest,
 };
 use dfs_service::clock;
 use tonic::{Request, Response, Status};
@@ -76,6 +76,16 @@ impl ServerAdmin for Control {
         .await
     }
 
+    async fn drain(&self, request: Request<DrainRequest>) -> Result<Response<DrainReply>, Status> {
+        let server = id(&request.into_inner().server)?;
+        let master = Arc::clone(&self.0);
+        blocking(move || {
+            check_known(&master, server)?;
+            Ok(master.drain_progress(server))
+        })
+        .await
+    }
+
     async fn events(
         &self,
         request: Request<EventsRequest>,
@@ -133,6 +143,7 @@ fn wish(master: &Arc<Master>, request: &WishRequest) -> Result<WishReply, Status
     let kind = match overlay.as_str() {
         "suspended" => OverlayKind::Suspended,
         "maintenance" => OverlayKind::Maintenance,
+        "draining" => OverlayKind::Draining,
         other => return Err(Status::invalid_argument(format!("unknown wish '{other}'"))),
     };
     // Two at once could each be harmless alone.
@@ -155,6 +166,9 @@ fn wish(master: &Arc<Master>, request: &WishRequest) -> Result<WishReply, Status
             if let Some(text) = danger.refusal(server, master.min_replicas) {
                 return Err(Status::failed_precondition(text));
             }
+        }
+        if kind == OverlayKind::Draining && !end && is_new {
+            master.check_can_drain(server)?;
         }
         let by = by.clone();
         let change = if *end {

@@ -5,6 +5,7 @@
 mod bad_input;
 mod bad_luck;
 mod commands;
+mod drain;
 mod failover;
 mod hang;
 mod jobs;

@@ -85,6 +85,43 @@ pub(crate) struct MaintenanceArgs {
 
 #[derive(Args, Debug)]
 #[command(
+    after_help = "Every chunk that has a copy on the server gets one elsewhere, and then gives up the one there; no new chunks go to it. The
+server reads and writes all the time, and no chunk has fewer copies meanwhile. Copies of chunks that lack one go first.
+
+The wish is in the log: interrupting the command, or restarting the master, does not end it. Given again, it goes on watching.
+Refused if too few servers would be left for all copies, or too little room.
+
+Examples:
+  dfs drain cs-3                    waits until no chunk has a copy on it
+  dfs drain cs-3 --no-wait
+  dfs undrain cs-3                  new chunks go to it again"
+)]
+pub(crate) struct DrainArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    /// Return when the wish is logged
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(after_help = "What was moved stays where it is.
+
+Examples:
+  dfs undrain cs-3")]
+pub(crate) struct UndrainArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
     after_help = "Servers found suspect, dead or alive, wishes, configuration changes and losses, oldest first. The newest ten thousand are
 kept, over restarts of the master. With -o json one object a line.
 

@@ -49,8 +49,10 @@ pub struct Short {
     pub is_waited_for: bool,
     /// Seen short since.
     pub since: Timestamp,
-    /// Members that stay, and whoever else has a replica of it.
+    /// Members, and whoever else has a replica of it.
     pub holders: Vec<ServerId>,
+    /// The one of them whose place the copy takes: its zone and host become free.
+    pub leaver: Option<ServerId>,
 }
 
 impl Short {
@@ -59,6 +61,13 @@ impl Short {
     pub fn risk(&self) -> impl Ord + use<> {
         (self.good, Reverse(self.is_waited_for), self.since, self.chunk)
     }
+}
+
+/// What copies of chunks that have another one may take of a disk.
+#[must_use]
+pub fn room_bytes(free_bytes: u64, total_bytes: u64) -> u64 {
+    let reserve = (total_bytes / 1000 * RESERVE_PERMILLE).min(RESERVE_BYTES_MAX);
+    free_bytes.saturating_sub(reserve)
 }
 
 /// A server that can take copies.
@@ -78,8 +87,7 @@ pub struct Target {
 impl Target {
     /// For copies of chunks that have another one.
     fn room_bytes(&self) -> u64 {
-        let reserve = (self.total_bytes / 1000 * RESERVE_PERMILLE).min(RESERVE_BYTES_MAX);
-        self.free_bytes.saturating_sub(reserve)
+        room_bytes(self.free_bytes, self.total_bytes)
     }
 
     fn has_room(&self, short: &Short) -> bool {
@@ -127,7 +135,8 @@ pub fn assign(
                     && target.has_room(short)
             })
             .min_by_key(|target| {
-                let shared = short.holders.iter().filter_map(|holder| places.get(holder));
+                let staying = short.holders.iter().filter(|id| Some(**id) != short.leaver);
+                let shared = staying.filter_map(|holder| places.get(holder));
                 let shared = shared.map(|place| place.shared_with(&target.place)).max();
                 let lot = mix(short.chunk, target.member.server);
                 (shared, target.burden(), target.chunk_count, lot)
@@ -257,6 +266,7 @@ mod tests {
             is_waited_for: false,
             since: Timestamp(0),
             holders: holders.iter().map(|n| ServerId(*n)).collect(),
+            leaver: None,
         }
     }
 
@@ -329,6 +339,11 @@ mod tests {
         assert_eq!(chosen(&[1], &[2, 3, 4]), 4, "another zone");
         assert_eq!(chosen(&[1, 4], &[2, 3]), 3, "another host of a zone that is taken");
         assert_eq!(chosen(&[1, 4, 3], &[2]), 2, "better there than nowhere");
+        let leaves = Short { leaver: Some(ServerId(4)), ..short(1, 3, &[1, 4]) };
+        let mut targets = [on(2), on(3), on(5)];
+        targets[1].free_bytes = 1000 << 30;
+        let chosen = assign(&[leaves], &mut targets, &places, WIDE)[0].1.server;
+        assert_eq!(chosen, ServerId(5), "the zone of the one that leaves is free again");
     }
 
     #[test]

@@ -1,0 +1,162 @@
+//! Empties servers on purpose: which chunks are to leave, whether that can work, and how far it is.
+//!
+//! The wish is an overlay in the log; what is left to do is always read off the chunk map, so that an interruption of
+//! any kind loses nothing. [`crate::rebuild`] carries the moves out, when no chunk lacks a copy.
+
+use std::collections::BTreeSet;
+
+use dfs_core::chunk::{Chunk, Member};
+use dfs_core::cluster::overlay::{OverlayKind, Room};
+use dfs_core::cluster::{Cluster, Liveness};
+use dfs_core::exposure::eta_ms;
+use dfs_core::ids::{ChunkId, ServerId};
+use dfs_core::meta;
+use dfs_core::plan::drain::{Other, check_drain};
+use dfs_core::plan::rebuild::{Short, room_bytes};
+use dfs_core::time::Timestamp;
+use dfs_proto::control::DrainReply;
+use tonic::Status;
+
+use crate::state::{Master, lock, now};
+
+/// A chunk with all its copies that is to leave a server.
+#[derive(Clone, Debug)]
+pub struct Move {
+    pub leaver: Member,
+    pub short: Short,
+}
+
+/// Servers that are to be emptied.
+#[must_use]
+pub fn draining(master: &Master) -> BTreeSet<ServerId> {
+    lock(&master.cluster).with_overlay(OverlayKind::Draining).collect()
+}
+
+/// The move that `record` waits for: its members are all well, and one of them is drained.
+#[must_use]
+pub fn move_of(
+    master: &Master,
+    chunk: ChunkId,
+    record: &Chunk,
+    draining: &BTreeSet<ServerId>,
+) -> Option<Move> {
+    let members = &record.active.members;
+    let leaver = *members.iter().find(|member| draining.contains(&member.server))?;
+    let written_lately = master.was_written_lately(chunk);
+    let (cluster, now) = (lock(&master.cluster), now());
+    let well = record.preparing.is_none()
+        && members.iter().all(|member| cluster.is_up(now, member))
+        && members.len() <= cluster.copies(now, chunk, record, written_lately).good;
+    // A spill is over in seconds.
+    if !well || (!record.attached && written_lately) {
+        return None;
+    }
+    let holds = |server: &ServerId| {
+        cluster.row(*server).is_some_and(|row| row.replicas.contains_key(&chunk))
+    };
+    let mut holders: Vec<ServerId> = members.iter().map(|member| member.server).collect();
+    let others = cluster.rows().keys().copied();
+    holders.extend(
+        others.filter(|server| !members.iter().any(|m| m.server == *server) && holds(server)),
+    );
+    let short = Short {
+        chunk,
+        bytes: len_of(&cluster, chunk, record),
+        // Not the last copy, even if it is the only one: it stays until the other is there.
+        good: members.len().max(2),
+        is_waited_for: false,
+        // What is written is moved last: its writers wait for the copy.
+        since: if written_lately { now } else { Timestamp(0) },
+        holders,
+        leaver: Some(leaver.server),
+    };
+    Some(Move { leaver, short })
+}
+
+fn len_of(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> u64 {
+    let rows = record.active.members.iter().filter_map(|member| cluster.row(member.server));
+    rows.filter_map(|row| Some(row.replicas.get(&chunk)?.len)).max().unwrap_or(0)
+}
+
+/// What the map still has on one server.
+#[derive(Clone, Copy, Default, Debug)]
+pub struct Left {
+    pub chunks: u64,
+    pub bytes: u64,
+}
+
+impl Master {
+    /// Chunks that list `server`, as a member or a learner.
+    #[must_use]
+    pub fn listed_on(&self, server: ServerId) -> Left {
+        let mut left = Left::default();
+        self.for_each_chunk(|chunk, record| {
+            let preparing = record.preparing.iter();
+            let mut listed = record
+                .active
+                .members
+                .iter()
+                .chain(preparing.flat_map(|p| p.members.iter().chain(&p.learner)));
+            if listed.any(|member| member.server == server) {
+                left.chunks += 1;
+                left.bytes += len_of(&lock(&self.cluster), chunk, record);
+            }
+        });
+        left
+    }
+
+    /// Whether `server` may be drained.
+    ///
+    /// # Errors
+    /// The arithmetic of why not.
+    pub fn check_can_drain(&self, server: ServerId) -> Result<(), Status> {
+        if self.is_warming() {
+            return Err(Status::unavailable(
+                "the master warms up: servers may not have told yet what they hold; ask again in a few seconds",
+            ));
+        }
+        let needed_bytes = self.listed_on(server).bytes;
+        let known = meta::servers(&self.reader());
+        let cluster = lock(&self.cluster);
+        let now = now();
+        let others =
+            known.into_iter().filter(|(other, _)| *other != server).map(|(other, record)| {
+                let state = match cluster.liveness(now, other) {
+                    Liveness::Alive => None,
+                    Liveness::Suspect => Some("suspect".to_owned()),
+                    Liveness::Dead => Some("dead".to_owned()),
+                };
+                let mut wishes = record.overlays.iter().map(|overlay| overlay.kind);
+                let closed =
+                    wishes.find(|kind| kind.room() == Room::Closed).map(|kind| kind.to_string());
+                let room =
+                    cluster.row(other).map_or(0, |row| room_bytes(row.free_bytes, row.total_bytes));
+                Other { server: other, room_bytes: room, closed: closed.or(state) }
+            });
+        let others: Vec<Other> = others.collect();
+        check_drain(self.replication as usize, needed_bytes, &others).map_err(|refusal| {
+            Status::failed_precondition(format!("{server} cannot be emptied: {refusal}"))
+        })
+    }
+
+    /// How far the emptying of `server` is.
+    #[must_use]
+    pub fn drain_progress(&self, server: ServerId) -> DrainReply {
+        let Left { chunks, bytes } = self.listed_on(server);
+        let rate = lock(&self.surveyed).exposure.copy_rate();
+        let waits = match self.rebuild.moves_wait() {
+            _ if self.is_warming() => "the master warms up".to_owned(),
+            wait => wait.unwrap_or_default(),
+        };
+        let cluster = lock(&self.cluster);
+        DrainReply {
+            draining: cluster.has_overlay(server, OverlayKind::Draining),
+            alive: cluster.liveness(now(), server) == Liveness::Alive,
+            chunks_left: chunks,
+            bytes_left: bytes,
+            rate,
+            eta_ms: eta_ms(bytes, rate),
+            waits_because: if chunks == 0 { String::new() } else { waits },
+        }
+    }
+}

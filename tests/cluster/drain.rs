@@ -1,0 +1,217 @@
+//! Servers that are emptied on purpose, under writers.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+use tests::{Cluster, Options, wait_until};
+
+use crate::{check_content, need_fuse, pattern, write_synced};
+
+const FILES: u64 = 40;
+const FILE_BYTES: usize = 200_000;
+/// A busy machine must not look like a dead server: members that are left out for it are not what is tried here.
+const PATIENT: &[&str] = &["--heartbeat-interval", "3s", "--dead-after", "9s"];
+
+fn start(chunkservers: u32, restart: &'static str) -> Cluster {
+    let options = Options { chunkservers, restart, timing: PATIENT, ..Options::default() };
+    Cluster::start_with(options)
+}
+
+fn write_files(cluster: &Cluster, name: &str, count: u64) {
+    for n in 0..count {
+        write_synced(&cluster.mount().join(format!("{name}{n}")), &pattern(FILE_BYTES, n));
+    }
+}
+
+fn check_files(cluster: &Cluster, name: &str, count: u64) {
+    for n in 0..count {
+        check_content(&cluster.mount().join(format!("{name}{n}")), &pattern(FILE_BYTES, n));
+    }
+}
+
+/// Members of the chunks of a file.
+fn members(cluster: &Cluster, path: &str) -> Vec<BTreeSet<String>> {
+    let located = cluster.dfs_json(["locate", path]);
+    let chunks = located["chunks"].as_array().unwrap().iter();
+    let servers = chunks.map(|chunk| chunk["servers"].as_array().unwrap().iter());
+    servers.map(|list| list.map(|id| id.as_str().unwrap().to_owned()).collect()).collect()
+}
+
+/// How many chunks of `name0`, … list `id`; all have three members.
+#[track_caller]
+fn listed(cluster: &Cluster, id: &str, name: &str, count: u64) -> usize {
+    let all = (0..count).flat_map(|n| members(cluster, &format!("/{name}{n}")));
+    let all: Vec<BTreeSet<String>> = all.collect();
+    assert!(all.iter().all(|servers| servers.len() == 3), "{all:?}");
+    all.iter().filter(|servers| servers.contains(id)).count()
+}
+
+fn server(cluster: &Cluster, id: &str) -> Option<Value> {
+    let status = cluster.dfs_json(["status"]);
+    let servers = status["servers"].as_array().unwrap();
+    servers.iter().find(|server| server["id"] == id).cloned()
+}
+
+fn wait_until_serving(cluster: &Cluster) {
+    wait_until("the master serves", || cluster.dfs_json(["status"])["phase"] == "serving");
+}
+
+#[track_caller]
+fn refused(cluster: &Cluster, arguments: &[&str], words: &[&str]) {
+    let output = cluster.try_dfs(arguments);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+    for word in words {
+        assert!(said.contains(word), "{arguments:?} said {said:?}, not {word:?}");
+    }
+}
+
+/// Writes, rewrites and appends while `work` runs; then everything acknowledged must be there.
+fn under_writers<T>(cluster: &Cluster, work: impl FnOnce() -> T) -> T {
+    let over = AtomicBool::new(false);
+    let (written, log, done) = std::thread::scope(|scope| {
+        let new = scope.spawn(|| {
+            let mut written: Vec<(PathBuf, u64)> = Vec::new();
+            while !over.load(Ordering::Acquire) {
+                let seed = written.len() as u64;
+                // Ten files, each again and again.
+                let path = cluster.mount().join(format!("w{}", seed % 10));
+                write_synced(&path, &pattern(FILE_BYTES, seed));
+                written.push((path, seed));
+            }
+            written
+        });
+        let append = scope.spawn(|| {
+            let mut log = Vec::new();
+            let mut file = std::fs::File::options()
+                .append(true)
+                .create(true)
+                .open(cluster.mount().join("log"))
+                .unwrap();
+            while !over.load(Ordering::Acquire) {
+                use std::io::Write as _;
+                let record = pattern(5_000, log.len() as u64);
+                file.write_all(&record).unwrap();
+                file.sync_all().unwrap();
+                log.extend(record);
+            }
+            log
+        });
+        let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        over.store(true, Ordering::Release);
+        (new.join().unwrap(), append.join().unwrap(), done)
+    });
+    let done = done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    assert!(!written.is_empty() && !log.is_empty(), "nobody wrote");
+    for (path, seed) in written.iter().rev().take(10) {
+        check_content(path, &pattern(FILE_BYTES, *seed));
+    }
+    check_content(&cluster.mount().join("log"), &log);
+    done
+}
+
+/// Configurations that the master activated with fewer than three members.
+fn thin_configurations(cluster: &Cluster) -> Vec<String> {
+    let log = std::fs::read_to_string(cluster.dir().join("log/master.log")).unwrap();
+    let mut activated =
+        log.lines().filter(|line| line.contains("configuration activated")).peekable();
+    assert!(activated.peek().is_some(), "the log tells of configurations");
+    activated.filter(|line| line.matches("cs-").count() < 3).map(str::to_owned).collect()
+}
+
+#[test]
+fn a_drained_server_gives_its_copies_away_under_writers_and_undrain_ends_it() {
+    need_fuse!();
+    let cluster = start(5, "never");
+    write_files(&cluster, "f", FILES);
+    wait_until_serving(&cluster);
+    let before = listed(&cluster, "cs-1", "f", FILES);
+    assert!(10 <= before, "cs-1 has {before} of {FILES}");
+    let drained = under_writers(&cluster, || cluster.dfs_json(["drain", "cs-1"]));
+    assert_eq!(
+        (&drained["changed"], &drained["chunksLeft"]),
+        (&true.into(), &0.into()),
+        "{drained}"
+    );
+    assert_eq!(listed(&cluster, "cs-1", "f", FILES), 0);
+    assert_eq!(thin_configurations(&cluster), [""; 0], "a copy was missing meanwhile");
+    // It gets nothing new, and what it had goes.
+    write_files(&cluster, "g", FILES);
+    assert_eq!(listed(&cluster, "cs-1", "g", FILES), 0);
+    let row = server(&cluster, "cs-1").unwrap();
+    assert_eq!((&row["state"], &row["overlays"][0]["kind"]), (&"alive".into(), &"draining".into()));
+    wait_until("its replicas are gone", || server(&cluster, "cs-1").unwrap()["chunks"] == 0);
+    assert_eq!(cluster.dfs_json(["drain", "cs-1"])["changed"], false);
+    check_files(&cluster, "f", FILES);
+    check_files(&cluster, "g", FILES);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+
+    let ended = cluster.dfs_json(["undrain", "cs-1"]);
+    assert_eq!((&ended["changed"], &ended["draining"]), (&true.into(), &false.into()), "{ended}");
+    assert_eq!(cluster.dfs_json(["undrain", "cs-1"])["changed"], false);
+    write_files(&cluster, "h", FILES);
+    assert_ne!(listed(&cluster, "cs-1", "h", FILES), 0);
+    let events = cluster.dfs(["events", "-n", "0"]);
+    assert!(events.contains("draining by ") && events.contains("no longer draining"), "{events}");
+}
+
+#[test]
+fn a_drain_goes_on_after_the_master_was_killed() {
+    need_fuse!();
+    let cluster = start(4, "on-failure");
+    write_files(&cluster, "f", FILES);
+    wait_until_serving(&cluster);
+    let begun = cluster.dfs_json(["drain", "cs-2", "--no-wait"]);
+    assert_eq!((&begun["changed"], &begun["draining"]), (&true.into(), &true.into()), "{begun}");
+    assert_ne!(begun["chunksLeft"], 0, "{begun}");
+    cluster.kill("master");
+    wait_until("the master is back", || cluster.try_dfs(["status"]).status.success());
+    let drained = cluster.dfs_json(["drain", "cs-2"]);
+    assert_eq!(
+        (&drained["changed"], &drained["chunksLeft"]),
+        (&false.into(), &0.into()),
+        "{drained}"
+    );
+    assert_eq!(listed(&cluster, "cs-2", "f", FILES), 0);
+    check_files(&cluster, "f", FILES);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn a_drain_is_refused_with_the_arithmetic() {
+    let cluster = start(4, "never");
+    refused(&cluster, &["drain", "cs-9"], &["unknown server cs-9", "cs-1, cs-2, cs-3, cs-4"]);
+    refused(&cluster, &["undrain", "cs-9"], &["unknown server cs-9"]);
+    wait_until_serving(&cluster);
+    assert_eq!(cluster.dfs_json(["drain", "cs-1"])["chunksLeft"], 0);
+    let words = ["3 copies", "2 would be left (cs-2, cs-4)", "cs-1 is draining", "dfs status"];
+    refused(&cluster, &["drain", "cs-3"], &words);
+    cluster.dfs(["undrain", "cs-1"]);
+    cluster.dfs(["failover", "cs-4", "--no-wait"]);
+    refused(&cluster, &["drain", "cs-3"], &["2 would be left (cs-1, cs-2)", "cs-4 is suspended"]);
+    assert_eq!(server(&cluster, "cs-3").unwrap()["overlays"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_drain_is_refused_if_the_others_have_no_room() {
+    let cluster = Cluster::start_with(Options {
+        chunkservers: 4,
+        capacity: Some("64MiB"),
+        ..Options::default()
+    });
+    let source = cluster.scratch().join("source");
+    std::fs::write(&source, pattern(2 << 20, 7)).unwrap();
+    // Of 60 MiB each server has 46 then, wherever they are.
+    for n in 0..31 {
+        cluster.dfs(["put", source.to_str().unwrap(), &format!("/f{n}")]);
+    }
+    wait_until_serving(&cluster);
+    wait_until("the servers have told what they have", || {
+        let status = cluster.dfs_json(["status"]);
+        let servers = status["servers"].as_array().unwrap().iter();
+        servers.map(|server| server["chunks"].as_u64().unwrap()).sum::<u64>() == 3 * 31
+    });
+    refused(&cluster, &["drain", "cs-1"], &["it holds ", "have room for ", "cs-2, cs-3, cs-4"]);
+}
