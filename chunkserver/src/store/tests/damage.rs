@@ -329,8 +329,10 @@ fn replicas_are_put_aside_while_two_others_make_room() {
         done.store(true, std::sync::atomic::Ordering::SeqCst);
         put_aside.unwrap();
         let removed: u64 = purgers.into_iter().map(|purger| purger.join().unwrap().unwrap()).sum();
-        assert_eq!(removed + store.purge_quarantine(u64::MAX >> 1).unwrap(), 200);
+        // On a disk that is nearly full the store itself does the same.
+        assert!(removed + store.purge_quarantine(u64::MAX >> 1).unwrap() <= 200);
     });
+    assert_eq!(std::fs::read_dir(dir.path().join("quarantine")).unwrap().count(), 0);
     // The accounts have drifted in no direction.
     let engine = store.engine();
     assert_eq!(engine.accounts.quarantine_bytes.load(std::sync::atomic::Ordering::SeqCst), 0);
