@@ -94,7 +94,7 @@ fn identity(master: &Master) -> HeartbeatReply {
     }
 }
 
-fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
+pub(crate) fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
     <[u8; 16]>::try_from(bytes)
         .map(u128::from_be_bytes)
         .map_err(|_| format!("{what} of {} bytes, expected 16", bytes.len()))

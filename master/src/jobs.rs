@@ -14,7 +14,7 @@ use dfs_proto::control::{
 };
 use tonic::{Request, Response, Status};
 
-use crate::control::Control;
+use crate::control::{Control, id128};
 use crate::servers::blocking;
 use crate::state::Master;
 
@@ -47,10 +47,7 @@ fn number(outcome: &Outcome) -> Result<u64, Status> {
 }
 
 fn request_id(bytes: &[u8]) -> Result<u128, Status> {
-    let bytes: [u8; 16] = bytes.try_into().map_err(|_| {
-        Status::invalid_argument(format!("a request has 16 bytes, not {}", bytes.len()))
-    })?;
-    Ok(u128::from_be_bytes(bytes))
+    id128(bytes, "a request").map_err(Status::invalid_argument)
 }
 
 fn phase(text: &str) -> Result<JobPhase, Status> {

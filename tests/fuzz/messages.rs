@@ -172,6 +172,7 @@ parts! {
     dfs_core::chunk { Member, Configuration, Preparing, Chunk, Garbage, ChunkIdentity }
     dfs_core::cluster::overlay { OverlayKind, Overlay }
     dfs_core::event { EventKind, Event }
+    dfs_core::job { JobId, JobPhase, Job }
     dfs_core::command {
         NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
     }
@@ -333,6 +334,28 @@ messages!(
     EventsRequest,
     EventsReply,
     Event,
+    DrainRequest,
+    DrainReply,
+    JobDone,
+    JobCreateRequest,
+    JobCreateReply,
+    JobSetStatesRequest,
+    JobWorkerState,
+    JobSnapshotRequest,
+    JobSnapshotReply,
+    JobFetchStateRequest,
+    JobFetchStateReply,
+    JobSetPhaseRequest,
+    JobForgetRequest,
+    JobListRequest,
+    JobListReply,
+    JobStatus,
+    JobWorkersRequest,
+    JobWorkersReply,
+    JobWorkerProgress,
+    JobHistoryRequest,
+    JobHistoryReply,
+    JobChange,
 );
 
 #[test]
@@ -459,6 +482,17 @@ fn messages_of_the_control_plane() {
             .encode_to_vec(),
         control::AskRequest { server: "cs-1".into(), fs: vec![1; 16] }.encode_to_vec(),
         wish.encode_to_vec(),
+        control::JobSetStatesRequest {
+            id: 1,
+            states: vec![control::JobWorkerState { worker: 2, state: u64::MAX }],
+        }
+        .encode_to_vec(),
+        control::JobWorkersReply {
+            job: Some(control::JobStatus { ended_ns: Some(-1), ..Default::default() }),
+            workers: vec![control::JobWorkerProgress { worker: 1, ..Default::default() }],
+        }
+        .encode_to_vec(),
+        control::JobFetchStateRequest { snapshot: Some(0), ..Default::default() }.encode_to_vec(),
     ]);
     // A message without its last fields is a message.
     Target::new("control", valid).prefixes_may_be_valid().run(|bytes| {
@@ -470,7 +504,7 @@ fn messages_of_the_control_plane() {
 #[test]
 fn no_message_of_the_control_plane_is_left_out() {
     let known: BTreeSet<&str> = MESSAGES.iter().map(|(name, _)| *name).collect();
-    let text = ["control", "servers"]
+    let text = ["control", "servers", "jobs"]
         .map(|name| {
             let path = format!("dfs-proto/proto/{name}.proto");
             std::fs::read_to_string(tests::repository().join(path)).unwrap()
