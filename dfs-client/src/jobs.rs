@@ -75,6 +75,8 @@ impl Jobs {
     }
 }
 
+/// Most carriers: each has a stack and memory of its own, and there may be thousands of files to append to.
+const CARRIERS_MAX: usize = 64;
 /// A carrier without work ends after this.
 const CARRIER_IDLE: Duration = Duration::from_secs(5);
 
@@ -83,10 +85,12 @@ type Load = Box<dyn FnOnce() + Send>;
 #[derive(Default)]
 struct Loads {
     waiting: VecDeque<Load>,
+    carriers: usize,
     idle: usize,
 }
 
-/// Threads for work that waits for servers itself: made when all others wait, kept a while for the next.
+/// Threads for work that waits for servers itself, though never for other such work: made when all others wait, kept a
+/// while for the next. Work beyond [`CARRIERS_MAX`] waits for its turn.
 #[derive(Default)]
 pub(crate) struct Carriers {
     loads: Mutex<Loads>,
@@ -98,20 +102,31 @@ impl Carriers {
     pub(crate) fn run(self: &Arc<Self>, load: Load) {
         let mut loads = lock(&self.loads);
         loads.waiting.push_back(load);
-        if loads.waiting.len() <= loads.idle {
+        if loads.waiting.len() <= loads.idle || CARRIERS_MAX <= loads.carriers {
             drop(loads);
             self.filled.notify_one();
             return;
         }
+        loads.carriers += 1;
         drop(loads);
         let carriers = Arc::clone(self);
         if let Err(error) = spawn("appends", move || carriers.carry()) {
             tracing::warn!(%error, "a thread that waits for servers");
-            let load = lock(&self.loads).waiting.pop_front();
+            let load = {
+                let mut loads = lock(&self.loads);
+                loads.carriers -= 1;
+                loads.waiting.pop_front()
+            };
             if let Some(load) = load {
                 load();
             }
         }
+    }
+
+    /// Work waits and nobody is free: who has done a part of his lets others go on.
+    pub(crate) fn are_short(&self) -> bool {
+        let loads = lock(&self.loads);
+        CARRIERS_MAX <= loads.carriers && loads.idle < loads.waiting.len()
     }
 
     fn carry(&self) {
@@ -130,6 +145,7 @@ impl Carriers {
                     loads = again;
                     loads.idle -= 1;
                     if waited.timed_out() && loads.waiting.is_empty() {
+                        loads.carriers -= 1;
                         return;
                     }
                 }
@@ -144,6 +160,35 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn more_work_than_carriers_waits_for_its_turn() {
+        let carriers = Arc::new(Carriers::default());
+        let (begin, begun) = mpsc::channel();
+        let (open, gate) = mpsc::channel::<()>();
+        let gate = Arc::new(Mutex::new(gate));
+        for n in 0..3 * CARRIERS_MAX {
+            let (begin, gate) = (begin.clone(), Arc::clone(&gate));
+            carriers.run(Box::new(move || {
+                begin.send(n).unwrap();
+                lock(&gate).recv().unwrap();
+            }));
+        }
+        let wait = Duration::from_secs(20);
+        for _ in 0..CARRIERS_MAX {
+            begun.recv_timeout(wait).unwrap();
+        }
+        assert!(begun.recv_timeout(Duration::from_millis(50)).is_err(), "one more");
+        assert_eq!(lock(&carriers.loads).carriers, CARRIERS_MAX);
+        assert!(carriers.are_short());
+        for _ in 0..3 * CARRIERS_MAX {
+            open.send(()).unwrap();
+        }
+        for _ in CARRIERS_MAX..3 * CARRIERS_MAX {
+            begun.recv_timeout(wait).unwrap();
+        }
+        assert!(!carriers.are_short());
+    }
 
     #[test]
     fn work_that_waits_for_other_work_is_carried_beside_it() {

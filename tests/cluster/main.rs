@@ -9,6 +9,7 @@ mod drain;
 mod failover;
 mod hang;
 mod jobs;
+mod memory;
 mod pages;
 mod ports;
 mod predictions;

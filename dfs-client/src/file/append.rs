@@ -46,6 +46,10 @@ impl Gathered {
         let mut queue = lock(&self.queue);
         match queue.waiting.back_mut() {
             Some(last) if last.len() + record.len() <= operation_max => {
+                if last.capacity() - last.len() < record.len() {
+                    // By a quarter: doubled, it might take twice the memory that is counted.
+                    last.reserve_exact(record.len().max(last.len() / 4));
+                }
                 last.extend_from_slice(record);
             }
             Some(_) | None => {
@@ -122,7 +126,7 @@ impl FileState {
         Ok(())
     }
 
-    fn send_gathered(&self) {
+    fn send_gathered(self: &Arc<Self>) {
         while let Some(operation) = self.appends.next() {
             let mut room = operation.len() as u64;
             let sent = self.acknowledge_before_append();
@@ -136,6 +140,10 @@ impl FileState {
                 }
             }
             self.io.budget.give_back(room);
+            if self.io.carriers.are_short() {
+                let file = Arc::clone(self);
+                return self.io.carriers.run(Box::new(move || file.send_gathered()));
+            }
         }
     }
 
