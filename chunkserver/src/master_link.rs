@@ -29,6 +29,8 @@ use crate::node::{FAILURES_MAX, Node, lock};
 const NEWS_MAX: Duration = Duration::from_millis(250);
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
+/// A server that was decommissioned asks rarely: people who look for it find why it does nothing.
+const RECONNECT_GONE: Duration = Duration::from_secs(10);
 /// A question whether to be silent that is not answered by then is asked again.
 const ASK_MAX: Duration = Duration::from_secs(2);
 
@@ -71,6 +73,7 @@ impl Link {
             gatherer: Gatherer::new(node),
             status: String::new(),
             ended_serial: 0,
+            gone: false,
         };
         let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             hurry();
@@ -120,6 +123,8 @@ struct Talk {
     status: String,
     /// Up to where the master's list of ended clients is known on this stream.
     ended_serial: u64,
+    /// The master said that this server was decommissioned.
+    gone: bool,
 }
 
 /// What one heartbeat told, put back if it is not answered.
@@ -140,7 +145,7 @@ impl Talk {
                 }
                 self.show_fence();
                 tokio::select! {
-                    () = tokio::time::sleep(RECONNECT) => {}
+                    () = tokio::time::sleep(if self.gone { RECONNECT_GONE } else { RECONNECT }) => {}
                     () = self.stopping.notify.notified() => {}
                 }
             }
@@ -344,6 +349,7 @@ impl Talk {
     /// Says whether the master wants the full inventory.
     async fn on_reply(&mut self, sent_at: u64, reply: HeartbeatReply) -> Result<bool, String> {
         let node = &self.node;
+        self.gone = reply.status == "decommissioned";
         if reply.status != "alive" {
             node.fence.close();
             return Err(format!("the master says {}: {}", reply.status, reply.reason));

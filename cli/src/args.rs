@@ -112,6 +112,8 @@ pub(crate) enum Command {
     Maintenance(servers::MaintenanceArgs),
     /// Empty a server: every chunk on it gets a copy elsewhere
     Drain(servers::DrainArgs),
+    /// Drain a server and take it out of the cluster for good
+    Decommission(servers::DecommissionArgs),
     /// End a drain
     Undrain(servers::UndrainArgs),
     /// Show what happened to servers and chunks

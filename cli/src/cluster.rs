@@ -52,6 +52,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Recover(_)
         | Command::Maintenance(_)
         | Command::Drain(_)
+        | Command::Decommission(_)
         | Command::Undrain(_)
         | Command::Events(_)
         | Command::Job(_)

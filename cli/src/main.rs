@@ -77,6 +77,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Recover(args) => commands::failover::recover(cluster, args),
         Command::Maintenance(args) => commands::maintenance::run(cluster, args),
         Command::Drain(args) => commands::drain::run(cluster, args),
+        Command::Decommission(args) => commands::drain::decommission(cluster, args),
         Command::Undrain(args) => commands::drain::undrain(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),

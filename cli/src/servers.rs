@@ -1,15 +1,19 @@
 //! Calls to the master about servers and events.
 
+use std::time::Duration;
+
 use anyhow::Context as _;
 use dfs_proto::control::server_admin_client::ServerAdminClient;
 use dfs_proto::control::{
-    DrainReply, DrainRequest, DrillReply, DrillRequest, EventsReply, EventsRequest, WishReply,
-    WishRequest,
+    DecommissionRequest, DrainReply, DrainRequest, DrillReply, DrillRequest, EventsReply,
+    EventsRequest, WishReply, WishRequest,
 };
 use dfs_service::conn::control_channel;
 
 use crate::admin::call;
 use crate::cluster::Target;
+
+const DECOMMISSION_MIN: Duration = Duration::from_secs(30);
 
 macro_rules! ask {
     ($target:expr, $method:ident, $request:expr) => {
@@ -35,6 +39,14 @@ pub(crate) fn drill(target: &Target, server: String) -> anyhow::Result<DrillRepl
 
 pub(crate) fn drain(target: &Target, server: String) -> anyhow::Result<DrainReply> {
     ask!(target, drain, DrainRequest { server }).context("ask how far it is")
+}
+
+/// Says whether that changed anything.
+pub(crate) fn decommission(target: &Target, server: String) -> anyhow::Result<bool> {
+    let request = DecommissionRequest { server, by: myself() };
+    // The master looks twice, some seconds apart.
+    let target = &Target { wait: target.wait.max(DECOMMISSION_MIN), ..target.clone() };
+    Ok(ask!(target, decommission, request)?.changed)
 }
 
 pub(crate) fn events(target: &Target, request: EventsRequest) -> anyhow::Result<EventsReply> {

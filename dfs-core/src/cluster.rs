@@ -191,6 +191,11 @@ impl Cluster {
         self.overlays.get(&server).is_some_and(|kinds| kinds.contains(&kind))
     }
 
+    /// As if `server` had never been heard of.
+    pub fn forget(&mut self, server: ServerId) {
+        self.rows.remove(&server);
+    }
+
     /// Servers of which the log says `kind`.
     pub fn with_overlay(&self, kind: OverlayKind) -> impl Iterator<Item = ServerId> + '_ {
         let servers = self.overlays.iter().filter(move |(_, kinds)| kinds.contains(&kind));

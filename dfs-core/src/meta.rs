@@ -8,7 +8,7 @@
 //! named by the command, except the locks of a client that ends.
 
 use crate::chunk::{Chunk, Garbage};
-use crate::cluster::overlay::Overlay;
+use crate::cluster::overlay::{Overlay, OverlayKind};
 use crate::command::{Lock, Outcome};
 use crate::event::Event;
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
@@ -129,6 +129,14 @@ pub struct Server {
     pub registered: WallTime,
     /// At most one of each kind.
     pub overlays: Vec<Overlay>,
+}
+
+impl Server {
+    /// Since when, and on whose wish, this disk is out of the cluster for good.
+    #[must_use]
+    pub fn decommissioned(&self) -> Option<&Overlay> {
+        self.overlays.iter().find(|overlay| overlay.kind == OverlayKind::Decommissioned)
+    }
 }
 
 /// A registered client (mount or command).

@@ -146,7 +146,7 @@ wire_enum!(XattrMode { 1 = Set, 2 = Create, 3 = Replace });
 wire_enum!(LockKind { 1 = Shared, 2 = Exclusive });
 wire_struct!(Lock { client, owner, start, end, kind, pid });
 wire_list!(Lock);
-wire_enum!(OverlayKind { 1 = Suspended, 2 = Draining, 3 = Maintenance, 4 = Probation });
+wire_enum!(OverlayKind { 1 = Suspended, 2 = Draining, 3 = Maintenance, 4 = Probation, 5 = Decommissioned });
 wire_struct!(Overlay { kind, since, until, by });
 wire_list!(Overlay);
 wire_enum!(EventKind {

@@ -4,10 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_core::chunk::Member;
 use dfs_core::cluster::Liveness;
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
-use dfs_core::meta::{Client, Key, MetaStore, Record};
+use dfs_core::meta::{self, Client, Key, MetaStore, Record};
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
@@ -108,8 +109,13 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
         let first_seen = since.get(&chunk).copied().unwrap_or(now);
         known.insert(chunk, first_seen);
         let gone = {
+            let reader = master.reader();
+            let out = |member: &Member| {
+                let known = meta::server(&reader, member.server);
+                known.is_some_and(|known| known.decommissioned().is_some())
+            };
             let cluster = lock(&master.cluster);
-            garbage.members.iter().all(|member| {
+            garbage.members.iter().filter(|member| !out(member)).all(|member| {
                 cluster.row(member.server).is_some_and(|row| {
                     row.disk != member.disk
                         || (row.inventory_complete && !row.replicas.contains_key(&chunk))

@@ -58,11 +58,11 @@ impl MasterControl for Control {
                         who = Some((server, incarnation));
                         reply
                     }
-                    Err(reason) => {
+                    Err(Refused { status, reason }) => {
                         master.notice(format!("heartbeat refused: {reason}"));
                         HeartbeatReply {
                             sequence,
-                            status: "refused".to_owned(),
+                            status: status.to_owned(),
                             reason,
                             ..identity(&master)
                         }
@@ -79,6 +79,18 @@ impl MasterControl for Control {
             }
         });
         Ok(Response::new(Box::pin(tokio_stream::wrappers::ReceiverStream::new(answers))))
+    }
+}
+
+/// Why a heartbeat is not taken.
+struct Refused {
+    status: &'static str,
+    reason: String,
+}
+
+impl From<String> for Refused {
+    fn from(reason: String) -> Self {
+        Self { status: "refused", reason }
     }
 }
 
@@ -112,21 +124,30 @@ fn wire_ids(clients: Vec<ClientId>) -> Vec<Vec<u8>> {
 async fn take(
     master: &Arc<Master>,
     beat: HeartbeatRequest,
-) -> Result<(ServerId, u64, HeartbeatReply), String> {
+) -> Result<(ServerId, u64, HeartbeatReply), Refused> {
     let server: ServerId =
         beat.server.parse().map_err(|error: dfs_core::ids::BadServerId| error.to_string())?;
     let disk = DiskId(id128(&beat.disk, "disk id")?);
     if !beat.fs.is_empty() && id128(&beat.fs, "file system id")? != master.fs.0 {
-        return Err(format!("{server} belongs to another file system"));
+        return Err(format!("{server} belongs to another file system").into());
     }
     master.check_age(server, &beat)?;
     if let Some(other) = master.disk_in_use(server, disk, beat.incarnation) {
         return Err(format!(
             "{server} is alive with another disk at {other}: give the new server another id"
-        ));
+        )
+        .into());
     }
-    let known = matches!(master.reader().get(&Key::Server(server)), Some(Record::Server(row)) if row.disk == disk);
-    if !known {
+    let known = meta::server(&master.reader(), server).filter(|record| record.disk == disk);
+    if let Some(gone) = known.as_ref().and_then(|record| record.decommissioned()) {
+        let reason = format!(
+            "{server} was decommissioned by {}: what is in its data directory is not used any more; \
+             a new server starts with an empty one",
+            gone.by
+        );
+        return Err(Refused { status: "decommissioned", reason });
+    }
+    if known.is_none() {
         master
             .propose_async(Change::RegisterServer { server, disk })
             .await

@@ -17,6 +17,7 @@ use dfs_core::time::Timestamp;
 use dfs_proto::control::DrainReply;
 use tonic::Status;
 
+use crate::servers::{count, named};
 use crate::state::{Master, lock, now};
 
 /// A chunk with all its copies that is to leave a server.
@@ -105,6 +106,43 @@ impl Master {
         left
     }
 
+    /// Chunks of which no copy would be left without `server`, which is not alive: nobody can copy them.
+    fn needed_because(&self, server: ServerId) -> Option<String> {
+        if lock(&self.cluster).liveness(now(), server) == Liveness::Alive {
+            return None;
+        }
+        let mut last = (0, Vec::new());
+        self.for_each_chunk(|chunk, record| {
+            let members = &record.active.members;
+            if members.iter().any(|member| member.server == server) {
+                let unreported = self.was_written_lately(chunk);
+                if lock(&self.cluster).copies(now(), chunk, record, unreported).good == 0 {
+                    count(&mut last, chunk);
+                }
+            }
+        });
+        (0 < last.0).then(|| {
+            format!("{server} is not alive, and no good copy is elsewhere of {}", named(&last))
+        })
+    }
+
+    /// Whether nothing keeps `server`, which was drained, in the cluster.
+    ///
+    /// # Errors
+    /// What does.
+    pub fn check_is_empty(&self, server: ServerId) -> Result<(), Status> {
+        if self.is_warming() {
+            return Err(Status::unavailable("the master warms up: ask again in a few seconds"));
+        }
+        if !lock(&self.cluster).has_overlay(server, OverlayKind::Draining) {
+            return Err(Status::failed_precondition(format!("{server} is not drained")));
+        }
+        match self.listed_on(server).chunks {
+            0 => Ok(()),
+            chunks => Err(Status::failed_precondition(format!("{chunks} chunk(s) list {server}"))),
+        }
+    }
+
     /// Whether `server` may be drained.
     ///
     /// # Errors
@@ -114,6 +152,9 @@ impl Master {
             return Err(Status::unavailable(
                 "the master warms up: servers may not have told yet what they hold; ask again in a few seconds",
             ));
+        }
+        if let Some(needed) = self.needed_because(server) {
+            return Err(Status::failed_precondition(needed));
         }
         let needed_bytes = self.listed_on(server).bytes;
         let known = meta::servers(&self.reader());
@@ -148,8 +189,11 @@ impl Master {
             _ if self.is_warming() => "the master warms up".to_owned(),
             wait => wait.unwrap_or_default(),
         };
+        let needed = if self.is_warming() { None } else { self.needed_because(server) };
         let cluster = lock(&self.cluster);
         DrainReply {
+            needed_because: needed.unwrap_or_default(),
+            decommissioned: false,
             draining: cluster.has_overlay(server, OverlayKind::Draining),
             alive: cluster.liveness(now(), server) == Liveness::Alive,
             chunks_left: chunks,

@@ -11,8 +11,8 @@ use dfs_core::time::WallTime;
 use dfs_proto::control::server_admin_server::ServerAdmin;
 use dfs_proto::control::wishes_server::Wishes;
 use dfs_proto::control::{
-    AskReply, AskRequest, DrainReply, DrainRequest, DrillReply, DrillRequest, Event, EventsReply,
-    EventsRequest, Overlay, WishReply, WishRequest,
+    AskReply, AskRequest, DecommissionReply, DecommissionRequest, DrainReply, DrainRequest,
+    DrillReply, DrillRequest, Event, EventsReply, EventsRequest, Overlay, WishReply, WishRequest,
 };
 use dfs_service::clock;
 use tonic::{Request, Response, Status};
@@ -25,6 +25,8 @@ use crate::watch::DrillKind;
 const ASK_AGAIN_MS: u64 = 500;
 /// Chunks named in a refusal.
 const NAMED_MAX: usize = 5;
+/// A server is out of the chunk map if it was so twice: what was under way at the first look has come in by then.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 const EVENTS_PAGE: u32 = 1_000;
 const EVENTS_WAIT_MAX_MS: u32 = 30_000;
 
@@ -80,8 +82,38 @@ impl ServerAdmin for Control {
         let server = id(&request.into_inner().server)?;
         let master = Arc::clone(&self.0);
         blocking(move || {
+            let record = meta::server(&master.reader(), server);
+            if record.is_some_and(|record| record.decommissioned().is_some()) {
+                return Ok(DrainReply { decommissioned: true, ..DrainReply::default() });
+            }
             check_known(&master, server)?;
             Ok(master.drain_progress(server))
+        })
+        .await
+    }
+
+    async fn decommission(
+        &self,
+        request: Request<DecommissionRequest>,
+    ) -> Result<Response<DecommissionReply>, Status> {
+        let DecommissionRequest { server, by } = request.into_inner();
+        let server = id(&server)?;
+        let master = Arc::clone(&self.0);
+        blocking(move || {
+            let record = meta::server(&master.reader(), server);
+            if record.is_some_and(|record| record.decommissioned().is_some()) {
+                return Ok(DecommissionReply { changed: false });
+            }
+            check_known(&master, server)?;
+            master.check_is_empty(server)?;
+            std::thread::sleep(LOOK_AGAIN);
+            let _one_at_a_time = lock(&master.wishing);
+            master.check_is_empty(server)?;
+            let kind = OverlayKind::Decommissioned;
+            let change = Change::SetOverlay { server, kind, until: None, by, cause: String::new() };
+            propose(&master, change)?;
+            master.notice(format!("{server} is decommissioned"));
+            Ok(DecommissionReply { changed: true })
         })
         .await
     }
@@ -128,8 +160,12 @@ fn next_event(master: &Master) -> u64 {
 
 fn check_known(master: &Master, server: ServerId) -> Result<meta::Server, Status> {
     let reader = master.reader();
-    if let Some(record) = meta::server(&reader, server) {
-        return Ok(record);
+    match meta::server(&reader, server) {
+        Some(record) if record.decommissioned().is_none() => return Ok(record),
+        Some(_) => {
+            return Err(Status::not_found(format!("{server} was decommissioned")));
+        }
+        None => {}
     }
     let known: Vec<String> =
         meta::servers(&reader).into_iter().map(|(known, _)| known.to_string()).collect();
@@ -220,14 +256,14 @@ pub struct Danger {
     pub below_minimum: (u64, Vec<ChunkId>),
 }
 
-fn count(into: &mut (u64, Vec<ChunkId>), chunk: ChunkId) {
+pub(crate) fn count(into: &mut (u64, Vec<ChunkId>), chunk: ChunkId) {
     into.0 += 1;
     if into.1.len() < NAMED_MAX {
         into.1.push(chunk);
     }
 }
 
-fn named((count, first): &(u64, Vec<ChunkId>)) -> String {
+pub(crate) fn named((count, first): &(u64, Vec<ChunkId>)) -> String {
     let ids: Vec<String> = first.iter().map(|chunk| chunk.0.to_string()).collect();
     let more = if (first.len() as u64) < *count { ", …" } else { "" };
     let chunks = if *count == 1 { "chunk" } else { "chunks" };
@@ -255,7 +291,10 @@ impl Danger {
 impl Master {
     /// Takes over what the log says of servers.
     pub fn refresh_overlays(&self) {
-        let servers = meta::servers(&self.reader());
+        let (servers, gone) = {
+            let reader = self.reader();
+            (meta::servers(&reader), meta::decommissioned(&reader))
+        };
         let overlays = servers
             .into_iter()
             .filter(|(_, record)| !record.overlays.is_empty())
@@ -263,7 +302,14 @@ impl Master {
                 (server, record.overlays.iter().map(|overlay| overlay.kind).collect())
             })
             .collect();
-        lock(&self.cluster).set_overlays(overlays);
+        let mut cluster = lock(&self.cluster);
+        cluster.set_overlays(overlays);
+        for (server, record) in gone {
+            // Its name may have come back with another disk since.
+            if cluster.row(server).is_some_and(|row| row.disk == record.disk) {
+                cluster.forget(server);
+            }
+        }
     }
 
     /// What becomes of chunks if `server` falls silent, too.

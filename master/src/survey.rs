@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dfs_core::cluster::Liveness;
 use dfs_core::exposure::{Exposure, Lens, Safety, Survey, eta_ms};
 use dfs_core::ids::ServerId;
-use dfs_core::meta::{Key, MetaStore as _, Record};
+use dfs_core::meta::{self, Key, MetaStore as _, Record};
 use dfs_service::metrics_http::{MetricsServer, Pages};
 use dfs_service::shutdown::Shutdown;
 
@@ -172,15 +172,10 @@ fn refresh(master: &Master) {
 fn refresh_servers(master: &Master) {
     let metrics = &master.metrics;
     let (mut alive, mut suspect, mut dead, mut used, mut free) = (0, 0, 0, 0_u64, 0_u64);
-    let known = master.reader().range(
-        &Key::Server(ServerId(0)),
-        &Key::Server(ServerId(u32::MAX)),
-        usize::MAX,
-    );
+    let known = meta::servers(&master.reader());
     let cluster = lock(&master.cluster);
     let now = now();
-    for (key, _) in known {
-        let Key::Server(server) = key else { continue };
+    for (server, _) in known {
         match cluster.liveness(now, server) {
             Liveness::Alive => alive += 1,
             Liveness::Suspect => suspect += 1,

@@ -1,9 +1,5 @@
 //! Answers of people's questions about the data: where a file's chunks are and why, and what would happen if servers
 //! died.
-#![expect(
-    clippy::wildcard_enum_match_arm,
-    reason = "a key has one kind of record, every other one is nothing by itself"
-)]
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -12,7 +8,7 @@ use dfs_core::chunk::Chunk;
 use dfs_core::cluster::{Liveness, LivenessProfile};
 use dfs_core::exposure::{Lens, Totals, takes_new_chunks};
 use dfs_core::ids::{BadServerId, ChunkId, InodeNo, ServerId};
-use dfs_core::meta::{Key, MetaStore as _, Record};
+use dfs_core::meta::{self, Key, MetaStore as _, Record};
 use dfs_core::whatif::{Times, doing, held, hold_after, times};
 use dfs_proto::control::{
     ChunkTotals, ExplainReply, ExplainRequest, ExplainedChunk, ExplainedMember, IfDied,
@@ -32,16 +28,7 @@ pub(crate) fn wire_totals(totals: Totals) -> ChunkTotals {
 }
 
 fn registered(master: &Master) -> BTreeSet<ServerId> {
-    let known = master.reader().range(
-        &Key::Server(ServerId(0)),
-        &Key::Server(ServerId(u32::MAX)),
-        usize::MAX,
-    );
-    let ids = known.into_iter().filter_map(|(key, _)| match key {
-        Key::Server(server) => Some(server),
-        _ => None,
-    });
-    ids.collect()
+    meta::servers(&master.reader()).into_iter().map(|(server, _)| server).collect()
 }
 
 fn list(servers: &BTreeSet<ServerId>) -> String {

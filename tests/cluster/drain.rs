@@ -1,7 +1,8 @@
 //! Servers that are emptied on purpose, under writers.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
@@ -214,4 +215,130 @@ fn a_drain_is_refused_if_the_others_have_no_room() {
         servers.map(|server| server["chunks"].as_u64().unwrap()).sum::<u64>() == 3 * 31
     });
     refused(&cluster, &["drain", "cs-1"], &["it holds ", "have room for ", "cs-2, cs-3, cs-4"]);
+}
+
+/// A chunkserver started by hand; what it says goes to `log`.
+struct ByHand {
+    child: Child,
+    log: PathBuf,
+}
+
+impl ByHand {
+    fn start(cluster: &Cluster, id: &str, data: &Path) -> Self {
+        let log = cluster.scratch().join(format!("{}.log", data.file_name().unwrap().display()));
+        let file = std::fs::File::create(&log).unwrap();
+        let mut command =
+            cluster.command(["chunkserver", "--capacity", "20GiB", "--id", id, "--data"]);
+        command.arg(data).stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
+        Self { child: command.spawn().unwrap(), log }
+    }
+
+    fn said(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+}
+
+impl Drop for ByHand {
+    fn drop(&mut self) {
+        // Gone already only if the test has failed.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_decommissioned_server_is_listed_by_no_chunk_and_its_disk_never_serves_again() {
+    need_fuse!();
+    let cluster = start(5, "never");
+    write_files(&cluster, "f", FILES);
+    wait_until_serving(&cluster);
+    assert_ne!(listed(&cluster, "cs-3", "f", FILES), 0);
+    let report = under_writers(&cluster, || cluster.dfs_json(["decommission", "cs-3"]));
+    assert_eq!((&report["server"], &report["changed"]), (&"cs-3".into(), &true.into()), "{report}");
+    assert_eq!(listed(&cluster, "cs-3", "f", FILES), 0);
+    assert_eq!(thin_configurations(&cluster), [""; 0], "a copy was missing meanwhile");
+    assert_eq!(server(&cluster, "cs-3"), None);
+    assert_eq!(cluster.dfs_json(["decommission", "cs-3"])["changed"], false);
+    for command in ["drain", "undrain", "failover", "recover"] {
+        refused(&cluster, &[command, "cs-3"], &["cs-3 was decommissioned"]);
+    }
+    let log = cluster.dir().join("log/cs-3.log");
+    let told = |log: &Path| std::fs::read_to_string(log).unwrap().contains("was decommissioned by");
+    wait_until("the server is told", || told(&log));
+
+    // Not with another start, either, and a new disk under its name is a new server.
+    cluster.kill("cs-3");
+    let old = ByHand::start(&cluster, "cs-3", &cluster.dir().join("data/cs-3"));
+    wait_until("it is told again", || old.said().contains("was decommissioned by"));
+    assert_eq!(server(&cluster, "cs-3"), None);
+    drop(old);
+    let new = ByHand::start(&cluster, "cs-3", &cluster.scratch().join("new"));
+    wait_until("the new one is alive", || {
+        server(&cluster, "cs-3").is_some_and(|row| row["state"] == "alive")
+    });
+    write_files(&cluster, "g", FILES);
+    assert_ne!(listed(&cluster, "cs-3", "g", FILES), 0);
+    check_files(&cluster, "f", FILES);
+    check_files(&cluster, "g", FILES);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+    drop(new);
+}
+
+#[test]
+fn a_dead_server_is_decommissioned_once_its_copies_are_elsewhere_and_that_outlives_the_master() {
+    need_fuse!();
+    let options = Options { chunkservers: 4, restart: "on-failure", ..Options::default() };
+    let cluster = Cluster::start_with(options);
+    write_files(&cluster, "f", FILES);
+    // Its supervisor starts a killed one again: this one is silent.
+    tests::signal(cluster.pid("cs-4").unwrap(), rustix::process::Signal::STOP);
+    wait_until("it is dead", || cluster.server_state("cs-4").as_deref() == Some("dead"));
+    assert_eq!(cluster.dfs_json(["decommission", "cs-4"])["changed"], true);
+    assert_eq!(listed(&cluster, "cs-4", "f", FILES), 0);
+    cluster.kill("master");
+    wait_until("the master is back", || cluster.try_dfs(["status"]).status.success());
+    tests::signal(cluster.pid("cs-4").unwrap(), rustix::process::Signal::CONT);
+    wait_until_serving(&cluster);
+    let log = cluster.dir().join("log/cs-4.log");
+    wait_until("the server is told", || {
+        std::fs::read_to_string(&log).unwrap().contains("was decommissioned by")
+    });
+    assert_eq!(server(&cluster, "cs-4"), None);
+    wait_until("the others are back", || {
+        let status = cluster.dfs_json(["status"]);
+        status["servers"].as_array().unwrap().iter().all(|server| server["state"] == "alive")
+    });
+    let words = ["decommission cs-3", "3 copies", "2 would be left (cs-1, cs-2)"];
+    refused(&cluster, &["decommission", "cs-3"], &words);
+    check_files(&cluster, "f", FILES);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn a_dead_server_with_a_last_copy_is_not_decommissioned() {
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    let source = cluster.scratch().join("source");
+    std::fs::write(&source, pattern(FILE_BYTES, 7)).unwrap();
+    cluster.dfs(["put", source.to_str().unwrap(), "/f"]);
+    let second = ByHand::start(&cluster, "cs-2", &cluster.scratch().join("second"));
+    wait_until("it is alive", || cluster.server_state("cs-2").as_deref() == Some("alive"));
+    wait_until_serving(&cluster);
+    refused(&cluster, &["decommission", "cs-9"], &["unknown server cs-9", "cs-1, cs-2"]);
+    cluster.kill("cs-1");
+    wait_until("it is dead", || cluster.server_state("cs-1").as_deref() == Some("dead"));
+    let located = cluster.dfs_json(["locate", "/f"]);
+    let chunk = format!("1 chunk ({})", located["chunks"][0]["id"]);
+    for command in ["decommission", "drain"] {
+        let words = [command, "cs-1 is not alive", &chunk, "bring it back"];
+        refused(&cluster, &[command, "cs-1"], &words);
+    }
+    assert!(server(&cluster, "cs-1").is_some());
+    // Alive, it gives its only copy away.
+    let first = ByHand::start(&cluster, "cs-1", &cluster.dir().join("data/cs-1"));
+    wait_until("it is back", || cluster.server_state("cs-1").as_deref() == Some("alive"));
+    assert_eq!(cluster.dfs_json(["decommission", "cs-1"])["changed"], true);
+    let copy = cluster.scratch().join("copy");
+    cluster.dfs(["get", "/f", copy.to_str().unwrap()]);
+    check_content(&copy, &pattern(FILE_BYTES, 7));
+    drop((first, second));
 }

@@ -23,11 +23,12 @@ use dfs_proto::meta_rpc::{
 const INO: InodeNo = InodeNo(0x1122_3344);
 const CHUNK: ChunkId = ChunkId(77);
 const CLIENT: ClientId = ClientId(0xaabb_ccdd);
-const OVERLAYS: [OverlayKind; 4] = [
+const OVERLAYS: [OverlayKind; 5] = [
     OverlayKind::Suspended,
     OverlayKind::Draining,
     OverlayKind::Maintenance,
     OverlayKind::Probation,
+    OverlayKind::Decommissioned,
 ];
 const TIME: WallTime = WallTime(1_700_000_000_123_456_789);
 

@@ -108,6 +108,26 @@ pub(crate) struct DrainArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Drains the server, as `dfs drain` does, and takes it out of the cluster when no chunk lists it any more. For good: its data
+directory is not used again, and a chunkserver started with it is told so. A server that is dead goes as soon as all its chunks
+have their copies elsewhere.
+
+Interrupted, it leaves a server that is drained; given again, it goes on. Refused as a drain is, and for a dead server that has
+the last copy of a chunk.
+
+Examples:
+  dfs decommission cs-3"
+)]
+pub(crate) struct DecommissionArgs {
+    /// Which server: cs-1, cs-2, …
+    #[arg(value_name = "SERVER")]
+    pub server: ServerId,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
 #[command(after_help = "What was moved stays where it is.
 
 Examples:

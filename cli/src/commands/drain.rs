@@ -1,4 +1,4 @@
-//! `dfs drain` and `dfs undrain`: a wish, and how far its fulfilment is.
+//! `dfs drain`, `dfs undrain`, `dfs decommission`: a wish, and how far its fulfilment is.
 
 use std::time::{Duration, Instant};
 
@@ -6,10 +6,10 @@ use dfs_core::ids::ServerId;
 use dfs_proto::control::{DrainReply, WishRequest};
 use serde::Serialize;
 
-use crate::args::servers::{DrainArgs, UndrainArgs};
+use crate::args::servers::{DecommissionArgs, DrainArgs, UndrainArgs};
 use crate::args::{ClusterArgs, Format, OutputArgs};
 use crate::cluster::Target;
-use crate::failure::Failure;
+use crate::failure::{Failure, fail};
 use crate::output::{self, Table, bytes, seconds};
 use crate::progress::Steps;
 use crate::{cluster, servers};
@@ -66,7 +66,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &DrainArgs) -> anyhow::Result<()>
     let left = if *no_wait {
         servers::drain(&target, server.to_string())?
     } else {
-        wait_until_empty(&target, *server, *output)?
+        wait_until_empty(&target, *server, "drain", *output)?
     };
     print(*server, changed, &left, *output)
 }
@@ -75,13 +75,62 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &DrainArgs) -> anyhow::Result<()>
 fn begin(target: &Target, server: ServerId, command: &str) -> anyhow::Result<bool> {
     set(target, server, false).map_err(|error| {
         let text = format!("{error:#}");
-        let advice = if text.contains("would be left") || text.contains("have room") {
+        let advice = if text.contains("no good copy is elsewhere") {
+            "bring it back, or remove those files; see `dfs fsck`"
+        } else if text.contains("would be left") || text.contains("have room") {
             "add servers, or bring back those that are away; see `dfs status`"
         } else {
             "see `dfs status`"
         };
         Failure::new(format!("{command} {server}: {text}"), advice).into()
     })
+}
+
+/// The keys are a contract.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Decommissioned {
+    server: String,
+    /// False: it was so already.
+    changed: bool,
+}
+
+impl Table for Decommissioned {
+    fn table(&self) -> String {
+        let Self { server, changed } = self;
+        let is = if *changed { "is" } else { "was already" };
+        format!(
+            "{server} {is} decommissioned: no chunk lists it, and its data directory is not used again\n"
+        )
+    }
+}
+
+pub(crate) fn decommission(cluster: &ClusterArgs, args: &DecommissionArgs) -> anyhow::Result<()> {
+    let DecommissionArgs { server, output } = args;
+    let target = cluster::target(cluster)?;
+    crate::admin::check_reachable(&target)?;
+    let failed = |error: anyhow::Error| {
+        Failure::new(format!("decommission {server}: {error:#}"), "see `dfs status`, and try again")
+    };
+    let done = |changed: bool| {
+        let result = Decommissioned { server: server.to_string(), changed };
+        output::print(output.format, &result)
+    };
+    if servers::drain(&target, server.to_string()).map_err(failed)?.decommissioned {
+        return done(false);
+    }
+    begin(&target, *server, "decommission")?;
+    let left = wait_until_empty(&target, *server, "decommission", *output)?;
+    if left.decommissioned {
+        return done(false);
+    }
+    if !left.draining {
+        return fail(
+            format!("decommission {server}: somebody ended the drain"),
+            "give the command again if it is still meant",
+        );
+    }
+    done(servers::decommission(&target, server.to_string()).map_err(failed)?)
 }
 
 pub(crate) fn undrain(cluster: &ClusterArgs, args: &UndrainArgs) -> anyhow::Result<()> {
@@ -113,6 +162,7 @@ fn print(
 fn wait_until_empty(
     target: &Target,
     server: ServerId,
+    command: &str,
     output: OutputArgs,
 ) -> anyhow::Result<DrainReply> {
     let mut steps = Steps::new();
@@ -133,6 +183,12 @@ fn wait_until_empty(
         if left.chunks_left == 0 || !left.draining {
             steps.finish();
             return Ok(left);
+        }
+        if !left.needed_because.is_empty() {
+            return fail(
+                format!("{command} {server}: {}", left.needed_because),
+                "bring it back, or remove those files; see `dfs fsck`",
+            );
         }
         steps.say(&progress(&left));
         if output.format == Format::Table && said != left.waits_because {

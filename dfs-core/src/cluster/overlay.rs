@@ -17,6 +17,8 @@ pub enum OverlayKind {
     Maintenance,
     /// It went and came back too often: no new chunks while there is another place.
     Probation,
+    /// Gone for good: its disk is never used again. Of the others none is left then.
+    Decommissioned,
 }
 
 impl fmt::Display for OverlayKind {
@@ -26,6 +28,7 @@ impl fmt::Display for OverlayKind {
             Self::Draining => "draining",
             Self::Maintenance => "maintenance",
             Self::Probation => "probation",
+            Self::Decommissioned => "decommissioned",
         })
     }
 }
@@ -61,7 +64,7 @@ impl OverlayKind {
     #[must_use]
     pub const fn room(self) -> Room {
         match self {
-            Self::Suspended | Self::Draining => Room::Closed,
+            Self::Suspended | Self::Draining | Self::Decommissioned => Room::Closed,
             Self::Maintenance | Self::Probation => Room::Last,
         }
     }

@@ -236,7 +236,9 @@ impl Transaction<'_> {
     }
 
     fn check_registered(&self, member: Member) -> Result<(), NamespaceError> {
-        if read::server(self.store, member.server).is_some_and(|known| known.disk == member.disk) {
+        let registered = read::server(self.store, member.server)
+            .is_some_and(|known| known.disk == member.disk && known.decommissioned().is_none());
+        if registered {
             return Ok(());
         }
         Err(NamespaceError::Invalid(format!("{} is not registered with that disk", member.server)))

@@ -265,17 +265,24 @@ pub fn server(store: &dyn MetaStore, server: ServerId) -> Option<Server> {
     typed!(store, Key::Server(server), Server)
 }
 
-/// All chunkservers that ever registered.
+/// All chunkservers that ever registered, without those that were decommissioned.
 #[must_use]
 pub fn servers(store: &dyn MetaStore) -> Vec<(ServerId, Server)> {
-    store
-        .range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX)
-        .into_iter()
-        .filter_map(|pair| match pair {
-            (Key::Server(id), Record::Server(record)) => Some((id, record)),
-            _ => None,
-        })
-        .collect()
+    registered(store).filter(|(_, record)| record.decommissioned().is_none()).collect()
+}
+
+/// Those that were decommissioned.
+#[must_use]
+pub fn decommissioned(store: &dyn MetaStore) -> Vec<(ServerId, Server)> {
+    registered(store).filter(|(_, record)| record.decommissioned().is_some()).collect()
+}
+
+fn registered(store: &dyn MetaStore) -> impl Iterator<Item = (ServerId, Server)> + use<> {
+    let all = store.range(&Key::Server(ServerId(0)), &Key::Server(ServerId(u32::MAX)), usize::MAX);
+    all.into_iter().filter_map(|pair| match pair {
+        (Key::Server(id), Record::Server(record)) => Some((id, record)),
+        _ => None,
+    })
 }
 
 /// A registered client.

@@ -14,8 +14,11 @@ impl Transaction<'_> {
         let known = read::server(self.store, server);
         if known.as_ref().is_none_or(|known| known.disk != disk) {
             let registered = self.now;
-            // Wishes are of the server, whatever disk it brings.
-            let overlays = known.map(|known| known.overlays).unwrap_or_default();
+            // Wishes are of the server, whatever disk it brings; only the end of a disk is of that disk.
+            let overlays = known
+                .filter(|known| known.decommissioned().is_none())
+                .map(|known| known.overlays)
+                .unwrap_or_default();
             let record = Server { disk, registered, overlays };
             self.store.put(Key::Server(server), Record::Server(record));
         }
@@ -24,6 +27,7 @@ impl Transaction<'_> {
 
     fn known_server(&self, server: ServerId) -> Result<Server, NamespaceError> {
         read::server(self.store, server)
+            .filter(|known| known.decommissioned().is_none())
             .ok_or_else(|| NamespaceError::Invalid(format!("unknown server {server}")))
     }
 
@@ -37,6 +41,10 @@ impl Transaction<'_> {
         cause: &str,
     ) -> Answer {
         let mut record = self.known_server(server)?;
+        let drained = record.overlays.iter().any(|known| known.kind == OverlayKind::Draining);
+        if kind == OverlayKind::Decommissioned && !drained {
+            return Err(NamespaceError::Invalid(format!("{server} is not drained")));
+        }
         let by: String = by.chars().take(200).collect();
         let ends = until.map_or_else(String::new, |until| {
             format!(" for {} s", until.0.saturating_sub(self.now.0).max(0) / 1_000_000_000)
@@ -47,6 +55,9 @@ impl Transaction<'_> {
             Some(overlay) if overlay.until == until => return Ok(Outcome::Done),
             Some(overlay) => *overlay = Overlay { until, by, ..overlay.clone() },
             None => record.overlays.push(Overlay { kind, since: self.now, until, by }),
+        }
+        if kind == OverlayKind::Decommissioned {
+            record.overlays.retain(|overlay| overlay.kind == kind);
         }
         self.store.put(Key::Server(server), Record::Server(record));
         self.note(EventKind::Wished, Some(server), &text, None);
@@ -198,6 +209,37 @@ mod tests {
         assert_eq!(read::server(&store, SERVER).unwrap().overlays.len(), 1);
         run(&mut store, 60, clear(Some(60)));
         assert!(read::server(&store, SERVER).unwrap().overlays.is_empty());
+    }
+
+    #[test]
+    fn a_server_is_decommissioned_after_a_drain_for_good_and_by_its_disk() {
+        let mut store = made();
+        let set = |kind| Change::SetOverlay {
+            server: SERVER,
+            kind,
+            until: None,
+            by: "ada".to_owned(),
+            cause: String::new(),
+        };
+        let gone = set(OverlayKind::Decommissioned);
+        assert!(matches!(run(&mut store, 3, gone.clone()), Outcome::Refused(_)), "not drained");
+        run(&mut store, 4, set(OverlayKind::Draining));
+        assert_eq!(run(&mut store, 5, gone.clone()), Outcome::Done);
+        let record = read::server(&store, SERVER).unwrap();
+        assert_eq!(record.overlays.len(), 1);
+        assert_eq!(record.decommissioned().unwrap().since.0, 5_000_000_000);
+        assert_eq!(read::servers(&store), []);
+        // Nothing brings this disk back, and no chunk can name it.
+        for change in [gone, clear(None), suspend(None)] {
+            assert!(matches!(run(&mut store, 6, change), Outcome::Refused(_)));
+        }
+        run(&mut store, 7, Change::RegisterServer { server: SERVER, disk: DiskId(9) });
+        assert_eq!(read::server(&store, SERVER).unwrap(), record);
+        assert_eq!(crate::check::check(&store), []);
+        // A new disk under the old name is a new server.
+        run(&mut store, 8, Change::RegisterServer { server: SERVER, disk: DiskId(10) });
+        assert_eq!(read::server(&store, SERVER).unwrap().overlays, []);
+        assert_eq!(read::servers(&store).len(), 1);
     }
 
     #[test]
