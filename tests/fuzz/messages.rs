@@ -336,6 +336,8 @@ messages!(
     Event,
     DrainRequest,
     DrainReply,
+    DecommissionRequest,
+    DecommissionReply,
     JobDone,
     JobCreateRequest,
     JobCreateReply,
