@@ -484,9 +484,9 @@ impl Cluster {
             .filter_map(|(server, row)| {
                 // A chunk is rarely full at once: a sixteenth of it per placement is kept free until the report.
                 let promised = row.recent_placements.saturating_mul(chunk_bytes / 16);
-                let free = row.free_bytes.saturating_sub(promised);
                 let share = row.free_share(promised);
-                let room = 0 < free && chunk_bytes.min(64 << 10) <= free;
+                // What was promised is a guess, good enough to choose by; whether bytes fit the server knows.
+                let room = chunk_bytes.clamp(1, 64 << 10) <= row.free_bytes;
                 let due = chunks * share / shares.max(1);
                 let fewer = ((due + 10) * 100 / (row.chunks() + 10)).clamp(50, 200);
                 let cost = BURDEN_OF_FULL_DISK / (share * fewer / 100).max(1);
@@ -719,6 +719,23 @@ mod tests {
         });
         let times = times.count();
         assert!((60..=98).contains(&times), "{times}");
+    }
+
+    #[test]
+    fn many_chunks_between_two_heartbeats_fill_no_small_server() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        for server in 1..=3 {
+            let (free_bytes, total_bytes) = (30 << 20, 64 << 20);
+            cluster.on_heartbeat(at(0), Heartbeat { free_bytes, total_bytes, ..beat(server, 0) });
+        }
+        for _ in 0..100 {
+            assert_eq!(cluster.place(at(1), 3, 64 << 20, &[]).len(), 3);
+        }
+        for server in 1..=3 {
+            let full = Heartbeat { free_bytes: 0, total_bytes: 64 << 20, ..beat(server, 0) };
+            cluster.on_heartbeat(at(2), full);
+        }
+        assert!(cluster.place(at(2), 3, 64 << 20, &[]).is_empty());
     }
 
     #[test]
