@@ -58,6 +58,8 @@ struct Pending {
     end: u64,
     /// The file's counter of truncations as it was known before the first of that.
     cuts: Option<u64>,
+    /// How far it was written since the file was cut for the last time: that many truncations, the end.
+    reach: Option<(u64, u64)>,
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
@@ -457,6 +459,12 @@ impl FileState {
     fn wrote(&self, inner: &mut Inner, cuts: u64, end: u64) {
         inner.pending.end = inner.pending.end.max(end);
         inner.pending.cuts = Some(inner.pending.cuts.map_or(cuts, |before| before.min(cuts)));
+        inner.pending.reach = match inner.pending.reach {
+            // Sent before a cut that is known by now: it says nothing of what is behind.
+            Some((known, end)) if cuts < known => Some((known, end)),
+            Some((known, before)) if cuts == known => Some((known, before.max(end))),
+            Some(_) | None => Some((cuts, end)),
+        };
         inner.pending.mtime = Some(self.io.link.wall_now());
         inner.pending.writes += 1;
         inner.touched = Instant::now();

@@ -167,3 +167,48 @@ fn promtool_takes_every_page() {
         assert!(checked.status.success() && said.is_empty(), "{role}: {said}");
     }
 }
+
+/// Found by a review: after the cut of another mount each append began at the logged size again and asked every full
+/// chunk, so that thousands of them took minutes.
+#[test]
+fn appends_after_the_cut_of_another_mount_do_not_ask_every_full_chunk_again() {
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    cluster.dfs(["mkdir", "--chunk-size", "4KiB", "/d"]);
+    let other = cluster.mount_again("other");
+    let servers: Vec<String> = (1..=3).map(|n| address(&cluster, &format!("cs-{n}"))).collect();
+    let full = || {
+        let pages = servers.iter().map(|server| get(server, "/metrics").1);
+        let series = "dfs_chunkserver_refusals_total{reason=\"chunk_full\"} ";
+        let found = pages.map(|page| {
+            let value = page.lines().find_map(|line| line.strip_prefix(series).map(str::to_owned));
+            value.map_or(0, |value| value.parse::<u64>().unwrap())
+        });
+        found.sum::<u64>()
+    };
+    let path = cluster.mount().join("d/log");
+    let mut log = std::fs::OpenOptions::new().create(true).append(true).open(&path).unwrap();
+    let record = [b'r'; 1000];
+    for _ in 0..50 {
+        log.write_all(&record).unwrap();
+    }
+    log.sync_all().unwrap();
+    for _ in 0..20 {
+        log.write_all(&record).unwrap();
+    }
+    std::fs::OpenOptions::new()
+        .write(true)
+        .open(other.join("d/log"))
+        .unwrap()
+        .set_len(1000)
+        .unwrap();
+    let before = full();
+    for _ in 0..400 {
+        log.write_all(&record).unwrap();
+    }
+    log.sync_all().unwrap();
+    let asked = full() - before;
+    // Four records fill a chunk; every one of them asking is seen often enough.
+    assert!(asked <= 800, "{asked} times for 400 records");
+    assert!(400_000 <= std::fs::metadata(&path).unwrap().len());
+}

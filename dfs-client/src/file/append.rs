@@ -276,11 +276,10 @@ impl FileState {
         Ok(begin.unwrap_or(size))
     }
 
-    /// Where the bytes end that are written and not logged, if the file was not cut since: they may be gone with the
-    /// cut, and an append must not go behind where they were.
+    /// Where the bytes end that were written since the file was cut for the last time and are not logged: what was
+    /// written before may be gone with the cut, and an append must not go behind where that was.
     fn pending_end(&self, cuts: u64) -> u64 {
-        let inner = self.lock();
-        if inner.pending.cuts.is_none_or(|before| before == cuts) { inner.pending.end } else { 0 }
+        self.lock().pending.reach.filter(|(known, _)| *known == cuts).map_or(0, |(_, end)| end)
     }
 
     /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.

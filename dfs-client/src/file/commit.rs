@@ -296,6 +296,7 @@ impl FileState {
         if unchanged {
             inner.pending.end = 0;
             inner.pending.cuts = None;
+            inner.pending.reach = None;
             inner.pending.mtime = None;
             inner.pending.kill_priv = false;
             if done_writing {
@@ -363,6 +364,7 @@ impl FileState {
             let held = std::mem::take(&mut inner.pending.inline).bytes();
             inner.pending.end = 0;
             inner.pending.cuts = None;
+            inner.pending.reach = None;
             inner.pending.mtime = None;
             inner.pending.kill_priv = false;
             drop(inner);

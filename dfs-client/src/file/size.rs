@@ -59,6 +59,7 @@ impl FileState {
         let mut inner = self.lock();
         inner.pending.end = 0;
         inner.pending.cuts = None;
+        inner.pending.reach = None;
         inner.pending.mtime = None;
         inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
         Ok(attr)
