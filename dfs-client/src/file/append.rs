@@ -279,7 +279,11 @@ impl FileState {
     /// Where the bytes end that were written since the file was cut for the last time and are not logged: what was
     /// written before may be gone with the cut, and an append must not go behind where that was.
     fn pending_end(&self, cuts: u64) -> u64 {
-        self.lock().pending.reach.filter(|(known, _)| *known == cuts).map_or(0, |(_, end)| end)
+        let inner = self.lock();
+        let since =
+            inner.pending.reach.filter(|(known, _)| *known == cuts).map_or(0, |(_, end)| end);
+        let uncut = inner.pending.cuts.is_none_or(|before| before == cuts);
+        if uncut { inner.pending.end.max(since) } else { since }
     }
 
     /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
