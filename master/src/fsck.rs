@@ -20,6 +20,8 @@ use crate::state::{Master, lock, now};
 const ASKED: usize = 1024;
 /// A server that reads this long in one replica has a disk that does not answer.
 const ANSWER_MAX: Duration = Duration::from_secs(120);
+/// A change of a configuration that takes longer is told of as one that is not finished.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
 const PROGRESS_EVERY: Duration = Duration::from_secs(1);
 /// Blocks named one by one.
 const NAMED_MAX: usize = 8;
@@ -49,44 +51,93 @@ pub fn fsck(master: &Arc<Master>, replicas: bool, tell: Tell<'_>) {
 
 /// Says how many replicas were read.
 fn check_replicas(master: &Arc<Master>, tell: Tell<'_>) -> u64 {
+    let mut all = BTreeSet::new();
+    master.for_each_chunk(|chunk, _| {
+        all.insert(chunk);
+    });
+    let mut checked = 0;
+    let moving = look(master, &all, true, &mut checked, tell);
+    if !moving.is_empty() {
+        let chunks: Vec<String> =
+            moving.iter().take(NAMED_MAX).map(|id| id.0.to_string()).collect();
+        let (count, more) = (moving.len(), if NAMED_MAX < moving.len() { ", …" } else { "" });
+        let text = format!(
+            "looking again at {count} chunk(s) that got another configuration meanwhile ({}{more})",
+            chunks.join(", ")
+        );
+        tell("progress", text, checked);
+        wait_until_settled(master, &moving);
+        look(master, &moving, false, &mut checked, tell);
+    }
+    checked
+}
+
+/// Changes of configurations end, or are given up and begun again later.
+fn wait_until_settled(master: &Master, chunks: &BTreeSet<ChunkId>) {
+    let began = Instant::now();
+    let moves = |chunk: &ChunkId| master.chunk(*chunk).is_some_and(|it| it.preparing.is_some());
+    while began.elapsed() < SETTLE_MAX && chunks.iter().any(moves) {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// Reads and judges `chunks`. With `spare` those that are wrong, and were reconfigured while they were read, are not told
+/// of but returned: the answers may be older than what they are judged by.
+fn look(
+    master: &Arc<Master>,
+    chunks: &BTreeSet<ChunkId>,
+    spare: bool,
+    checked: &mut u64,
+    tell: Tell<'_>,
+) -> BTreeSet<ChunkId> {
     let mut wanted: BTreeMap<Member, Vec<u64>> = BTreeMap::new();
-    let mut chunks = BTreeSet::new();
-    master.for_each_chunk(|chunk, record| {
-        chunks.insert(chunk);
+    let mut versions = BTreeMap::new();
+    for chunk in chunks {
+        let Some(record) = master.chunk(*chunk) else { continue };
+        versions.insert(*chunk, record.active.version);
         for member in &record.active.members {
             wanted.entry(*member).or_default().push(chunk.0);
         }
-    });
+    }
     let total: usize = wanted.values().map(Vec::len).sum();
-    let (mut checked, mut bytes) = (0, 0);
+    let (mut read, mut bytes) = (0, 0);
     let mut found: BTreeMap<ChunkId, BTreeMap<ServerId, ReplicaReport>> = BTreeMap::new();
     let mut answers = ask(master, wanted);
     let mut told = Instant::now();
     while let Some(answer) = answers.blocking_recv() {
         match answer {
             Answer::Replica(server, report) => {
-                checked += 1;
+                read += 1;
+                *checked += 1;
                 bytes += report.len;
                 found.entry(ChunkId(report.chunk)).or_default().insert(server, report);
             }
             Answer::Broken(server, reason) => {
-                tell("violation", format!("{server}: {reason}"), checked);
+                tell("violation", format!("{server}: {reason}"), *checked);
             }
         }
         if PROGRESS_EVERY <= told.elapsed() {
             told = Instant::now();
-            let text = format!("{checked} of {total} replicas read, {} MiB", bytes >> 20);
-            tell("progress", text, checked);
+            let text = format!("{read} of {total} replicas read, {} MiB", bytes >> 20);
+            tell("progress", text, *checked);
         }
     }
-    for chunk in chunks {
+    let mut moving = BTreeSet::new();
+    for (chunk, version) in versions {
         // As it is now: what was changed or deleted meanwhile is judged as such.
         let Some(record) = master.chunk(chunk) else { continue };
-        judge(master, chunk, &record, found.get(&chunk), &mut |text| {
-            tell("violation", text, checked);
-        });
+        let mut violations = Vec::new();
+        judge(master, chunk, &record, found.get(&chunk), &mut |text| violations.push(text));
+        let has_moved = record.preparing.is_some() || record.active.version != version;
+        if spare && has_moved && !violations.is_empty() {
+            moving.insert(chunk);
+            continue;
+        }
+        for text in violations {
+            tell("violation", text, *checked);
+        }
     }
-    checked
+    moving
 }
 
 /// Has all live servers read their replicas, each of them one after the other.
