@@ -81,6 +81,18 @@ impl Files {
     }
 
     /// Attributes of what the path leads to, symbolic links on the way followed.
+    /// What `path` names, if that can have chunks.
+    pub(crate) fn regular_file(&self, verb: &str, path: &RemotePath) -> anyhow::Result<Attr> {
+        let attr = self.attr(path)?;
+        if attr.kind != FileKind::File {
+            return fail(
+                format!("{verb} {}: not a regular file", path.shown()),
+                "only files have chunks",
+            );
+        }
+        Ok(attr)
+    }
+
     pub(crate) fn attr(&self, path: &RemotePath) -> anyhow::Result<Attr> {
         match self.find(path)? {
             Some(attr) => Ok(attr),

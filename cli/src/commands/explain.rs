@@ -3,13 +3,11 @@
 use std::ffi::OsString;
 
 use clap::Args;
-use dfs_core::namespace::FileKind;
 use dfs_proto::control::{ExplainReply, ExplainedChunk};
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, OutputArgs};
 use crate::commands::status::{age, time};
-use crate::failure::fail;
 use crate::files::Files;
 use crate::output::{self, Table, bytes};
 use crate::remote_path::RemotePath;
@@ -243,13 +241,7 @@ impl Table for Explanation {
 pub(crate) fn run(cluster: &ClusterArgs, args: &ExplainArgs) -> anyhow::Result<()> {
     let path = RemotePath::parse(&args.path)?;
     let target = cluster::target(cluster)?;
-    let attr = Files::open(cluster)?.attr(&path)?;
-    if attr.kind != FileKind::File {
-        return fail(
-            format!("explain {}: not a regular file", path.shown()),
-            "only files have chunks",
-        );
-    }
+    let attr = Files::open(cluster)?.regular_file("explain", &path)?;
     let mut explanation = Explanation {
         path: path.json(),
         path_hex: path.json_hex(),

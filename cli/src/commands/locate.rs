@@ -1,10 +1,8 @@
 //! `dfs locate`.
 
-use dfs_core::namespace::FileKind;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, LocateArgs};
-use crate::failure::fail;
 use crate::files::Files;
 use crate::output::{self, Table, columns};
 use crate::remote_path::RemotePath;
@@ -63,13 +61,7 @@ impl Table for Location {
 pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()> {
     let path = RemotePath::parse(&args.path)?;
     let target = cluster::target(cluster)?;
-    let attr = Files::open(cluster)?.attr(&path)?;
-    if attr.kind != FileKind::File {
-        return fail(
-            format!("locate {}: not a regular file", path.shown()),
-            "only files have chunks",
-        );
-    }
+    let attr = Files::open(cluster)?.regular_file("locate", &path)?;
     let chunks = if attr.inline { Vec::new() } else { admin::locate(&target, attr.ino.0)?.chunks };
     let location = Location {
         path: path.json(),
