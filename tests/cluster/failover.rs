@@ -175,8 +175,8 @@ fn a_failover_is_found_by_silence_refuses_at_every_door_and_ends_with_recover() 
     let noticed = report["noticedMs"].as_u64().unwrap();
     assert!(2_800 <= noticed, "{report}");
     assert!(noticed <= report["safeMs"].as_u64().unwrap(), "{report}");
-    // Its chunk was copied to the fourth server.
-    assert!(bytes.len() as u64 <= report["copiedBytes"].as_u64().unwrap(), "{report}");
+    // Its chunk was copied to the fourth server, before or after `more` was appended.
+    assert!(3 << 20 <= report["copiedBytes"].as_u64().unwrap(), "{report}");
     assert_eq!(report["clientErrors"], Value::Null, "nobody measured any");
     assert_eq!(doors.open_doors(), [""; 0]);
     assert_eq!(overlays(&cluster, id), ["suspended"]);
