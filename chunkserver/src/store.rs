@@ -57,7 +57,7 @@ pub struct StoreConfig {
     /// `None`: whatever the label says; a new directory needs one.
     pub fs_id: Option<FsId>,
     pub server: ServerId,
-    /// Bytes of one journal segment.
+    /// Bytes of one journal segment; fewer on a small disk.
     pub segment_bytes: u64,
     /// For tests and shared disks: use no more than this.
     pub capacity_bytes: Option<u64>,

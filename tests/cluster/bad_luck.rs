@@ -373,7 +373,8 @@ fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
         std::fs::remove_file(path).unwrap();
     }
     let again = cluster.mount().join("again");
-    let content = pattern(8 << 20, 7);
+    // More than a sixth of the disk: the journal must not have taken what was freed.
+    let content = pattern(32 << 20, 7);
     wait_until("freed space is written to", || {
         File::create(&again)
             .and_then(|mut file| {

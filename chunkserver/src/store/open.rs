@@ -67,11 +67,20 @@ impl OpenOptions {
     }
 }
 
+/// Below this a segment does not go: one record must hold any write that fits into a request.
+const SMALL_SEGMENT_BYTES: u64 = 16 << 20;
+
+/// The journal has up to five segments: on a small disk they are smaller, or nothing would be left for chunks.
+fn segment_bytes(asked: u64, disk_bytes: u64) -> u64 {
+    asked.min((disk_bytes / 16 / 4096 * 4096).max(SMALL_SEGMENT_BYTES))
+}
+
 pub(super) fn open(
-    config: StoreConfig,
+    mut config: StoreConfig,
     disk: Arc<dyn ChunkDisk>,
     options: OpenOptions,
 ) -> Result<Engine, StoreError> {
+    config.segment_bytes = segment_bytes(config.segment_bytes, disk.space()?.total_bytes);
     let OpenOptions { boot_id, accept_journal_loss, on_fatal } = options;
     let fate = Arc::new(Fate::new(on_fatal));
     let (label, new) = match read_label(&config, &*disk)? {
