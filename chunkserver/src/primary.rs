@@ -99,8 +99,8 @@ pub(crate) fn to_store(mutation: WireMutation, payload: &[u8]) -> Option<Mutatio
 fn answer_of(answer: Answer) -> DataReply {
     match answer {
         Answer::Mutated { seq, len } => DataReply::Mutated { seq, len },
-        Answer::Appended { seq, offset, appended, sealed } => {
-            DataReply::Appended { seq, offset, appended, sealed }
+        Answer::Appended { seq, offset, appended, carried, sealed } => {
+            DataReply::Appended { seq, offset, appended, carried, sealed }
         }
         // Of records only, which never cross.
         Answer::Full => DataReply::Failed(DataFailure::ChunkFull { carry: 0 }),
@@ -334,8 +334,9 @@ fn repeat(
     let effects = match (wish, append) {
         (Wish::Append { .. }, Some((offset, asked))) => {
             let (appended, filled) = within(offset, asked, led.spec.chunk_size);
-            let sealed = state.is_sealed() || filled;
-            state.when_stable(seq, Answer::Appended { seq, offset, appended, sealed }, asker, now())
+            let (carried, sealed) = (asked - appended, state.is_sealed() || filled);
+            let answer = Answer::Appended { seq, offset, appended, carried, sealed };
+            state.when_stable(seq, answer, asker, now())
         }
         (Wish::Append { .. }, None) => state.when_stable(seq, Answer::Full, asker, now()),
         (Wish::Write { .. } | Wish::Zero { .. } | Wish::Truncate { .. }, _) => {
@@ -398,7 +399,7 @@ fn run_plan(
             let promised = match append {
                 Some((offset, asked)) => {
                     let (appended, sealed) = within(offset, asked, led.spec.chunk_size);
-                    Promised::Appended { offset, appended, sealed }
+                    Promised::Appended { offset, appended, carried: asked - appended, sealed }
                 }
                 None => Promised::Mutated,
             };

@@ -360,6 +360,18 @@ fn records_that_do_not_fit_seal_the_chunk_and_plain_appends_split() {
     let other = cluster.client(0, 2);
     assert_eq!(other.append(&plain, 1, false, b"z"), Err(DataFailure::ChunkFull { carry: 308 }));
     assert_eq!(client.append(&plain, 3, false, b"z"), Err(DataFailure::ChunkFull { carry: 308 }));
+    let carried = || {
+        let append = WireMutation::Append { record: false, at_least: 0 };
+        match client.mutate(&plain, 2, append, &[b'q'; 500]).unwrap() {
+            DataReply::Appended { offset: 8000, appended: 192, carried, .. } => carried,
+            reply => panic!("{reply:?}"),
+        }
+    };
+    assert_eq!(carried(), 308);
+    // The file is cut right where the chunk ends: what crossed goes with it, and whoever asks again is told.
+    other.mutate(&plain, 2, WireMutation::Truncate { len: 8192 }, &[]).unwrap();
+    assert_eq!(carried(), 0);
+    assert_eq!(other.append(&plain, 3, false, b"z"), Err(DataFailure::ChunkFull { carry: 0 }));
 }
 
 #[test]

@@ -224,20 +224,21 @@ impl ChunkIo {
         }
     }
 
-    /// Where to write chunk `index`, made if it is not there. Inline content is moved into a chunk first.
+    /// Where to write chunk `index`, made if it is not there, and the inode's counter of truncations. Inline content is
+    /// moved into a chunk first.
     pub(crate) fn layout_to_write(
         &self,
         ino: InodeNo,
         index: u64,
         failed: Option<FailedMember>,
-    ) -> Result<Arc<ChunkLayout>> {
+    ) -> Result<(Arc<ChunkLayout>, u64)> {
         loop {
             let call = MetaCall::Layout { ino, index, write: true, spill: false, failed };
             match self.link.call(&call) {
-                Ok(MetaReply::Layout(layout)) => {
+                Ok(MetaReply::WriteLayout { layout, cuts }) => {
                     let layout = Arc::new(layout);
                     self.remember(ino, index, Some(Arc::clone(&layout)));
-                    return Ok(layout);
+                    return Ok((layout, cuts));
                 }
                 Ok(other) => return Err(unexpected("layout", &other)),
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => self.spill(ino)?,
@@ -486,7 +487,7 @@ impl ChunkIo {
         let call =
             MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill: true, failed: None };
         let layout = match self.link.call(&call)? {
-            MetaReply::Layout(layout) => layout,
+            MetaReply::WriteLayout { layout, .. } => layout,
             other => return Err(unexpected("layout to spill", &other)),
         };
         let stored = self.store_alone(&layout, content);

@@ -53,11 +53,19 @@ pub(crate) enum Appended {
     At { offset: u64, len: u64 },
     /// The same, and the rest belongs at the beginning of the next chunk, which is kept for it until
     /// [`ChunkWriter::crossed`] is called with this counter.
-    Crossing { offset: u64, len: u64, counter: u64 },
+    Crossing { offset: u64, len: u64, counter: u64, order: Order },
     /// Nothing fits here any more; the first `carry` bytes of the next chunk are somebody's.
     Full { carry: u64 },
     /// The chunk was cut away under the append: where the file ends now must be asked again.
     Moved,
+}
+
+/// Among the truncations of its file, where an append that crossed a chunk's end stands; see
+/// [`dfs_core::cuts::Cuts::limit`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Order {
+    pub(crate) begun: u64,
+    pub(crate) stored: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +81,11 @@ enum Body {
         at_least: u64,
         cuts: u64,
     },
+    /// The rest of an append whose first part is in the chunk before this one.
+    Carried {
+        data: Arc<Vec<u8>>,
+        order: Order,
+    },
     Zero {
         offset: u64,
         len: u64,
@@ -86,13 +99,16 @@ impl Body {
             Self::Append { record, at_least, .. } => {
                 WireMutation::Append { record: *record, at_least: *at_least }
             }
+            Self::Carried { .. } => WireMutation::Write { offset: 0 },
             Self::Zero { offset, len } => WireMutation::Zero { offset: *offset, len: *len },
         }
     }
 
     fn data(&self) -> Option<&Arc<Vec<u8>>> {
         match self {
-            Self::Write { data, .. } | Self::Append { data, .. } => Some(data),
+            Self::Write { data, .. } | Self::Append { data, .. } | Self::Carried { data, .. } => {
+                Some(data)
+            }
             Self::Zero { .. } => None,
         }
     }
@@ -112,6 +128,8 @@ struct State {
     dirty_since: Option<Instant>,
     queue: ResendQueue<Body>,
     layout: Option<Arc<ChunkLayout>>,
+    /// The inode's counter of truncations that came with the layout.
+    cuts: u64,
     layout_at: Instant,
     attempt: u64,
     sending: bool,
@@ -165,6 +183,7 @@ impl ChunkWriter {
                 dirty_since: None,
                 queue: ResendQueue::new(io.first_counter()),
                 layout: None,
+                cuts: 0,
                 layout_at: now,
                 attempt: 0,
                 sending: false,
@@ -262,6 +281,9 @@ impl ChunkWriter {
     ) -> Result<Appended> {
         let counter = {
             let mut state = self.lock();
+            if state.layout.is_some() && cuts < state.cuts {
+                return Ok(Appended::Moved);
+            }
             seal(&mut state);
             // The caller holds these bytes: they are not part of the budget.
             state.queue.push(Body::Append { data, record, at_least, cuts }, 0)
@@ -274,6 +296,22 @@ impl ChunkWriter {
             }
             state = self.wait(state);
         }
+    }
+
+    /// Takes the rest of an append that crossed into this chunk, bytes that the caller has already taken from the budget.
+    pub(crate) fn carry(self: &Arc<Self>, rest: &[u8], order: Order) {
+        let bytes = rest.len() as u64;
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+        let again = {
+            let mut state = self.lock();
+            seal(&mut state);
+            state.queue.push(Body::Carried { data: Arc::new(rest.to_vec()), order }, bytes);
+            // By a layout of after a truncation it must not go out whole.
+            let again = order.begun < state.cuts && state.layout.is_some() && !state.recovering;
+            state.recovering |= again;
+            again
+        };
+        if again { Arc::clone(self).recover(None) } else { self.pump() }
     }
 
     /// The rest of an append that crossed the chunk's end is stable, or given up.
@@ -512,9 +550,11 @@ impl ChunkWriter {
             Ok(answer) => answer,
             Err(error) => return self.on_trouble(attempt, Some(counter), Trouble::Lost(error)),
         };
+        let mut cut_since = false;
         let appended = match answer {
             DataReply::Mutated { .. } => None,
-            DataReply::Appended { offset, appended, .. } => {
+            DataReply::Appended { offset, appended, carried, .. } => {
+                cut_since = carried == 0;
                 Some(Ok(Appended::At { offset, len: appended }))
             }
             DataReply::Failed(DataFailure::ChunkFull { carry }) => {
@@ -542,16 +582,24 @@ impl ChunkWriter {
             match appended {
                 // Stable by its answer, so it is not kept.
                 Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
-                    let asked =
-                        state.queue.body(counter).and_then(Body::data).map_or(0, |data| data.len());
-                    let answer = match answer {
-                        Ok(Appended::At { offset, len }) if len < asked as u64 => {
+                    let cuts = state.cuts;
+                    let answer = match (answer, state.queue.remove(counter)) {
+                        (
+                            Ok(Appended::At { offset, len }),
+                            Some((Body::Append { data, cuts: begun, .. }, _)),
+                        ) if len < data.len() as u64 && !cut_since => {
                             state.crossing.insert(counter);
-                            Ok(Appended::Crossing { offset, len, counter })
+                            // A truncation by this mount leaves its own layouts as they are.
+                            let order = Order { begun, stored: cuts.max(begun) };
+                            Ok(Appended::Crossing { offset, len, counter, order })
                         }
-                        answer => answer,
+                        // What is kept for others may be of after a truncation that this one does not know.
+                        (
+                            Ok(Appended::Full { .. }),
+                            Some((Body::Append { cuts: begun, .. }, _)),
+                        ) if begun < cuts => Ok(Appended::Moved),
+                        (answer, _) => answer,
                     };
-                    state.queue.remove(counter);
                     state.appends.insert(counter, answer);
                 }
                 // Applied long ago, and answered.
@@ -667,29 +715,21 @@ impl ChunkWriter {
             }
             std::thread::sleep(Duration::from_millis(pause));
         }
-        let layout = match self.io.layout_to_write(self.ino, self.index, failed) {
-            Ok(layout) => layout,
+        let (layout, cuts) = match self.io.layout_to_write(self.ino, self.index, failed) {
+            Ok(found) => found,
             Err(error) => return self.give_up(error),
-        };
-        // Asked after the layout: whoever cuts the file from now on makes this layout void first.
-        let attr = if self.lock().queue.bodies_mut().any(|(_, body)| body.is_append()) {
-            match self.io.link.getattr(self.ino) {
-                Ok(attr) => Some(attr),
-                Err(error) => return self.give_up(error),
-            }
-        } else {
-            None
         };
         let mut freed = 0;
         {
-            let mut state = self.lock();
+            let mut state = match self.without_what_was_cut(cuts) {
+                Ok(state) => state,
+                Err(error) => return self.give_up(error),
+            };
             if state.retired {
                 return;
             }
-            if let Some(attr) = &attr {
-                cut::forget_what_was_cut(&mut state, self.index, attr);
-            }
             let before = state.layout.replace(Arc::clone(&layout));
+            state.cuts = cuts;
             state.layout_at = Instant::now();
             state.moved_at = Instant::now();
             match before {

@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use dfs_core::client::backoff::Backoff;
 use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{Change, Outcome};
+use dfs_core::cuts::Cuts;
 use dfs_core::ids::{ClientId, InodeNo};
 use dfs_core::namespace::{Attr, FileKind, NamespaceError};
 use dfs_core::time::WallTime;
@@ -388,6 +389,14 @@ impl MasterLink {
         match self.call(&MetaCall::GetAttr { ino })? {
             MetaReply::Attr(attr) => Ok(attr),
             other => Err(unexpected("getattr", &other)),
+        }
+    }
+
+    /// To what sizes `ino` was truncated lately.
+    pub(crate) fn cuts(&self, ino: InodeNo) -> Result<Cuts> {
+        match self.call(&MetaCall::Cuts { ino })? {
+            MetaReply::Cuts(cuts) => Ok(cuts),
+            other => Err(unexpected("cuts", &other)),
         }
     }
 

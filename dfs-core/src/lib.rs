@@ -6,6 +6,7 @@ pub mod chunk;
 pub mod client;
 pub mod cluster;
 pub mod command;
+pub mod cuts;
 pub mod event;
 pub mod exposure;
 pub mod ids;

@@ -2,6 +2,7 @@
 //!
 //! Who may change it: [`crate::meta::apply`] alone, from committed commands. All of it survives restarts.
 
+use crate::cuts::Cuts;
 use crate::ids::InodeNo;
 use crate::time::WallTime;
 
@@ -95,6 +96,7 @@ pub struct Inode {
     pub change: u64,
     /// Raised by every truncation, at its beginning and its end: a size that a writer knew before is worth nothing.
     pub cuts: u64,
+    pub cut_sizes: Cuts,
     pub layout: Layout,
     pub body: Body,
 }

@@ -5,6 +5,7 @@ use dfs_core::cluster::overlay::{Overlay, OverlayKind};
 use dfs_core::command::{
     Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
 };
+use dfs_core::cuts::{Cut, Cuts};
 use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
@@ -66,9 +67,13 @@ wire_struct!(Inode {
     btime,
     change,
     cuts,
+    cut_sizes,
     layout,
     body
 });
+wire_struct!(Cut { number, size });
+wire_list!(Cut);
+wire_struct!(Cuts { kept, forgotten });
 wire_struct!(Attr {
     ino,
     kind,

@@ -116,12 +116,14 @@ pub enum DataReply {
         seq: u64,
         len: u64,
     },
-    /// Stable on all members. `appended` < asked: the chunk is full, the rest goes to the first bytes of the next one,
-    /// which nobody else takes as long as this operation is above its client's low-water mark.
+    /// Stable on all members. `appended` < asked: the chunk is full, the rest, `carried` bytes, goes to the first bytes of
+    /// the next one, which nobody else takes as long as this operation is above its client's low-water mark. Without
+    /// any the file was cut since, and the rest with it.
     Appended {
         seq: u64,
         offset: u64,
         appended: u64,
+        carried: u64,
         sealed: bool,
     },
     Synced {
@@ -233,7 +235,7 @@ wire_enum!(DataReply {
     2 = Read { replica_len },
     3 = Stat { version, seq, len, sealed },
     4 = Mutated { seq, len },
-    5 = Appended { seq, offset, appended, sealed },
+    5 = Appended { seq, offset, appended, carried, sealed },
     6 = Synced { seq, len },
     7 = Applied { seq, free_bytes },
     8 = Sums { version, seq, len, sealed, digest, client_table_bytes },

@@ -4,6 +4,7 @@
 
 use dfs_core::chunk::Member;
 use dfs_core::command::{Change, Lock, LockKind, Outcome};
+use dfs_core::cuts::Cuts;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, InodeNo, ServerId};
 use dfs_core::namespace::{Attr, FileKind, NamespaceError};
 use dfs_core::results::Results;
@@ -104,6 +105,10 @@ pub enum MetaCall {
         first: u64,
         max: u32,
     },
+    /// To what sizes `ino` was truncated lately.
+    Cuts {
+        ino: InodeNo,
+    },
     /// Cuts or grows a file to `size` bytes: all of DECISIONS 8. Exactly once per op.
     Truncate {
         op: u64,
@@ -159,6 +164,13 @@ pub enum MetaReply {
         content: Option<Vec<u8>>,
     },
     Layout(ChunkLayout),
+    /// To write by. `cuts`: the inode's counter of truncations. Those up to it that cut the chunk are over, later ones
+    /// make this layout void first.
+    WriteLayout {
+        layout: ChunkLayout,
+        cuts: u64,
+    },
+    Cuts(Cuts),
     Layouts(Vec<ChunkLayout>),
     /// There is no such chunk: a hole.
     Hole,
@@ -289,6 +301,7 @@ wire_enum!(MetaCall {
     30 = Layout { ino, index, write, spill, failed },
     31 = Layouts { ino, first, max },
     32 = Truncate { op, ino, size },
+    33 = Cuts { ino },
     40 = SetLock { op, ino, owner, start, end, kind, pid, wait_ms },
     41 = TestLock { ino, owner, start, end, kind },
 });
@@ -308,6 +321,8 @@ wire_enum!(MetaReply {
     13 = Done,
     14 = Failed(failure),
     15 = Changed { outcome, directories },
+    16 = WriteLayout { layout, cuts },
+    17 = Cuts(cuts),
 });
 wire_enum!(MetaFailure {
     1 = Refused(error),

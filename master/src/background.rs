@@ -12,6 +12,7 @@ use dfs_core::meta::{self, Client, Key, MetaStore, Record};
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
+use crate::chunks::WRITE_LAYOUT_MS;
 use crate::clients::GRACE_MS;
 use crate::rpc::{end_client, fence_client};
 use crate::settle;
@@ -122,7 +123,7 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
                 })
             })
         };
-        if gone && old_enough <= now.nanos_since(first_seen) {
+        if gone && !master.is_fenced_lately(chunk) && old_enough <= now.nanos_since(first_seen) {
             let master = Arc::clone(master);
             master.runtime.clone().spawn(async move {
                 if let Err(error) = master.propose_async(Change::ForgetGarbage { chunk }).await {
@@ -131,6 +132,7 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
             });
         }
     }
+    lock(&master.fenced).retain(|_, since| now.nanos_since(*since) < WRITE_LAYOUT_MS * 1_000_000);
     *since = known;
 }
 

@@ -152,10 +152,17 @@ impl Master {
             if record.preparing.is_none() && all_up && !reported {
                 self.note_write_layout(chunk, request.client);
                 // Noted before it is asked: a truncation that begins now sees the one, or is seen here.
-                if self.may_be_cut(request.ino, request.index, record.chunk_size) {
+                // One that is over has freed the chunk, perhaps, that was found before.
+                if self.may_be_cut(request.ino, request.index, record.chunk_size)
+                    || !(request.spill
+                        || self.file_chunk(request.ino, request.index) == Some(chunk))
+                {
                     return Err(MetaFailure::Busy { retry_after_ms: 2 });
                 }
-                return Ok(MetaReply::Layout(self.layout_of(chunk, &record)));
+                // Asked last: one that begins from now on makes this layout void before it counts.
+                let cuts = self.inode(request.ino)?.cuts;
+                let layout = self.layout_of(chunk, &record);
+                return Ok(MetaReply::WriteLayout { layout, cuts });
             }
             if self.is_warming() && self.any_member_unheard(&record) {
                 return Err(MetaFailure::Warming { retry_after_ms: 100 });

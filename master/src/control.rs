@@ -324,10 +324,9 @@ impl Master {
             let full = page.len() == 1000;
             for (key, record) in page {
                 if let (Key::Garbage(chunk), Record::Garbage(garbage)) = (key, record) {
-                    if garbage
-                        .members
-                        .iter()
-                        .any(|member| member.server == server && member.disk == disk)
+                    let mut members = garbage.members.iter();
+                    if members.any(|member| member.server == server && member.disk == disk)
+                        && !self.is_fenced_lately(chunk)
                     {
                         found.push(chunk.0);
                     }

@@ -161,6 +161,7 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             Ok(MetaReply::Done)
         }
         MetaCall::ReadInline { ino } => opened(master, ino),
+        MetaCall::Cuts { ino } => Ok(MetaReply::Cuts(master.inode(ino)?.cut_sizes)),
         MetaCall::Layout { ino, index, write, spill, failed } => {
             // Who is not registered cannot be told to end.
             if write && meta::client(&master.reader(), client).is_none_or(|client| client.fenced) {
@@ -208,6 +209,7 @@ fn name_of(call: &MetaCall) -> &'static str {
         MetaCall::Release { .. } => "release",
         MetaCall::Reopen { .. } => "reopen",
         MetaCall::Layout { .. } | MetaCall::Layouts { .. } => "layout",
+        MetaCall::Cuts { .. } => "cuts",
         MetaCall::Truncate { .. } => "truncate",
         MetaCall::SetLock { .. } | MetaCall::TestLock { .. } => "lock",
     }
@@ -359,7 +361,12 @@ fn change_of_client(
         *done_writing = lock(&master.clients).done_writing(id.client, *ino, all_known);
         cleared = done_writing.then_some(*ino);
     }
-    let outcome = master.propose(Some((id, results)), change);
+    let outcome = match change {
+        Change::FreeChunks { ino, first, count } => {
+            master.free_chunks(id, results, (ino, first, count))
+        }
+        change => master.propose(Some((id, results)), change),
+    };
     if let Some(ino) = cleared {
         let mut clients = lock(&master.clients);
         clients.end_clearing(ino);

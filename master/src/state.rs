@@ -52,6 +52,9 @@ pub struct Master {
     pub changed: Changed,
     /// Who was given a layout to write with, and when (DECISIONS 8).
     pub write_layouts: Mutex<HashMap<ChunkId, BTreeMap<ClientId, Timestamp>>>,
+    /// Freed chunks that somebody else may still try to write, and since when: only their replicas, by the version they
+    /// promised, refuse it.
+    pub fenced: Mutex<HashMap<ChunkId, Timestamp>>,
     /// Truncations running now: a repeated request waits for the first.
     /// To which size each is cut or grown by this process now.
     pub truncating: Mutex<HashMap<InodeNo, u64>>,
@@ -160,6 +163,7 @@ impl Master {
             pauses: Mutex::default(),
             changed: Changed::default(),
             write_layouts: Mutex::default(),
+            fenced: Mutex::default(),
             truncating: Mutex::default(),
             rebuild: crate::rebuild::Shared::default(),
             surplus: Mutex::default(),

@@ -17,16 +17,19 @@ use dfs_core::ids::{ChunkId, ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Body, NamespaceError};
 use dfs_core::results::Results;
+use dfs_core::time::Timestamp;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::frame_conn::LoneClient;
 use dfs_proto::meta_rpc::{ChunkLayout, MetaFailure};
 use dfs_service::conn::{self, Door};
 
-use crate::state::{Master, accepted, lock};
+use crate::chunks::WRITE_LAYOUT_MS;
+use crate::state::{Master, accepted, lock, now};
 
 const DATA_CALL_MAX: Duration = Duration::from_secs(10);
 const TAIL_ATTEMPTS: u32 = 8;
+const FENCES_AT_ONCE: usize = 8;
 
 impl Master {
     /// Cuts or grows `ino` to `size`; exactly once for `id` (parts 0 and 1).
@@ -121,7 +124,7 @@ impl Master {
     pub fn may_be_cut(&self, ino: InodeNo, index: u64, chunk_size: u64) -> bool {
         let running = lock(&self.truncating).get(&ino).copied();
         let logged = meta::truncating(&self.reader(), ino);
-        running.into_iter().chain(logged).any(|size| size / chunk_size.max(1) <= index)
+        running.into_iter().chain(logged).any(|size| last_chunk(size, chunk_size) <= index)
     }
 
     /// Whoever else may still write behind the cut is refused from here on: their layouts are of an older version.
@@ -133,25 +136,88 @@ impl Master {
         chunk_size: u64,
         freed: &[ChunkId],
     ) -> Result<(), String> {
-        let tail =
-            (!size.is_multiple_of(chunk_size)).then(|| self.file_chunk(ino, size / chunk_size));
-        for chunk in freed.iter().copied().chain(tail.flatten()) {
-            if self.write_layout_is_out(chunk, client) {
-                self.reconfigure(chunk, None)?;
-                lock(&self.write_layouts).remove(&chunk);
+        let tail = (0 < size).then(|| self.file_chunk(ino, last_chunk(size, chunk_size)));
+        let chunks: Vec<ChunkId> = freed.iter().copied().chain(tail.flatten()).collect();
+        self.fence(client, &chunks)
+    }
+
+    fn fence(&self, client: ClientId, chunks: &[ChunkId]) -> Result<(), String> {
+        let is_out = |chunk: &&ChunkId| self.write_layout_is_out(**chunk, client);
+        let out: Vec<ChunkId> = chunks.iter().filter(is_out).copied().collect();
+        // Each is a few round trips to its members.
+        for some in out.chunks(FENCES_AT_ONCE) {
+            std::thread::scope(|scope| {
+                let fence = |chunk: &ChunkId| {
+                    let chunk = *chunk;
+                    scope.spawn(move || self.reconfigure(chunk, None))
+                };
+                let running: Vec<_> = some.iter().map(fence).collect();
+                running.into_iter().try_for_each(|thread| {
+                    thread.join().unwrap_or_else(|_| Err("a thread that fences failed".to_owned()))
+                })
+            })?;
+            let now = now();
+            for chunk in some {
+                lock(&self.fenced).insert(*chunk, now);
+                lock(&self.write_layouts).remove(chunk);
             }
         }
         Ok(())
     }
 
+    /// Whether somebody may still try to write a freed chunk with a layout of before. Without its replicas he would begin
+    /// it anew, and be told that his bytes are stable.
+    #[must_use]
+    pub fn is_fenced_lately(&self, chunk: ChunkId) -> bool {
+        let now = now();
+        let lately = |since: Timestamp| now.nanos_since(since) < WRITE_LAYOUT_MS * 1_000_000;
+        // What the master before this one fenced is not known.
+        lately(self.started) || lock(&self.fenced).get(&chunk).copied().is_some_and(lately)
+    }
+
+    /// Takes chunks out of `ino`: holes from now on.
+    ///
+    /// # Errors
+    /// As [`Self::truncate`].
+    pub fn free_chunks(
+        &self,
+        id: OpId,
+        results: &Results,
+        (ino, first, count): (InodeNo, u64, u64),
+    ) -> Result<Outcome, MetaFailure> {
+        let chunk_size = self.inode(ino)?.layout.chunk_size.max(1);
+        // No layouts at or behind the first one are given out meanwhile.
+        if !self.begin_truncating(ino, first.saturating_mul(chunk_size).saturating_add(1)) {
+            return Err(MetaFailure::Busy { retry_after_ms: 10 });
+        }
+        let freed: Vec<ChunkId> = self
+            .chunks_of(ino, first)
+            .into_iter()
+            .take_while(|(index, _)| index - first < count)
+            .map(|(_, chunk)| chunk)
+            .collect();
+        let outcome = self
+            .fence(id.client, &freed)
+            .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })
+            .and_then(|()| {
+                self.propose(Some((id, results)), Change::FreeChunks { ino, first, count })
+            });
+        lock(&self.truncating).remove(&ino);
+        outcome
+    }
+
     fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<ChunkId> {
-        let first = size.div_ceil(chunk_size);
+        let found = self.chunks_of(ino, size.div_ceil(chunk_size));
+        found.into_iter().map(|(_, chunk)| chunk).collect()
+    }
+
+    fn chunks_of(&self, ino: InodeNo, first: u64) -> Vec<(u64, ChunkId)> {
         let reader = self.reader();
         reader
             .range(&Key::FileChunk(ino, first), &Key::FileChunk(InodeNo(ino.0 + 1), 0), usize::MAX)
             .into_iter()
-            .filter_map(|(_, record)| match record {
-                Record::FileChunk(chunk) => Some(chunk),
+            .filter_map(|(key, record)| match (key, record) {
+                (Key::FileChunk(_, index), Record::FileChunk(chunk)) => Some((index, chunk)),
                 _ => None,
             })
             .collect()
@@ -203,7 +269,12 @@ impl Master {
         let mut client = self.call_primary(layout)?;
         let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version };
         match call(&mut client, &stat) {
-            Ok(DataReply::Stat { len: have, .. }) if have <= len => return Ok(()),
+            // A full one may have bytes in the next chunk that appends carried there.
+            Ok(DataReply::Stat { len: have, .. })
+                if have < len || (have == len && len < layout.chunk_size) =>
+            {
+                return Ok(());
+            }
             Ok(_) => {}
             // Never written: nothing to cut.
             Err(reason) if reason == DataFailure::NoReplica.to_string() => return Ok(()),
@@ -243,9 +314,10 @@ impl Master {
                 continue;
             };
             let chunk_size = self.inode(ino).map_or(1, |inode| inode.layout.chunk_size.max(1));
-            let tail = match size % chunk_size {
+            let index = last_chunk(size, chunk_size);
+            let tail = match size {
                 0 => None,
-                within => self.file_chunk(ino, size / chunk_size).map(|chunk| (chunk, within)),
+                _ => self.file_chunk(ino, index).map(|chunk| (chunk, size - index * chunk_size)),
             };
             let finished = self
                 .cut_tail(tail)
@@ -261,6 +333,11 @@ impl Master {
             }
         }
     }
+}
+
+/// The chunk that the last of `size` bytes is in.
+fn last_chunk(size: u64, chunk_size: u64) -> u64 {
+    size.saturating_sub(1) / chunk_size.max(1)
 }
 
 pub(crate) fn call(client: &mut LoneClient, call: &DataCall) -> Result<DataReply, String> {

@@ -171,6 +171,7 @@ parts! {
     dfs_core::namespace { FileKind, Layout, Body, Inode, Attr, Dentry, NamespaceError }
     dfs_core::chunk { Member, Configuration, Preparing, Chunk, Garbage, ChunkIdentity }
     dfs_core::cluster::overlay { OverlayKind, Overlay }
+    dfs_core::cuts { Cut, Cuts }
     dfs_core::event { EventKind, Event }
     dfs_core::job { JobId, JobPhase, Job }
     dfs_core::command {

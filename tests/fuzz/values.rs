@@ -5,6 +5,7 @@ use dfs_core::cluster::overlay::{Overlay, OverlayKind};
 use dfs_core::command::{
     Change, Command, Lock, LockKind, NewKind, Outcome, RenameMode, SetTime, XattrMode,
 };
+use dfs_core::cuts::{Cut, Cuts};
 use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
@@ -59,6 +60,7 @@ fn inode(body: Body) -> Inode {
         btime: TIME,
         change: 3,
         cuts: 1,
+        cut_sizes: cuts(),
         layout: layout(),
         body,
     }
@@ -448,6 +450,7 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
         },
         MetaCall::Layouts { ino: INO, first: 0, max: 9 },
         MetaCall::Truncate { op: 1, ino: INO, size: 2 },
+        MetaCall::Cuts { ino: INO },
         MetaCall::SetLock {
             op: 1,
             ino: INO,
@@ -496,6 +499,8 @@ pub(crate) fn meta_replies() -> Vec<MetaReply> {
         }),
         MetaReply::Opened { attr: attr(), content: Some(vec![1]) },
         MetaReply::Layout(chunk_layout()),
+        MetaReply::WriteLayout { layout: chunk_layout(), cuts: 3 },
+        MetaReply::Cuts(cuts()),
         MetaReply::Layouts(vec![chunk_layout(), chunk_layout()]),
         MetaReply::Hole,
         MetaReply::Conflict(Some(lock())),
@@ -558,13 +563,17 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
     calls
 }
 
+pub(crate) fn cuts() -> Cuts {
+    Cuts { kept: vec![Cut { number: 2, size: 5 }, Cut { number: 4, size: 6 }], forgotten: 1 }
+}
+
 pub(crate) fn data_replies() -> Vec<DataReply> {
     let mut replies = vec![
         DataReply::Welcome { fs: FsId(1), server: ServerId(1) },
         DataReply::Read { replica_len: 5 },
         DataReply::Stat { version: ChunkVersion(1), seq: 2, len: 3, sealed: true },
         DataReply::Mutated { seq: 1, len: 2 },
-        DataReply::Appended { seq: 1, offset: 2, appended: 3, sealed: false },
+        DataReply::Appended { seq: 1, offset: 2, appended: 3, carried: 4, sealed: false },
         DataReply::Synced { seq: 1, len: 2 },
         DataReply::Applied { seq: 1, free_bytes: 2 },
         DataReply::Block { crc: 7 },

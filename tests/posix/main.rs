@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod compare;
+mod cuts;
 mod examples;
 mod fsx;
 mod pjdfstest;

@@ -177,7 +177,7 @@ impl Client {
         let start = Instant::now();
         loop {
             match self.meta(MetaCall::Layout { ino, index: 0, write: true, spill: false, failed }) {
-                MetaReply::Layout(layout) => return layout,
+                MetaReply::WriteLayout { layout, .. } => return layout,
                 MetaReply::Failed(
                     MetaFailure::Warming { .. } | MetaFailure::Unavailable { .. },
                 ) if start.elapsed() < WAIT => {

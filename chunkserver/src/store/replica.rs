@@ -220,6 +220,15 @@ impl Replica {
             .unwrap_or(0)
     }
 
+    /// What appends carried over the chunk's end is cut with it. That they were applied is still known.
+    fn forget_carry(&mut self) {
+        let limit = self.spec.chunk_size;
+        for (offset, len) in self.clients.clients.values_mut().flat_map(|c| c.appends.values_mut())
+        {
+            *len = (*len).min(limit.saturating_sub(*offset));
+        }
+    }
+
     /// Takes a journal record into the state.
     pub(super) fn apply(&mut self, lsn: u64, event: &Event) {
         self.lsn = lsn;
@@ -266,6 +275,7 @@ impl Replica {
                 self.set_sums(sums);
             }
             Change::Truncate { len, sums } => {
+                self.forget_carry();
                 self.set_len(*len);
                 self.set_sums(sums);
             }

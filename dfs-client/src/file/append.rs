@@ -13,7 +13,7 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError};
 
 use super::{FileState, LAYOUT_KNOWN, WRITE_PIECE, small};
-use crate::chunk_writer::Appended;
+use crate::chunk_writer::{Appended, Order};
 use crate::error::{ClientError, Result};
 use crate::session::lock;
 
@@ -251,9 +251,10 @@ impl FileState {
                 let at_least = (size - index * chunk_size, attr.cuts);
                 match writer.append(Arc::clone(&piece), record, at_least)? {
                     Appended::At { offset, .. } => break index * chunk_size + offset,
-                    Appended::Crossing { offset, len, counter } => {
+                    Appended::Crossing { offset, len, counter, order } => {
                         // Less than the piece: that is what makes it a crossing.
-                        let stored = self.store_crossing(index + 1, &piece[small(len)..], room);
+                        let rest = &piece[small(len)..];
+                        let stored = self.store_crossing(index + 1, rest, order, room);
                         writer.crossed(counter);
                         stored?;
                         break index * chunk_size + offset;
@@ -287,13 +288,13 @@ impl FileState {
     }
 
     /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
-    fn store_crossing(&self, index: u64, rest: &[u8], room: &mut u64) -> Result<()> {
+    fn store_crossing(&self, index: u64, rest: &[u8], order: Order, room: &mut u64) -> Result<()> {
         match room.checked_sub(rest.len() as u64) {
             Some(left) => *room = left,
             None => self.take_room(rest.len() as u64)?,
         }
         let writer = self.writer_in(&mut self.lock(), index);
-        writer.write(0, rest);
+        writer.carry(rest, order);
         writer.stable()
     }
 }

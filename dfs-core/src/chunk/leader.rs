@@ -107,6 +107,7 @@ pub enum Answer {
         seq: u64,
         offset: u64,
         appended: u64,
+        carried: u64,
         sealed: bool,
     },
     /// Stable: the chunk is sealed now, the record goes to the next one.
@@ -146,7 +147,7 @@ pub enum Promised {
     /// When committed.
     Mutated,
     /// When stable.
-    Appended { offset: u64, appended: u64, sealed: bool },
+    Appended { offset: u64, appended: u64, carried: u64, sealed: bool },
     /// When stable.
     Full,
     /// Nobody asked: first half of two.
@@ -594,8 +595,8 @@ impl<W> Leader<W> {
             self.committed_len = op.len_after;
             let answer = match op.promised {
                 Promised::Mutated => Answer::Mutated { seq: op.seq, len: op.len_after },
-                Promised::Appended { offset, appended, sealed } => {
-                    Answer::Appended { seq: op.seq, offset, appended, sealed }
+                Promised::Appended { offset, appended, carried, sealed } => {
+                    Answer::Appended { seq: op.seq, offset, appended, carried, sealed }
                 }
                 Promised::Full => Answer::Full,
                 Promised::Nothing => continue,

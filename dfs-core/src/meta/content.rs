@@ -7,6 +7,7 @@ use super::attributes::kill_privileges;
 use super::transaction::{Answer, Transaction};
 use super::{Key, Record, read};
 use crate::command::Outcome;
+use crate::cuts::Cut;
 use crate::ids::{ChunkId, InodeNo};
 use crate::namespace::{Body, FILE_BYTES_MAX, INLINE_BYTES_MAX, Inode, NamespaceError};
 use crate::time::WallTime;
@@ -87,7 +88,7 @@ impl Transaction<'_> {
                 return Err(NamespaceError::LayoutChanged);
             }
         }
-        inode.cuts += 1;
+        note_cut(&mut inode, size);
         self.set_size(&mut inode, size);
         self.touch(&mut inode, true);
         Ok(self.put_and_answer(ino, inode))
@@ -156,7 +157,7 @@ impl Transaction<'_> {
         }
         self.store.put(Key::Truncating(ino), Record::Truncating(size));
         self.cut(ino, &mut inode, size);
-        inode.cuts += 1;
+        note_cut(&mut inode, size);
         if size < inode.size {
             self.set_size(&mut inode, size);
         }
@@ -174,7 +175,7 @@ impl Transaction<'_> {
         }
         self.store.delete(&Key::Truncating(ino));
         self.cut(ino, &mut inode, size);
-        inode.cuts += 1;
+        note_cut(&mut inode, size);
         self.set_size(&mut inode, size);
         self.touch(&mut inode, true);
         Ok(self.put_and_answer(ino, inode))
@@ -188,14 +189,12 @@ impl Transaction<'_> {
         Ok(self.put_and_answer(ino, inode))
     }
 
-    /// The chunk that the new end lies inside of, and the length to cut it to.
+    /// The chunk that the new end lies in, and the length to cut it to. Its end is inside: what an append carried over
+    /// that is cut by forgetting it there.
     fn tail(&self, ino: InodeNo, inode: &Inode, size: u64) -> Option<(ChunkId, u64)> {
-        let len = size % inode.layout.chunk_size;
-        if len == 0 {
-            return None;
-        }
-        let (chunk, _) = read::file_chunk(self.store, ino, size / inode.layout.chunk_size)?;
-        Some((chunk, len))
+        let index = size.checked_sub(1)? / inode.layout.chunk_size;
+        let (chunk, _) = read::file_chunk(self.store, ino, index)?;
+        Some((chunk, size - index * inode.layout.chunk_size))
     }
 
     fn cut(&mut self, ino: InodeNo, inode: &mut Inode, size: u64) {
@@ -212,6 +211,14 @@ impl Transaction<'_> {
         if kill_priv {
             kill_privileges(inode);
         }
+    }
+}
+
+fn note_cut(inode: &mut Inode, size: u64) {
+    inode.cuts += 1;
+    // Content in the inode is changed as a whole: nobody has part of an operation elsewhere.
+    if matches!(inode.body, Body::Chunks { .. }) {
+        inode.cut_sizes.note(Cut { number: inode.cuts, size });
     }
 }
 

@@ -3,6 +3,7 @@
 use super::transaction::{Answer, FIRST_COOKIE, Transaction};
 use super::{Key, Record, read};
 use crate::command::{NewKind, Outcome, RenameMode};
+use crate::cuts::Cuts;
 use crate::ids::InodeNo;
 use crate::namespace::acl::{self, Acl};
 use crate::namespace::{
@@ -113,6 +114,7 @@ impl Transaction<'_> {
             btime: self.now,
             change: 1,
             cuts: 0,
+            cut_sizes: Cuts::default(),
             layout,
             body,
         };

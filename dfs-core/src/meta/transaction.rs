@@ -3,6 +3,7 @@
 use super::{Key, MetaStore, Record, Superblock, read, session};
 use crate::chunk::Chunk;
 use crate::command::{Change, Command, Outcome};
+use crate::cuts::Cuts;
 use crate::ids::{ChunkId, Epoch, FsId, InodeNo};
 use crate::namespace::{Body, CHUNK_BYTES_DEFAULT, FileKind, Inode, Layout, NamespaceError};
 use crate::time::WallTime;
@@ -50,6 +51,7 @@ pub fn init(
         btime: now,
         change: 1,
         cuts: 0,
+        cut_sizes: Cuts::default(),
         layout: Layout { chunk_size: CHUNK_BYTES_DEFAULT, record_log: false },
         body: Body::Directory { parent: InodeNo::ROOT, entry_count: 0, next_cookie: FIRST_COOKIE },
     };

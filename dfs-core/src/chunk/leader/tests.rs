@@ -18,7 +18,7 @@ fn append(leader: &mut Leader<u32>, counter: u64, len: u64, waiter: u32) -> u64 
     let Plan::Apply { step, append: Some((offset, appended)) } = leader.plan(wish) else {
         panic!("{:?}", leader.plan(wish))
     };
-    let promised = Promised::Appended { offset, appended, sealed: false };
+    let promised = Promised::Appended { offset, appended, carried: 0, sealed: false };
     leader.begin(Timestamp(0), step, ClientId(9), counter, promised, Some(waiter)).unwrap()
 }
 
@@ -73,7 +73,7 @@ fn an_append_is_answered_only_when_it_is_on_every_disk() {
     assert!(replies(leader.on_applied(t, ServerId(3), 1)).is_empty());
     assert_eq!(
         replies(leader.on_synced(t, ServerId(3), 1)),
-        [(7, Answer::Appended { seq: 1, offset: 0, appended: 100, sealed: false })]
+        [(7, Answer::Appended { seq: 1, offset: 0, appended: 100, carried: 0, sealed: false })]
     );
 }
 
