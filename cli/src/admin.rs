@@ -143,7 +143,11 @@ where
             Ok(Ok(reply)) => Ok(reply),
             Ok(Err(refusal)) => anyhow::bail!("master {}: {refusal}", target.master),
             Err(_) => fail(
-                format!("master {}: no answer within {} s", target.master, target.wait.as_secs()),
+                format!(
+                    "master {}: no answer within {} s",
+                    target.master,
+                    target.wait.as_secs_f64()
+                ),
                 "see its log, or give it longer with --server-wait",
             ),
         }

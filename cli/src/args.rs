@@ -2,7 +2,9 @@
 
 pub(crate) mod jobs;
 pub(crate) mod servers;
+pub(crate) mod values;
 
+use std::any::TypeId;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,8 +12,10 @@ use std::time::Duration;
 
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
-/// Less would hardly hold a chunk.
-const CAPACITY_MIN: u64 = 64 << 20;
+use values::{
+    parse_capacity, parse_chunk_size, parse_domain, parse_server_wait, parse_size, parse_socket,
+    parse_time, whole,
+};
 
 /// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
 #[derive(Debug, Parser)]
@@ -47,7 +51,23 @@ pub(crate) fn definitions() -> clap::Command {
             all = all.mut_subcommand(command, |sub| sub.args(arg.map(|arg| arg.hide(true))));
         }
     }
-    all
+    numbers_take_a_minus(all)
+}
+
+/// A number with a minus sign is a wrong value of its flag, not an unknown flag.
+fn numbers_take_a_minus(command: clap::Command) -> clap::Command {
+    command.mut_subcommands(numbers_take_a_minus).mut_args(|arg| match is_number(&arg) {
+        true if arg.is_positional() => arg.allow_negative_numbers(true),
+        true => arg.allow_hyphen_values(true),
+        false => arg,
+    })
+}
+
+fn is_number(arg: &clap::Arg) -> bool {
+    let kind = arg.get_value_parser().type_id();
+    [TypeId::of::<u32>(), TypeId::of::<u64>(), TypeId::of::<Duration>()]
+        .into_iter()
+        .any(|number| kind == number)
 }
 
 const CLUSTER_FLAGS: [&str; 4] = ["dir", "master", "key-file", "server-wait"];
@@ -87,7 +107,7 @@ pub(crate) struct ClusterArgs {
     pub key_file: Option<PathBuf>,
     /// How long to wait for servers that do not answer, for example 30s or 5m
     /// [default: 10s; for `dfs mount` 5m]
-    #[arg(long, global = true, value_name = "TIME", value_parser = parse_time)]
+    #[arg(long, global = true, value_name = "TIME", value_parser = parse_server_wait)]
     pub server_wait: Option<Duration>,
 }
 
@@ -218,7 +238,7 @@ pub(crate) struct UpArgs {
     #[arg(long, value_name = "PATH")]
     pub mount: Option<PathBuf>,
     /// Number of chunkservers; more than last time adds new ones [default: as last time, at first 3]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=64))]
     pub chunkservers: Option<u32>,
     /// Timing of heartbeats and repair [default: as last time, at first standard]
     #[arg(long, value_enum)]
@@ -447,7 +467,7 @@ pub(crate) struct MountArgs {
     #[arg(long)]
     pub read_only: bool,
     /// Threads that serve the kernel
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=64))]
     pub threads: Option<u32>,
     /// Memory for written bytes not yet on the servers, for example 128MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
@@ -483,7 +503,7 @@ pub(crate) struct MasterArgs {
     #[arg(long, value_name = "DIR")]
     pub data: PathBuf,
     /// Address to serve; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7000")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7000", value_parser = parse_socket)]
     pub listen: SocketAddr,
     /// Write the address in use to this file once it is served
     #[arg(long, value_name = "FILE")]
@@ -494,10 +514,10 @@ pub(crate) struct MasterArgs {
     #[command(flatten)]
     pub timing: servers::TimingArgs,
     /// Replicas of every chunk
-    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u32>(1..=16))]
     pub replication: u32,
     /// Reachable replicas needed to accept a write
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=16))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u32>(1..=16))]
     pub min_replicas: u32,
     /// Start although the end of the metadata log is damaged or missing: what it held is lost
     #[arg(long)]
@@ -519,10 +539,10 @@ pub(crate) struct ChunkserverArgs {
     #[arg(long, value_name = "ID")]
     pub id: dfs_core::ids::ServerId,
     /// Address to serve; port 0 takes a free one
-    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0")]
+    #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:0", value_parser = parse_socket)]
     pub listen: SocketAddr,
     /// Address other processes reach this one at, if it is not the one it listens on
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_socket)]
     pub advertise: Option<SocketAddr>,
     /// Write the address in use to this file once it is served
     #[arg(long, value_name = "FILE")]
@@ -540,22 +560,12 @@ pub(crate) struct ChunkserverArgs {
     pub pages: PagesArgs,
 }
 
-/// A name of a zone or a host, as it is shown in tables.
-pub(crate) fn parse_domain(text: &str) -> Result<String, String> {
-    let is_plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    if text.len() <= 253 && text.chars().all(is_plain) {
-        Ok(text.to_owned())
-    } else {
-        Err("expected up to 253 letters, digits, '-', '.' or '_', for example eu-1a".to_owned())
-    }
-}
-
 /// Pages for Prometheus and for probes.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct PagesArgs {
     /// Serve /metrics, /healthz and /readyz over HTTP here, to whoever connects; port 0 takes a free one
     /// [default: not served]
-    #[arg(long, value_name = "IP:PORT")]
+    #[arg(long, value_name = "IP:PORT", value_parser = parse_socket)]
     pub metrics: Option<SocketAddr>,
     /// Write the address of the pages to this file
     #[arg(long, value_name = "FILE", requires = "metrics", hide = true)]
@@ -579,59 +589,6 @@ pub(crate) struct ManArgs {
     /// Write dfs.1, dfs-up.1, … into this directory
     #[arg(value_name = "DIR")]
     pub pages: Option<PathBuf>,
-}
-
-/// Reads `64MiB`, `1GiB`, `4096`: binary units, and decimal ones without the `i`.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(digits_end);
-    let number: u64 = digits.parse().map_err(|_| "expected a size such as 64MiB".to_owned())?;
-    let factor: u64 = match unit.trim().to_ascii_lowercase().as_str() {
-        "" | "b" => 1,
-        "k" | "kib" => 1 << 10,
-        "m" | "mib" => 1 << 20,
-        "g" | "gib" => 1 << 30,
-        "t" | "tib" => 1 << 40,
-        "kb" => 1_000,
-        "mb" => 1_000_000,
-        "gb" => 1_000_000_000,
-        "tb" => 1_000_000_000_000,
-        _ => return Err(format!("unknown unit '{unit}': expected KiB, MiB, GiB, TiB")),
-    };
-    number.checked_mul(factor).ok_or_else(|| "does not fit in 64 bits".to_owned())
-}
-
-/// What a chunkserver may hold.
-pub(crate) fn parse_capacity(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
-        size if size < CAPACITY_MIN => Err("a capacity is 64MiB or more".to_owned()),
-        size => Ok(size),
-    }
-}
-
-pub(crate) fn parse_chunk_size(text: &str) -> Result<u64, String> {
-    use dfs_core::namespace::{CHUNK_BYTES_MAX, CHUNK_BYTES_MIN};
-    let size = parse_size(text)?;
-    if size.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&size) {
-        Ok(size)
-    } else {
-        Err("a chunk size is a power of two from 4KiB to 256MiB".to_owned())
-    }
-}
-
-/// Reads `500ms`, `30s`, `5m`, `1h`; a bare number means seconds.
-pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
-    let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (digits, unit) = text.split_at(digits_end);
-    let number: u64 = digits.parse().map_err(|_| "expected a time such as 30s".to_owned())?;
-    let milliseconds = match unit {
-        "ms" => Some(number),
-        "" | "s" => number.checked_mul(1_000),
-        "m" => number.checked_mul(60_000),
-        "h" => number.checked_mul(3_600_000),
-        _ => return Err(format!("unknown unit '{unit}': expected ms, s, m or h, for example 10m")),
-    };
-    milliseconds.map(Duration::from_millis).ok_or_else(|| "too long".to_owned())
 }
 
 #[cfg(test)]
@@ -677,37 +634,45 @@ mod tests {
         }
     }
 
-    #[track_caller]
-    fn check_size(text: &str, expected: Option<u64>) {
-        assert_eq!(parse_size(text).ok(), expected, "{text}");
-    }
-
-    #[test]
-    fn sizes_have_binary_and_decimal_units() {
-        check_size("4096", Some(4096));
-        check_size("1MiB", Some(1 << 20));
-        check_size("1m", Some(1 << 20));
-        check_size("2GB", Some(2_000_000_000));
-        check_size("1XiB", None);
-        check_size("MiB", None);
-        check_size("-1", None);
-        check_size("99999999999TiB", None);
-    }
-
-    #[test]
-    fn chunk_sizes_are_powers_of_two_in_range() {
-        assert_eq!(parse_chunk_size("4KiB"), Ok(4096));
-        assert_eq!(parse_chunk_size("256MiB"), Ok(256 << 20));
-        for bad in ["2KiB", "512MiB", "3MiB", "0"] {
-            assert!(parse_chunk_size(bad).is_err(), "{bad}");
+    /// Every flag and argument that takes a number, a size or a time, with the words before it.
+    fn numbers(of: &clap::Command, words: &[String], all: &mut Vec<Vec<String>>) {
+        let mut places = words.to_vec();
+        for arg in of.get_arguments().filter(|arg| is_number(arg)) {
+            match arg.get_long() {
+                Some(flag) => all.push([words, &[format!("--{flag}")]].concat()),
+                None => {
+                    all.push(places.clone());
+                    places.push("1".to_owned());
+                }
+            }
+        }
+        for sub in of.get_subcommands() {
+            numbers(sub, &[words, &[sub.get_name().to_owned()]].concat(), all);
         }
     }
 
     #[test]
-    fn times_have_units() {
-        assert_eq!(parse_time("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(parse_time("30"), Ok(Duration::from_secs(30)));
-        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
-        assert!(parse_time("5 years").is_err());
+    fn a_wrong_number_is_named_with_what_was_expected() {
+        let mut all = Vec::new();
+        numbers(&definitions(), &["dfs".to_owned()], &mut all);
+        for flag in ["--server-wait", "--grace", "--chunkservers", "--capacity", "--workers"] {
+            assert!(all.iter().any(|words| words.last().unwrap() == flag), "{flag}");
+        }
+        for words in all {
+            for wrong in ["-1", "-1s", "x", "", "99999999999999999999999"] {
+                let typed = words.iter().map(String::as_str).chain([wrong]);
+                let error = definitions().try_get_matches_from(typed).unwrap_err();
+                let said = error.render().to_string();
+                // An argument in its place is told from a flag by its name alone.
+                if wrong == "-1s" && !words.last().unwrap().starts_with("--") {
+                    continue;
+                }
+                let expected = ["expected", "unknown unit"].iter().any(|word| said.contains(word));
+                assert!(
+                    said.contains(&format!("'{wrong}'")) && expected,
+                    "{words:?} {wrong}: {said}"
+                );
+            }
+        }
     }
 }

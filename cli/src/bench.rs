@@ -14,6 +14,8 @@ use clap::Args;
 
 use work::{Place, ROWS, Row, Unit};
 
+use crate::args::values::whole;
+
 /// What to measure, and how often.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -32,19 +34,19 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "DIR")]
     pub baseline: Option<PathBuf>,
     /// Interleaved rounds; medians need three
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
+    #[arg(long, default_value_t = 3, value_parser = whole::<u32>(1..=99))]
     pub rounds: u32,
     /// Rows to run, by name, separated by commas
     #[arg(long, value_delimiter = ',', value_name = "ROW")]
     pub only: Vec<String>,
     /// Size of the large file in MiB
-    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u64).range(8..=65536))]
+    #[arg(long, default_value_t = 256, value_parser = whole::<u64>(8..=65536))]
     pub file_mib: u64,
     /// Number of small files and of tree files
-    #[arg(long, default_value_t = 3000, value_parser = clap::value_parser!(u64).range(10..=1_000_000))]
+    #[arg(long, default_value_t = 3000, value_parser = whole::<u64>(10..=1_000_000))]
     pub files: u64,
     /// Also make so many empty files, and show what each costs the master
-    #[arg(long, value_name = "FILES", value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    #[arg(long, value_name = "FILES", value_parser = whole::<u64>(1..=100_000_000))]
     pub names: Option<u64>,
     /// Print JSON instead of a table
     #[arg(short, long, value_name = "FORMAT", value_parser = ["table", "json"], default_value = "table")]

@@ -5,10 +5,11 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 
+use crate::args::values;
 use crate::fuzz_engine::Target;
 use crate::local::{ChunkserverEntry, ClusterFile};
+use crate::mount_point;
 use crate::remote_path::RemotePath;
-use crate::{args, mount_point};
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
     texts.iter().map(|text| text.as_bytes().to_vec()).collect()
@@ -54,17 +55,21 @@ fn sizes_and_times() {
     let valid = texts(&["4096", "64MiB", "1gb", "500ms", "30s", "5m", "1h"]);
     Target::new("size_and_time", valid).prefixes_may_be_valid().run(|bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        let chunk_size = args::parse_chunk_size(text);
+        let chunk_size = values::parse_chunk_size(text);
         if let Ok(bytes) = chunk_size {
-            assert!(bytes.is_power_of_two() && args::parse_size(text) == Ok(bytes));
+            assert!(bytes.is_power_of_two() && values::parse_size(text) == Ok(bytes));
         }
-        if let Ok(bytes) = args::parse_capacity(text) {
-            assert_eq!(args::parse_size(text), Ok(bytes));
+        if let Ok(bytes) = values::parse_capacity(text) {
+            assert_eq!(values::parse_size(text), Ok(bytes));
         }
-        if let Ok(name) = args::parse_domain(text) {
+        if let Ok(name) = values::parse_domain(text) {
             assert_eq!(name, text);
         }
-        args::parse_size(text).is_ok() || args::parse_time(text).is_ok()
+        let time = values::parse_time(text);
+        if let Ok(wait) = values::parse_server_wait(text) {
+            assert_eq!(time, Ok(wait));
+        }
+        values::parse_size(text).is_ok() || time.is_ok()
     });
 }
 

@@ -122,14 +122,33 @@ fn usage(error: &clap::Error) -> ExitCode {
     if let Some((what, _)) = words.split_once(" For more information") {
         words = what.to_owned();
     }
-    let command = std::env::args()
-        .nth(1)
-        .filter(|word| known_command(word))
-        .map_or_else(|| "dfs --help".to_owned(), |word| format!("dfs {word} --help"));
-    say_error(&format!("usage: {words}; see `{command}`"));
+    let typed = std::env::args_os().skip(1).map_while(|word| word.into_string().ok());
+    let command = known_command(typed).join(" ");
+    say_error(&format!("usage: {words}; see `{command} --help`"));
     ExitCode::from(USAGE)
 }
 
-fn known_command(word: &str) -> bool {
-    args::definitions().find_subcommand(word).is_some()
+/// `dfs` and those of the words it begins with that name a command, and a command of that.
+fn known_command(words: impl Iterator<Item = String>) -> Vec<String> {
+    let mut at = args::definitions();
+    let mut known = vec!["dfs".to_owned()];
+    for word in words {
+        let Some(sub) = at.find_subcommand(&word).cloned() else { break };
+        known.push(word);
+        at = sub;
+    }
+    known
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn help_is_offered_for_the_command_that_was_meant() {
+        let known = |line: &str| known_command(line.split(' ').map(str::to_owned)).join(" ");
+        assert_eq!(known("job history 1 x"), "dfs job history");
+        assert_eq!(known("ls job"), "dfs ls");
+        assert_eq!(known("frobnicate"), "dfs");
+    }
 }

@@ -54,8 +54,25 @@ fn wrong_usage_is_exit_code_2() {
         (vec!["master", "--data", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
         (vec!["mount", "h:1", "/tmp/x", "--master", "h:2"], vec!["h:1", "h:2"]),
         (vec!["mount", "evict", "00", "--read-only"], vec!["mount evict"]),
+        (vec!["up", "--dir", "/tmp/x", "--server-wait", "0"], vec!["--server-wait", "'0'", "30s"]),
+        (vec!["ls", "--server-wait", "-1"], vec!["--server-wait", "'-1'", "30s", "dfs ls --help"]),
+        (vec!["failover", "cs-1", "--for", "18446744073709551615ms"], vec!["--for", "87600h"]),
+        (vec!["events", "-n", "many"], vec!["--last", "'many'", "whole number"]),
+        (vec!["job", "create", "--workers", "0"], vec!["'0'", "1 to 1000000", "dfs job create"]),
+        (vec!["master", "--data", "/tmp/x", "--metrics", "9100"], vec!["'9100'", "IP:PORT"]),
+        (vec!["master", "--data", "/tmp/x", "--min-replicas", "4"], vec!["--min-replicas 4"]),
     ] {
         check_refused(&dfs(&arguments), 2, &words);
+    }
+}
+
+#[test]
+fn words_that_are_no_utf_8_are_wrong_usage_too() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let word = std::ffi::OsStr::from_bytes(b"\xff");
+    for arguments in [vec![word], vec!["ls".as_ref(), "--bogus".as_ref(), word]] {
+        let output = run(Command::new(dfs_program()).args(&arguments), PATIENCE);
+        check_refused(&output, 2, &["usage", "--help"]);
     }
 }
 

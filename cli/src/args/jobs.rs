@@ -1,8 +1,10 @@
 //! Arguments of the commands about jobs.
 
 use clap::{Args, Subcommand};
+use dfs_core::job::WORKERS_MAX;
 
 use super::OutputArgs;
+use super::values::whole;
 
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
@@ -40,7 +42,7 @@ pub(crate) enum JobVerb {
   dfs job create --workers 3 --name 'nightly copy' -o json")]
     Create {
         /// Number of workers
-        #[arg(long, value_name = "N")]
+        #[arg(long, value_name = "N", value_parser = whole(1..=WORKERS_MAX))]
         workers: u32,
         /// What it is for, at most 200 bytes
         #[arg(long, value_name = "TEXT", default_value = "")]
@@ -53,11 +55,13 @@ pub(crate) enum JobVerb {
   dfs job set-state 1 0 4")]
     SetState {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
         /// The worker, from 0 on
-        #[arg(value_name = "IDX")]
+        #[arg(value_name = "IDX", value_parser = whole(0..=u32::MAX))]
         worker: u32,
         /// Subtasks completed
+        #[arg(value_parser = whole(0..=u64::MAX))]
         state: u64,
     },
     /// Take a snapshot of all workers' states and print its number
@@ -65,6 +69,7 @@ pub(crate) enum JobVerb {
   dfs job snapshot 1")]
     Snapshot {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
         #[command(flatten)]
         output: OutputArgs,
@@ -75,11 +80,13 @@ pub(crate) enum JobVerb {
   dfs job fetch-state 1 0           now")]
     FetchState {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
         /// The worker, from 0 on
-        #[arg(value_name = "IDX")]
+        #[arg(value_name = "IDX", value_parser = whole(0..=u32::MAX))]
         worker: u32,
         /// The snapshot, from 0 on [default: none, the state now]
+        #[arg(value_parser = whole(0..=u64::MAX))]
         snapshot: Option<u64>,
         #[command(flatten)]
         output: OutputArgs,
@@ -90,9 +97,10 @@ pub(crate) enum JobVerb {
   dfs job show 1 --first 1000       the next thousand workers")]
     Show {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
         /// First worker shown
-        #[arg(long, value_name = "IDX", default_value_t = 0)]
+        #[arg(long, value_name = "IDX", default_value_t = 0, value_parser = whole(0..=u32::MAX))]
         first: u32,
         #[command(flatten)]
         output: OutputArgs,
@@ -102,12 +110,13 @@ pub(crate) enum JobVerb {
   dfs job history 1 0")]
     History {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
         /// The worker, from 0 on
-        #[arg(value_name = "IDX")]
+        #[arg(value_name = "IDX", value_parser = whole(0..=u32::MAX))]
         worker: u32,
         /// Only the newest so many
-        #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 1000, value_parser = whole::<u32>(1..=1000))]
         last: u32,
         #[command(flatten)]
         output: OutputArgs,
@@ -117,6 +126,7 @@ pub(crate) enum JobVerb {
   dfs job pause 1")]
     Pause {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
     /// Go on with a job that was paused
@@ -124,6 +134,7 @@ pub(crate) enum JobVerb {
   dfs job resume 1")]
     Resume {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
     /// Say that a job is done
@@ -131,6 +142,7 @@ pub(crate) enum JobVerb {
   dfs job finish 1")]
     Finish {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
     /// Give a job up
@@ -138,6 +150,7 @@ pub(crate) enum JobVerb {
   dfs job cancel 1")]
     Cancel {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
     /// Remove a job that has ended, and its history
@@ -145,6 +158,7 @@ pub(crate) enum JobVerb {
   dfs job rm 1")]
     Rm {
         /// The job's id
+        #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
 }

@@ -6,7 +6,8 @@ use clap::Args;
 use dfs_core::cluster::LivenessProfile;
 use dfs_core::ids::ServerId;
 
-use super::{OutputArgs, parse_time};
+use super::OutputArgs;
+use super::values::{parse_time, whole};
 use crate::failure::fail_usage;
 
 #[derive(Args, Debug)]
@@ -155,7 +156,7 @@ pub(crate) struct EventsArgs {
     #[arg(short, long)]
     pub follow: bool,
     /// Only the newest so many; 0: all
-    #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 50)]
+    #[arg(short = 'n', long = "last", value_name = "N", default_value_t = 50, value_parser = whole(0..=u32::MAX))]
     pub last: u32,
     #[command(flatten)]
     pub output: OutputArgs,

@@ -91,7 +91,7 @@ fn stop(dir: &ClusterDir, role: Role, process: &Process, args: &DownArgs) -> any
         Stopped::ByItself => Ok(()),
         Stopped::Killed => output::line(&format!(
             "{role} did not stop within {} s: killed; see {}",
-            grace.as_secs(),
+            grace.as_secs_f64(),
             log.display()
         )),
         Stopped::StillThere => fail(

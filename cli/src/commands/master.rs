@@ -4,7 +4,7 @@ use anyhow::Context as _;
 
 use crate::args::{ClusterArgs, MasterArgs, PagesArgs};
 use crate::cluster;
-use crate::failure::fail;
+use crate::failure::fail_usage;
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()> {
     let MasterArgs {
@@ -19,9 +19,9 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         pages: PagesArgs { metrics, metrics_file },
     } = args;
     if replication < min_replicas {
-        return fail(
+        return fail_usage(
             format!(
-                "--min-replicas {min_replicas}: more than --replication {replication}, no write would ever be accepted"
+                "usage: --min-replicas {min_replicas}: more than --replication {replication}, no write would ever be accepted"
             ),
             format!("give a number from 1 to {replication}"),
         );
