@@ -439,9 +439,13 @@ pub(crate) struct LocateArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Of empty input nothing is appended: a file that is absent is made all the same, and the file's size is printed.
+
+Examples:
   date | dfs append /journal.txt        prints the offset the bytes got
-  dfs append -o json /journal.txt < record")]
+  dfs append -o json /journal.txt < record"
+)]
 pub(crate) struct AppendArgs {
     /// Path in the file system; made if absent
     pub path: OsString,

@@ -85,6 +85,12 @@ fn appends_print_the_offset_they_got() {
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["offset"], 100_008);
     let expected = [b"one\ntwo\n".as_slice(), &big, b"end"].concat();
+    // Of nothing: the file is made as for anything else, and its size told.
+    assert_eq!(cluster.dfs_fed(["append", "/log"], b""), "100011\n");
+    assert_eq!(cluster.dfs_fed(["append", "/empty"], b""), "0\n");
+    assert_eq!(cluster.dfs(["ls", "/"]), "empty\nlog\n");
+    let nowhere = cluster.try_dfs(["append", "/no/log"]);
+    assert_eq!(nowhere.status.code(), Some(1), "its directory is not made");
     check_bytes("log", &cluster.try_dfs(["cat", "/log"]).stdout, &expected);
 }
 
