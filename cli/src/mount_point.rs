@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -166,16 +167,54 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<PathBuf> {
 
 /// As [`check`], and makes the directory if it is missing. A dead mount of ours there is taken off.
 pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
-    let wanted = check(path)?;
-    if is_fuse_mounted(&wanted) {
-        unmount(&wanted)?;
+    let made = Made::at(path)?;
+    made.keep();
+    Ok(made.at.clone())
+}
+
+/// A mount point as [`prepare`] makes it. The directories that were made for it go again with this, unless something
+/// was mounted.
+#[derive(Debug)]
+pub(crate) struct Made {
+    pub at: PathBuf,
+    /// The lowest first.
+    dirs: Vec<PathBuf>,
+    kept: AtomicBool,
+}
+
+impl Made {
+    pub(crate) fn at(path: &Path) -> anyhow::Result<Self> {
+        let wanted = check(path)?;
+        if is_fuse_mounted(&wanted) {
+            unmount(&wanted)?;
+        }
+        let absent = |part: &&Path| part.symlink_metadata().is_err();
+        let dirs = wanted.ancestors().take_while(absent).map(Path::to_owned).collect();
+        let mut made = Self { at: wanted, dirs, kept: AtomicBool::new(false) };
+        std::fs::create_dir_all(&made.at)
+            .with_context(|| format!("make mount point {}", made.at.display()))?;
+        made.at =
+            made.at.canonicalize().with_context(|| format!("mount point {}", made.at.display()))?;
+        // Once more: a link, or a mount just taken off, may have hidden what is there.
+        check(&made.at)?;
+        Ok(made)
     }
-    std::fs::create_dir_all(&wanted)
-        .with_context(|| format!("make mount point {}", wanted.display()))?;
-    let wanted =
-        wanted.canonicalize().with_context(|| format!("mount point {}", wanted.display()))?;
-    // Once more: a link, or a mount just taken off, may have hidden what is there.
-    check(&wanted)
+
+    /// The directories stay.
+    pub(crate) fn keep(&self) {
+        self.kept.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !*self.kept.get_mut() {
+            for dir in &self.dirs {
+                // One that somebody uses by now stays, and so do those above it.
+                let _in_use_or_never_made = std::fs::remove_dir(dir);
+            }
+        }
+    }
 }
 
 /// Absolute and without symbolic links in the parents, so that it compares equal to the kernel's table; the last
@@ -213,6 +252,26 @@ mod tests {
                 (PathBuf::from("/"), "ext4".to_owned())
             ]
         );
+    }
+
+    #[test]
+    fn what_was_made_for_a_mount_that_failed_goes_and_nothing_else() {
+        let above = std::env::temp_dir().join(format!("dfs-made-{}", std::process::id()));
+        std::fs::create_dir_all(&above).unwrap();
+        if fuse_client::check_device().is_err() {
+            return;
+        }
+        drop(Made::at(&above.join("a/b/c")).unwrap());
+        assert!(above.is_dir() && !above.join("a").exists());
+        drop(Made::at(&above).unwrap());
+        assert!(above.is_dir(), "it was there before");
+        let used = Made::at(&above.join("a/b")).unwrap();
+        std::fs::write(above.join("a/mine"), "").unwrap();
+        drop(used);
+        assert!(above.join("a/mine").exists() && !above.join("a/b").exists());
+        prepare(&above.join("kept")).unwrap();
+        assert!(above.join("kept").is_dir());
+        std::fs::remove_dir_all(&above).unwrap();
     }
 
     #[test]

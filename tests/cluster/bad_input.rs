@@ -114,6 +114,26 @@ fn a_newer_cluster_file_is_refused() {
 }
 
 #[test]
+fn a_mount_that_fails_leaves_no_directory_behind() {
+    need_fuse!();
+    let temp = tempfile::tempdir().unwrap();
+    let free =
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let path = temp.path().join("new/mnt");
+    let refused = dfs(&["mount", &free, path.to_str().unwrap(), "--server-wait", "1s"]);
+    check_refused(&refused, 1, &[&free, "dfs up"]);
+    assert!(!temp.path().join("new").exists());
+    // Nor one that fails later: the port of its pages is taken.
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = holder.local_addr().unwrap().to_string();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    let refused = cluster.try_dfs(["mount", path.to_str().unwrap(), "--metrics", &taken]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(refused.status.code() == Some(1) && said.contains(&taken), "{said}");
+    assert!(!temp.path().join("new").exists());
+}
+
+#[test]
 fn mount_points_that_hold_something_are_refused() {
     need_fuse!();
     let temp = tempfile::tempdir().unwrap();

@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::Context as _;
 use fuse_client::MountConfig;
@@ -48,11 +49,11 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
         );
     }
     let target = cluster::target(&named)?;
-    let path = mount_point::prepare(&path)?;
+    let made = Arc::new(mount_point::Made::at(&path)?);
     // A wrong address should be said now, not after the five minutes for which a mount waits for its servers.
     admin::check_reachable(&target)?;
     dfs_service::log::init()?;
-    let mut config = MountConfig::new(target.master, target.key, path.clone());
+    let mut config = MountConfig::new(target.master, target.key, made.at.clone());
     config.read_only = *read_only;
     config.metrics = *metrics;
     config.metrics_file.clone_from(metrics_file);
@@ -67,7 +68,9 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     if let Some(wait) = cluster.server_wait {
         config.server_wait = wait;
     }
-    fuse_client::run(config).with_context(|| format!("mount {}", path.display()))
+    let kept = Arc::clone(&made);
+    config.ready = Box::new(move || kept.keep());
+    fuse_client::run(config).with_context(|| format!("mount {}", made.at.display()))
 }
 
 fn evict(cluster: &ClusterArgs, client: &OsStr) -> anyhow::Result<()> {

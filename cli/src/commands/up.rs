@@ -91,8 +91,8 @@ struct Wanted<'a> {
 fn begin(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Lock> {
     if !dir.lock_file().exists() {
         let checked = plan(dir, wanted, &mut |_| ()).and_then(|plan| {
-            mount_point::prepare(&plan.file.mount)?;
-            dir.make()
+            let mount = mount_point::Made::at(&plan.file.mount)?;
+            dir.make().inspect(|()| mount.keep())
         });
         // Unless somebody else was faster: then theirs is the mount that is in the way.
         if let Err(error) = checked
