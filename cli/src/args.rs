@@ -470,8 +470,8 @@ pub(crate) struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
-    /// Threads that serve the kernel
-    #[arg(long, value_name = "N", value_parser = whole::<u32>(1..=64))]
+    /// Threads that serve the kernel, at least 2
+    #[arg(long, value_name = "N", value_parser = whole::<u32>(2..=64))]
     pub threads: Option<u32>,
     /// Memory for written bytes not yet on the servers, for example 128MiB
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
