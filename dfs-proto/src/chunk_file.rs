@@ -26,9 +26,7 @@ use crate::codec::{
 
 /// Format of label, header, slots and journal together.
 pub const DISK_FORMAT: u32 = 1;
-/// Where the second copy of the header is.
-pub const HEADER_COPY_AT: u64 = 2048;
-/// Bytes of one copy of the header, at most.
+/// Bytes of one copy of the header, at most; the second copy is behind the first.
 pub const HEADER_BYTES: usize = 2048;
 pub const SLOT_A_AT: u64 = 4096;
 pub const SLOT_B_AT: u64 = 2 << 20;

@@ -10,8 +10,6 @@
 //! ```
 //! The payload is never copied into a message; replies may come in any order.
 
-use crate::codec::DecodeError;
-
 pub const HEADER_BYTES: usize = 32;
 pub const ARGS_BYTES_MAX: u32 = 2 << 20;
 pub const PAYLOAD_BYTES_MAX: u32 = 4 << 20;
@@ -50,8 +48,6 @@ pub enum FrameError {
     Oversized { what: &'static str, bytes: u32, max: u32 },
     #[error("checksum of the {0} does not match")]
     Checksum(&'static str),
-    #[error("arguments: {0}")]
-    Arguments(#[from] DecodeError),
 }
 
 impl FrameHeader {

@@ -12,8 +12,6 @@ pub struct Errno(i32);
 impl Errno {
     /// A waiting lock whose time is over: the caller may ask again.
     pub const TIMED_OUT: Self = Self(libc::ETIMEDOUT);
-    /// A lock that would have to wait.
-    pub const WOULD_BLOCK: Self = Self(libc::EAGAIN);
     /// A flag or mode that no file supports.
     pub const INVALID: Self = Self(libc::EINVAL);
     pub const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
@@ -24,11 +22,7 @@ impl Errno {
     pub const NO_IOCTL: Self = Self(libc::ENOTTY);
     /// No data (or hole) beyond this offset (`lseek(2)`).
     pub const NO_SUCH_OFFSET: Self = Self(libc::ENXIO);
-    /// The kernel then answers for itself, or tells the application EOPNOTSUPP.
-    pub const NOT_IMPLEMENTED: Self = Self(libc::ENOSYS);
     pub const NOT_SUPPORTED: Self = Self(libc::EOPNOTSUPP);
-    /// A record log takes appends only (DECISIONS 23).
-    pub const NOT_PERMITTED: Self = Self(libc::EPERM);
 
     #[must_use]
     pub fn code(self) -> i32 {

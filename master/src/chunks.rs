@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::Liveness;
 use dfs_core::command::{Change, Outcome};
-use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, OpId, ServerId};
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::namespace::{Body, FileKind, Inode, NamespaceError};
 use dfs_proto::control::chunk_control_client::ChunkControlClient;
@@ -401,11 +401,5 @@ impl Master {
                 self.changed.wait(seen, Duration::from_millis(100));
             }
         }
-    }
-
-    /// What one request as a client of its own needs.
-    #[must_use]
-    pub fn own_op(&self) -> OpId {
-        OpId { client: self.own_client, op: self.next_own_counter(), part: 0 }
     }
 }

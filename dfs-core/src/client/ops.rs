@@ -45,11 +45,6 @@ impl OpCounters {
         let below = self.outstanding.iter().nth(AWAITED_MAX).copied().unwrap_or(self.next);
         Results::all_but(awaited, below).unwrap_or_else(|| Results::all_below(oldest))
     }
-
-    #[must_use]
-    pub fn outstanding_count(&self) -> usize {
-        self.outstanding.len()
-    }
 }
 
 #[cfg(test)]

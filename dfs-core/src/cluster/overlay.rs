@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use crate::ids::ServerId;
 use crate::time::WallTime;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -42,13 +41,6 @@ pub struct Overlay {
     pub until: Option<WallTime>,
     /// Who wished it, as they said.
     pub by: String,
-}
-
-/// A server's overlays as the master acts on them.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Wished {
-    pub server: ServerId,
-    pub kind: OverlayKind,
 }
 
 /// Whether new chunks may go to a server with this overlay.

@@ -3,7 +3,7 @@
 #![warn(missing_docs)]
 
 use super::{Client, Key, MetaStore, Record, Server, Superblock};
-use crate::chunk::{Chunk, Garbage};
+use crate::chunk::Chunk;
 use crate::command::{Lock, LockKind, Outcome};
 use crate::ids::{ChunkId, ClientId, InodeNo, OpId, ServerId};
 use crate::job::{Job, JobId};
@@ -114,32 +114,10 @@ pub fn readdir(
         .collect())
 }
 
-/// The target of a symlink.
-///
-/// # Errors
-/// `Stale`, or `Invalid` if it is none.
-pub fn readlink(store: &dyn MetaStore, ino: InodeNo) -> Result<Vec<u8>, NamespaceError> {
-    match inode(store, ino).ok_or(NamespaceError::Stale)?.body {
-        Body::Symlink(target) => Ok(target),
-        Body::Inline(_) | Body::Chunks { .. } | Body::Directory { .. } | Body::Special => {
-            Err(NamespaceError::Invalid("not a symlink".into()))
-        }
-    }
-}
-
 /// One extended attribute's value.
 #[must_use]
 pub fn xattr(store: &dyn MetaStore, ino: InodeNo, name: &[u8]) -> Option<Vec<u8>> {
     typed!(store, Key::Xattr(ino, name.to_vec()), Xattr)
-}
-
-/// The names of an inode's extended attributes, in order.
-#[must_use]
-pub fn list_xattrs(store: &dyn MetaStore, ino: InodeNo) -> Vec<Vec<u8>> {
-    xattr_range(store, ino)
-        .into_iter()
-        .filter_map(|(key, _)| if let Key::Xattr(_, name) = key { Some(name) } else { None })
-        .collect()
 }
 
 /// All extended attributes of one inode; together they are limited to 64 KiB.
@@ -160,20 +138,6 @@ pub fn chunk(store: &dyn MetaStore, chunk: ChunkId) -> Option<Chunk> {
 pub fn file_chunk(store: &dyn MetaStore, ino: InodeNo, index: u64) -> Option<(ChunkId, Chunk)> {
     let id = typed!(store, Key::FileChunk(ino, index), FileChunk)?;
     chunk(store, id).map(|record| (id, record))
-}
-
-/// At most `limit` chunks of a file that exist, from `first_index` on: index, id, record.
-#[must_use]
-pub fn file_chunks(
-    store: &dyn MetaStore,
-    ino: InodeNo,
-    first_index: u64,
-    limit: usize,
-) -> Vec<(u64, ChunkId, Chunk)> {
-    file_chunk_ids(store, ino, first_index, u64::MAX, limit)
-        .into_iter()
-        .filter_map(|(index, id)| chunk(store, id).map(|record| (index, id, record)))
-        .collect()
 }
 
 /// At most `limit` chunks with `first <= index < below`: index, id.
@@ -204,59 +168,10 @@ pub fn unborn_chunks(store: &dyn MetaStore, ino: InodeNo) -> Vec<ChunkId> {
         .collect()
 }
 
-/// All chunks from `from` on, at most `limit`: for the leader's start.
-#[must_use]
-pub fn chunks(store: &dyn MetaStore, from: ChunkId, limit: usize) -> Vec<(ChunkId, Chunk)> {
-    store
-        .range(&Key::Chunk(from), &Key::Chunk(ChunkId(u64::MAX)), limit)
-        .into_iter()
-        .filter_map(|pair| match pair {
-            (Key::Chunk(id), Record::Chunk(record)) => Some((id, record)),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Chunks to be deleted from `from` on, at most `limit`.
-#[must_use]
-pub fn garbage(store: &dyn MetaStore, from: ChunkId, limit: usize) -> Vec<(ChunkId, Garbage)> {
-    store
-        .range(&Key::Garbage(from), &Key::Garbage(ChunkId(u64::MAX)), limit)
-        .into_iter()
-        .filter_map(|pair| match pair {
-            (Key::Garbage(id), Record::Garbage(record)) => Some((id, record)),
-            _ => None,
-        })
-        .collect()
-}
-
-/// Inodes without a name from `from` on, at most `limit`.
-#[must_use]
-pub fn orphans(store: &dyn MetaStore, from: InodeNo, limit: usize) -> Vec<InodeNo> {
-    store
-        .range(&Key::Orphan(from), &Key::Orphan(InodeNo(u64::MAX)), limit)
-        .into_iter()
-        .filter_map(|(key, _)| if let Key::Orphan(ino) = key { Some(ino) } else { None })
-        .collect()
-}
-
 /// The size that an unfinished truncation of `ino` cuts to.
 #[must_use]
 pub fn truncating(store: &dyn MetaStore, ino: InodeNo) -> Option<u64> {
     typed!(store, Key::Truncating(ino), Truncating)
-}
-
-/// Unfinished truncations from `from` on, at most `limit`: inode, size. A new leader ends them first.
-#[must_use]
-pub fn truncations(store: &dyn MetaStore, from: InodeNo, limit: usize) -> Vec<(InodeNo, u64)> {
-    store
-        .range(&Key::Truncating(from), &Key::Truncating(InodeNo(u64::MAX)), limit)
-        .into_iter()
-        .filter_map(|pair| match pair {
-            (Key::Truncating(ino), Record::Truncating(size)) => Some((ino, size)),
-            _ => None,
-        })
-        .collect()
 }
 
 /// A chunkserver that ever registered.
@@ -289,19 +204,6 @@ fn registered(store: &dyn MetaStore) -> impl Iterator<Item = (ServerId, Server)>
 #[must_use]
 pub fn client(store: &dyn MetaStore, client: ClientId) -> Option<Client> {
     typed!(store, Key::Client(client), Client)
-}
-
-/// All registered clients.
-#[must_use]
-pub fn clients(store: &dyn MetaStore) -> Vec<(ClientId, Client)> {
-    store
-        .range(&Key::Client(ClientId(0)), &Key::Client(ClientId(u128::MAX)), usize::MAX)
-        .into_iter()
-        .filter_map(|pair| match pair {
-            (Key::Client(id), Record::Client(record)) => Some((id, record)),
-            _ => None,
-        })
-        .collect()
 }
 
 /// The recorded outcome of one operation.

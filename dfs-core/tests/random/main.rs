@@ -198,8 +198,12 @@ impl Draw {
     }
 
     fn chunk(&self, store: &MemStore) -> ChunkId {
-        let chunks = meta::chunks(store, ChunkId(0), usize::MAX);
-        chunks.get(usize::from(self.a) % chunks.len().max(1)).map_or(ChunkId(999), |(id, _)| *id)
+        let (from, below) = (Key::Chunk(ChunkId(0)), Key::Chunk(ChunkId(u64::MAX)));
+        let chunks = store.range(&from, &below, usize::MAX);
+        match chunks.get(usize::from(self.a) % chunks.len().max(1)) {
+            Some((Key::Chunk(id), _)) => *id,
+            _ => ChunkId(999),
+        }
     }
 
     fn reconfiguration(&self, store: &MemStore, chunk: ChunkId) -> Change {

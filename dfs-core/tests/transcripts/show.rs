@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use dfs_core::chunk::{Chunk, Member};
+use dfs_core::chunk::{Chunk, Garbage, Member};
 use dfs_core::command::{LockKind, Outcome};
-use dfs_core::ids::{ChunkId, InodeNo};
-use dfs_core::meta::{self, MemStore};
+use dfs_core::ids::{ChunkId, ClientId, InodeNo};
+use dfs_core::meta::{self, Key, MemStore, MetaStore as _, Record};
 use dfs_core::namespace::{Attr, Body};
 
 use crate::parse::Question;
@@ -55,28 +55,38 @@ pub(crate) fn answer(store: &MemStore, question: &Question) -> String {
             Ok(found) => attr(&found),
             Err(error) => format!("refused: {error}"),
         },
-        Question::Xattrs(ino) => lines(meta::list_xattrs(store, *ino).iter().map(|name| {
-            let value = meta::xattr(store, *ino, name).unwrap_or_default();
-            format!("{} = {}", String::from_utf8_lossy(name), shown(&value))
-        })),
+        Question::Xattrs(ino) => lines(
+            between(
+                store,
+                &Key::Xattr(*ino, Vec::new()),
+                &Key::Xattr(InodeNo(ino.0 + 1), Vec::new()),
+            )
+            .filter_map(|(key, record)| match (key, record) {
+                (Key::Xattr(_, name), Record::Xattr(value)) => {
+                    Some(format!("{} = {}", String::from_utf8_lossy(&name), shown(&value)))
+                }
+                _ => None,
+            }),
+        ),
         Question::Locks(ino) => lines(meta::locks(store, *ino).iter().map(|lock| {
             let end = if lock.end == u64::MAX { "max".into() } else { lock.end.to_string() };
             let kind = if lock.kind == LockKind::Shared { "shared" } else { "exclusive" };
             format!("{}:{} {}-{end} {kind}", lock.client.0, lock.owner, lock.start)
         })),
         Question::Chunks(ino) => {
-            let attached = meta::file_chunks(store, *ino, 0, 1000);
+            let all = between(store, &Key::FileChunk(*ino, 0), &Key::FileChunk(*ino, u64::MAX));
+            let attached = all.filter_map(|(key, record)| match (key, record) {
+                (Key::FileChunk(_, index), Record::FileChunk(id)) => {
+                    meta::chunk(store, id).map(|record| format!("{index}: {}", chunk(id, &record)))
+                }
+                _ => None,
+            });
             let waiting = meta::unborn_chunks(store, *ino).into_iter().filter_map(|id| {
                 meta::chunk(store, id)
                     .filter(|record| !record.attached)
                     .map(|record| chunk(id, &record))
             });
-            lines(
-                attached
-                    .iter()
-                    .map(|(index, id, record)| format!("{index}: {}", chunk(*id, record)))
-                    .chain(waiting),
-            )
+            lines(attached.chain(waiting))
         }
         Question::Read(ino) => match meta::inode(store, *ino).map(|inode| inode.body) {
             Some(Body::Inline(content) | Body::Symlink(content)) => shown(&content),
@@ -85,14 +95,15 @@ pub(crate) fn answer(store: &MemStore, question: &Question) -> String {
         },
         Question::Totals => {
             let superblock = meta::superblock(store).unwrap();
-            let clients = meta::clients(store);
-            let clients = clients.iter().map(|(id, client)| {
-                format!(
+            let (from, below) = (Key::Client(ClientId(0)), Key::Client(ClientId(u128::MAX)));
+            let clients = between(store, &from, &below).filter_map(|pair| match pair {
+                (Key::Client(id), Record::Client(client)) => Some(format!(
                     "client {}: {} results from op {} on",
                     id.0,
                     client.reply_count,
                     client.results.low_water()
-                )
+                )),
+                _ => None,
             });
             let totals = format!(
                 "epoch {}, {} inodes, {} chunks, {} bytes in files, now {}",
@@ -105,27 +116,21 @@ pub(crate) fn answer(store: &MemStore, question: &Question) -> String {
             lines(std::iter::once(totals).chain(clients))
         }
         Question::Lost => {
-            let orphans = meta::orphans(store, InodeNo(0), 1000);
-            let garbage = meta::garbage(store, ChunkId(0), 1000);
-            let truncations = meta::truncations(store, InodeNo(0), 1000);
-            lines(
-                orphans
-                    .iter()
-                    .map(|ino| format!("orphan #{}", ino.0))
-                    .chain(
-                        truncations
-                            .iter()
-                            .map(|(ino, size)| format!("truncating #{} to {size}", ino.0)),
-                    )
-                    .chain(garbage.iter().map(|(id, garbage)| {
-                        format!(
-                            "garbage c{} v{} on {}",
-                            id.0,
-                            garbage.version.0,
-                            members(&garbage.members)
-                        )
-                    })),
-            )
+            let orphans = between(store, &Key::Orphan(InodeNo(0)), &Key::Orphan(InodeNo(u64::MAX)));
+            let truncations =
+                between(store, &Key::Truncating(InodeNo(0)), &Key::Truncating(InodeNo(u64::MAX)));
+            let garbage =
+                between(store, &Key::Garbage(ChunkId(0)), &Key::Garbage(ChunkId(u64::MAX)));
+            lines(orphans.chain(truncations).chain(garbage).filter_map(|pair| match pair {
+                (Key::Orphan(ino), _) => Some(format!("orphan #{}", ino.0)),
+                (Key::Truncating(ino), Record::Truncating(size)) => {
+                    Some(format!("truncating #{} to {size}", ino.0))
+                }
+                (Key::Garbage(id), Record::Garbage(Garbage { version, members: all })) => {
+                    Some(format!("garbage c{} v{} on {}", id.0, version.0, members(&all)))
+                }
+                _ => None,
+            }))
         }
     }
 }
@@ -220,4 +225,12 @@ fn chunk(id: ChunkId, chunk: &Chunk) -> String {
         }
     }
     out
+}
+
+fn between(
+    store: &MemStore,
+    from: &Key,
+    below: &Key,
+) -> impl Iterator<Item = (Key, Record)> + use<> {
+    store.range(from, below, usize::MAX).into_iter()
 }
