@@ -329,6 +329,8 @@ impl MasterLink {
     pub(crate) fn change(&self, change: Change) -> Result<Outcome> {
         match change {
             Change::Create { .. }
+            | Change::CreateUnnamed { .. }
+            | Change::PutInPlace { .. }
             | Change::Link { .. }
             | Change::Unlink { .. }
             | Change::Rmdir { .. }

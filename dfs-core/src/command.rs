@@ -118,6 +118,22 @@ pub enum Change {
         /// If the name is a regular file already: answer its attributes instead of `Exists` (open without O_EXCL).
         open_existing: bool,
     },
+    /// A regular file without a name, as `O_TMPFILE` of open(2) makes one: it is there as long as somebody has it open.
+    /// The rest as for [`Change::Create`] in `parent`.
+    CreateUnnamed {
+        parent: InodeNo,
+        mode: u32,
+        umask: u32,
+        uid: u32,
+        gid: u32,
+        layout: Option<Layout>,
+    },
+    /// Gives a file without a name this one, in place of what has it, if anything.
+    PutInPlace {
+        ino: InodeNo,
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
     Link {
         ino: InodeNo,
         parent: InodeNo,

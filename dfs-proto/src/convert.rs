@@ -224,6 +224,8 @@ wire_enum!(Change {
     16 = SetXattr { ino, name, value, mode },
     17 = RemoveXattr { ino, name },
     18 = Reclaim { ino },
+    19 = CreateUnnamed { parent, mode, umask, uid, gid, layout },
+    20 = PutInPlace { ino, parent, name },
     30 = InlineWrite { ino, offset, data, append, mtime, kill_priv },
     31 = InlineZero { ino, offset, len, keep_size },
     32 = InlineTruncate { ino, size },

@@ -274,7 +274,9 @@ fn names_of_client(
     open: bool,
 ) -> Result<MetaReply, MetaFailure> {
     let parents = match &change {
+        Change::CreateUnnamed { .. } => Vec::new(),
         Change::Create { parent, .. }
+        | Change::PutInPlace { parent, .. }
         | Change::Link { parent, .. }
         | Change::Unlink { parent, .. }
         | Change::Rmdir { parent, .. } => vec![*parent],
@@ -309,6 +311,8 @@ fn change_of_client(
 ) -> Result<Outcome, MetaFailure> {
     let forbidden = match &change {
         Change::Create { .. }
+        | Change::CreateUnnamed { .. }
+        | Change::PutInPlace { .. }
         | Change::Link { .. }
         | Change::Unlink { .. }
         | Change::Rmdir { .. }

@@ -2,23 +2,31 @@
 
 use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::process::Signal;
-use tests::{Cluster, wait_until};
+use tests::{Cluster, Options, wait_until};
 
 use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
 
-/// Names in `dir` that `dfs put` has made for itself.
-fn drafts(dir: &Path) -> Vec<PathBuf> {
-    let entries = dir.read_dir().unwrap().map(|entry| entry.unwrap().path());
-    entries.filter(|path| path.to_str().unwrap().contains(".dfs-part-")).collect()
+/// Chunks in the map, and on the server that has the most.
+fn chunks(cluster: &Cluster) -> (u64, u64) {
+    let status = cluster.dfs_json(["status"]);
+    let servers = status["servers"].as_array().unwrap();
+    let of = |server: &serde_json::Value| server["chunks"].as_u64().unwrap();
+    (status["chunks"]["total"].as_u64().unwrap(), servers.iter().map(of).max().unwrap())
 }
 
-/// A `dfs put` of standard input that has sent some of it and waits for more.
-fn begin_put(cluster: &Cluster, path: &str) -> Child {
+fn clients(cluster: &Cluster) -> Vec<String> {
+    let status = cluster.dfs_json(["status"]);
+    let clients = status["mounts"].as_array().unwrap();
+    clients.iter().map(|client| client["id"].as_str().unwrap().to_owned()).collect()
+}
+
+/// A `dfs put` of standard input that has sent some of it and waits for more. Before it there are no chunks but
+/// `before`.
+fn begin_put(cluster: &Cluster, path: &str, before: u64) -> Child {
     let mut put = cluster
         .command(["put", "-", path])
         .stdin(Stdio::piped())
@@ -27,64 +35,86 @@ fn begin_put(cluster: &Cluster, path: &str) -> Child {
         .spawn()
         .unwrap();
     put.stdin.as_mut().unwrap().write_all(&pattern(6 << 20, 2)).unwrap();
-    let root = cluster.mount();
-    wait_until("some of it is stored", || {
-        drafts(&root).iter().any(|draft| {
-            let name = draft.file_name().unwrap().to_str().unwrap();
-            cluster.dfs_json(["stat", &format!("/{name}")])[0]["size"] != 0
-        })
-    });
+    wait_until("some of it is stored", || before < chunks(cluster).0);
     put
 }
 
 #[test]
-fn a_put_that_is_killed_leaves_the_old_content_whole() {
+fn a_put_that_is_killed_leaves_the_old_content_whole_and_nothing_else() {
     need_fuse!();
     let cluster = Cluster::start();
+    let root = cluster.mount();
+    let names = || {
+        let names = root.read_dir().unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
     let old = pattern(3 << 20, 1);
-    write_synced(&cluster.mount().join("f"), &old);
-    let mut put = begin_put(&cluster, "/f");
-    put.kill().unwrap();
-    put.wait().unwrap();
+    write_synced(&root.join("f"), &old);
+    let inodes = || cluster.dfs_json(["status"])["inodes"].as_u64().unwrap();
+    let before = (clients(&cluster), inodes());
+    for (path, stored) in [("/f", 1), ("/absent", 2)] {
+        let mut put = begin_put(&cluster, path, stored);
+        put.kill().unwrap();
+        put.wait().unwrap();
+    }
+    assert_eq!(names(), ["f"]);
     check_bytes("old", &cluster.try_dfs(["cat", "/f"]).stdout, &old);
-    check_content(&cluster.mount().join("f"), &old);
-    // What it leaves behind is in nobody's way.
+    check_content(&root.join("f"), &old);
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+    // What was sent goes when the dead are ended: by their lease, or at once.
+    let dead: Vec<_> = clients(&cluster).into_iter().filter(|id| !before.0.contains(id)).collect();
+    assert_eq!(dead.len(), 2, "{dead:?}");
+    for id in dead {
+        cluster.dfs(["mount", "evict", &id]);
+    }
+    wait_until("its chunks are freed", || chunks(&cluster) == (1, 1) && inodes() == before.1);
     cluster.dfs_fed(["put", "-", "/f"], b"new");
     assert_eq!(cluster.dfs(["cat", "/f"]), "new");
-    let left = drafts(&cluster.mount());
-    assert_eq!(left.len(), 1, "{left:?}");
-    std::fs::remove_file(&left[0]).unwrap();
+    assert_eq!(names(), ["f"]);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
+}
+
+#[test]
+fn a_put_goes_on_when_the_master_starts_again() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    cluster.dfs_fed(["put", "-", "/f"], b"old");
+    let mut put = begin_put(&cluster, "/f", 0);
+    cluster.kill("master");
+    put.stdin.as_mut().unwrap().write_all(&pattern(6 << 20, 3)).unwrap();
+    let ended = put.wait_with_output().unwrap();
+    assert!(ended.status.success(), "{}", String::from_utf8_lossy(&ended.stderr));
+    let expected = [pattern(6 << 20, 2), pattern(6 << 20, 3)].concat();
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &expected);
+    assert_eq!(cluster.dfs(["ls", "/"]), "f\n");
 }
 
 #[test]
 fn what_a_dead_client_wrote_counts_in_the_size_when_it_is_ended() {
     need_fuse!();
     let cluster = Cluster::start();
-    let clients = || {
-        let status = cluster.dfs_json(["status"]);
-        let clients = status["mounts"].as_array().unwrap().clone();
-        let ids = clients.iter().map(|client| client["id"].as_str().unwrap().to_owned());
-        ids.collect::<Vec<_>>()
-    };
-    let before = clients();
+    // One of two names: it is written in place.
+    cluster.dfs_fed(["put", "-", "/f"], b"");
+    std::fs::hard_link(cluster.mount().join("f"), cluster.mount().join("g")).unwrap();
+    let before = clients(&cluster);
     // Stands for any client that dies with bytes at the servers and no word to the master of how far they reach.
-    let mut put = begin_put(&cluster, "/f");
+    let mut put = begin_put(&cluster, "/f", 0);
+    let written = || cluster.dfs_json(["stat", "/f"])[0]["size"].as_u64().unwrap();
+    wait_until("some of it is stored", || written() != 0);
     put.kill().unwrap();
     put.wait().unwrap();
-    let name = drafts(&cluster.mount())[0].file_name().unwrap().to_str().unwrap().to_owned();
-    let path = format!("/{name}");
     // A listing shows what the master has logged.
     let logged = || cluster.dfs_json(["ls", "-l", "/"])["entries"][0]["size"].as_u64().unwrap();
     assert_eq!(logged(), 0);
-    let written = || cluster.dfs_json(["stat", &path])[0]["size"].as_u64().unwrap();
-    let dead: Vec<String> = clients().into_iter().filter(|id| !before.contains(id)).collect();
+    let dead: Vec<_> = clients(&cluster).into_iter().filter(|id| !before.contains(id)).collect();
     assert_eq!(dead.len(), 1, "{dead:?}");
     cluster.dfs(["mount", "evict", &dead[0]]);
     wait_until("the size is logged", || 0 < written() && logged() == written());
     let len = usize::try_from(logged()).unwrap();
     let content = pattern(6 << 20, 2);
-    check_bytes("cat", &cluster.try_dfs(["cat", &path]).stdout, &content[..len]);
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content[..len]);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
 }
 
@@ -95,15 +125,15 @@ fn a_put_that_is_interrupted_leaves_nothing_behind() {
     let old = pattern(3 << 20, 1);
     write_synced(&cluster.mount().join("f"), &old);
     for (signal, path) in [(Signal::INT, "/f"), (Signal::TERM, "/absent")] {
-        let put = begin_put(&cluster, path);
+        let put = begin_put(&cluster, path, 1);
         tests::signal(put.id(), signal);
         let ended = put.wait_with_output().unwrap();
         let said = String::from_utf8_lossy(&ended.stderr).into_owned();
         assert_eq!(ended.status.code(), Some(130), "{said}");
         assert!(said.contains("interrupted"), "{said}");
-        assert_eq!(drafts(&cluster.mount()), Vec::<PathBuf>::new());
+        assert_eq!(cluster.dfs(["ls", "/"]), "f\n");
+        wait_until("its chunks are freed", || chunks(&cluster) == (1, 1));
     }
-    assert_eq!(cluster.dfs(["ls", "/"]), "f\n");
     check_content(&cluster.mount().join("f"), &old);
 }
 
@@ -147,7 +177,7 @@ fn a_put_keeps_mode_owner_attributes_and_links() {
     for name in ["/f", "/other"] {
         assert_eq!(cluster.dfs(["cat", name]), "both");
     }
-    assert_eq!(drafts(&root), Vec::<PathBuf>::new());
+    assert_eq!(cluster.dfs(["ls", "/"]), "f\nlink\nother\n");
     let refused = cluster.try_dfs(["put", "/dev/null", "/absent/f"]);
     assert_eq!(refused.status.code(), Some(1));
 }

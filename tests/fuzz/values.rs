@@ -171,6 +171,8 @@ fn changes() -> Vec<Change> {
         Change::BeginClient { client: CLIENT, name: "mount".to_owned() },
         Change::EndClient { client: CLIENT },
         Change::FenceClient { client: CLIENT },
+        Change::CreateUnnamed { parent: INO, mode: 1, umask: 2, uid: 3, gid: 4, layout: None },
+        Change::PutInPlace { ino: INO, parent: INO, name: name() },
         Change::Link { ino: INO, parent: INO, name: name() },
         Change::Unlink { parent: INO, name: name() },
         Change::Rmdir { parent: INO, name: name() },

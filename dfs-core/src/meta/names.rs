@@ -72,6 +72,40 @@ impl Transaction<'_> {
             }
             return Err(NamespaceError::Exists);
         }
+        let (ino, inode) = self.make(parent, &directory, kind, layout, creator)?;
+        if inode.kind == FileKind::Directory {
+            directory.nlink += 1;
+        }
+        let (attr, kind) = (inode.attr(ino), inode.kind);
+        self.put_inode(ino, inode);
+        self.add_entry(parent, directory, name, ino, kind);
+        Ok(Outcome::Entry { attr, created: true })
+    }
+
+    pub(super) fn create_unnamed(
+        &mut self,
+        parent: InodeNo,
+        layout: Option<Layout>,
+        creator: Creator,
+    ) -> Answer {
+        let directory = self.live_directory(parent)?;
+        let (ino, mut inode) = self.make(parent, &directory, &NewKind::File, layout, creator)?;
+        inode.nlink = 0;
+        let attr = inode.attr(ino);
+        self.put_inode(ino, inode);
+        self.store.put(Key::Orphan(ino), Record::Orphan);
+        Ok(Outcome::Entry { attr, created: true })
+    }
+
+    /// A new inode, which the caller stores.
+    fn make(
+        &mut self,
+        parent: InodeNo,
+        directory: &Inode,
+        kind: &NewKind,
+        layout: Option<Layout>,
+        creator: Creator,
+    ) -> Result<(InodeNo, Inode), NamespaceError> {
         let layout = layout.unwrap_or(directory.layout);
         check_layout(layout)?;
         let ino = InodeNo(self.superblock.next_inode);
@@ -98,7 +132,6 @@ impl Transaction<'_> {
         let gid = if directory.mode & SETGID == 0 { gid } else { directory.gid };
         if kind == FileKind::Directory {
             mode |= directory.mode & SETGID;
-            directory.nlink += 1;
         }
         let inode = Inode {
             kind,
@@ -118,12 +151,9 @@ impl Transaction<'_> {
             layout,
             body,
         };
-        let attr = inode.attr(ino);
         self.superblock.next_inode += 1;
         self.superblock.inode_count += 1;
-        self.put_inode(ino, inode);
-        self.add_entry(parent, directory, name, ino, kind);
-        Ok(Outcome::Entry { attr, created: true })
+        Ok((ino, inode))
     }
 
     /// Gives a new object the ACLs that its directory's default ACL asks for; answers its permission bits.
@@ -166,6 +196,32 @@ impl Transaction<'_> {
         self.put_inode(ino, inode);
         self.add_entry(parent, directory, name, ino, kind);
         Ok(Outcome::Entry { attr, created: true })
+    }
+
+    /// As rename(2) of a file that had a name: what has this one loses it in the same step.
+    pub(super) fn put_in_place(&mut self, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Answer {
+        check_name(name)?;
+        let mut directory = self.live_directory(parent)?;
+        let inode = self.inode(ino)?;
+        if inode.kind != FileKind::File || inode.nlink != 0 {
+            return Err(NamespaceError::NotPermitted("not a file without a name".into()));
+        }
+        let mut replaced = None;
+        if let Some(target) = read::dentry(self.store, parent, name) {
+            if target.kind == FileKind::Directory {
+                return Err(NamespaceError::IsDirectory);
+            }
+            self.remove_entry(parent, &mut directory, name, target);
+            if self.drop_name(target.ino)? == 0 {
+                replaced = Some(target.ino);
+            }
+        }
+        let mut inode = Inode { nlink: 1, ..inode };
+        self.touch(&mut inode, false);
+        self.put_inode(ino, inode);
+        self.store.delete(&Key::Orphan(ino));
+        self.add_entry(parent, directory, name, ino, FileKind::File);
+        Ok(Outcome::Renamed { moved: ino, replaced })
     }
 
     pub(super) fn unlink(&mut self, parent: InodeNo, name: &[u8]) -> Answer {

@@ -122,6 +122,12 @@ impl Transaction<'_> {
                     super::names::Creator { mode: *mode, umask: *umask, uid: *uid, gid: *gid },
                 )
             }
+            Change::CreateUnnamed { parent, mode, umask, uid, gid, layout } => self.create_unnamed(
+                *parent,
+                *layout,
+                super::names::Creator { mode: *mode, umask: *umask, uid: *uid, gid: *gid },
+            ),
+            Change::PutInPlace { ino, parent, name } => self.put_in_place(*ino, *parent, name),
             Change::Link { ino, parent, name } => self.link(*ino, *parent, name),
             Change::Unlink { parent, name } => self.unlink(*parent, name),
             Change::Rmdir { parent, name } => self.rmdir(*parent, name),

@@ -103,6 +103,19 @@ impl Draw {
                 parent: self.parent(a, model),
                 name: Self::name(b),
             },
+            8 if yes && c % 2 == 0 => Change::CreateUnnamed {
+                parent: self.parent(a, model),
+                mode: u32::from(x) & 0o7777,
+                umask: 0o022,
+                uid: 1,
+                gid: 2,
+                layout: (b % 4 == 3).then_some(Layout { chunk_size: 4096, record_log: false }),
+            },
+            8 if yes => Change::PutInPlace {
+                ino: if c % 8 == 1 { model.any(y.to_le_bytes()[0]) } else { model.orphan(b) },
+                parent: self.parent(a, model),
+                name: Self::name(x.to_le_bytes()[0]),
+            },
             8..=11 => Change::Rename {
                 from_parent: self.parent(a, model),
                 from: Self::name(b),

@@ -110,6 +110,8 @@ impl Model {
             Change::Create { parent, name, kind, open_existing, .. } => {
                 Some(self.create(*parent, name, kind, *open_existing, outcome))
             }
+            Change::CreateUnnamed { parent, .. } => Some(self.create_unnamed(*parent, outcome)),
+            Change::PutInPlace { ino, parent, name } => Some(self.put(*ino, *parent, name)),
             Change::Link { ino, parent, name } => Some(self.link(*ino, *parent, name)),
             Change::Unlink { parent, name } => Some(self.remove(*parent, name, false)),
             Change::Rmdir { parent, name } => Some(self.remove(*parent, name, true)),
@@ -212,6 +214,31 @@ impl Model {
         self.nodes.insert(attr.ino.0, node);
         self.names(parent)?.insert(name.to_vec(), attr.ino.0);
         Ok(())
+    }
+
+    fn create_unnamed(&mut self, parent: InodeNo, outcome: &Outcome) -> Expected {
+        self.live_names(parent)?;
+        let Outcome::Entry { attr, created: true } = outcome else { return Ok(()) };
+        let made = self.nodes.insert(attr.ino.0, Node::File(attr.inline.then(Vec::new)));
+        assert!(made.is_none(), "{:?} is used twice", attr.ino);
+        Ok(())
+    }
+
+    fn put(&mut self, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Expected {
+        check_name(name)?;
+        self.live_names(parent)?;
+        match self.nodes.get(&ino.0) {
+            None => return Err(NamespaceError::Stale),
+            Some(Node::File(_)) if self.names_of(ino.0) == 0 => {}
+            Some(_) => return Err(NamespaceError::NotPermitted(String::new())),
+        }
+        match self.names(parent)?.get(name).copied() {
+            Some(target) if self.is_directory(target) => Err(NamespaceError::IsDirectory),
+            Some(_) | None => {
+                self.names(parent)?.insert(name.to_vec(), ino.0);
+                Ok(())
+            }
+        }
     }
 
     fn link(&mut self, ino: InodeNo, parent: InodeNo, name: &[u8]) -> Expected {

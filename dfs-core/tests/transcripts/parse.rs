@@ -238,6 +238,18 @@ impl<'a> Words<'a> {
             "symlink" => self.create(NewKind::Symlink(bytes(self.word(1)?)?))?,
             "mkfifo" => self.create(NewKind::Fifo)?,
             "mknod" => self.create(NewKind::CharDevice(small(self.word(1)?)?))?,
+            "tmpfile" => Change::CreateUnnamed {
+                parent: self.ino(0)?,
+                mode: self.key("mode").map_or(Ok(0o666), octal)?,
+                umask: self.key("umask").map_or(Ok(0o022), octal)?,
+                uid: 1,
+                gid: 1,
+                layout: None,
+            },
+            "put" => {
+                let (parent, name) = self.entry(1)?;
+                Change::PutInPlace { ino: self.ino(0)?, parent, name }
+            }
             "link" => {
                 let (parent, name) = self.entry(1)?;
                 Change::Link { ino: self.ino(0)?, parent, name }
