@@ -4,7 +4,6 @@ use std::fs::File;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -294,53 +293,15 @@ fn a_truncated_chunk_file_is_never_returned() {
     check_content(&cluster.mount().join("f"), &content);
 }
 
-/// A small file system for a server's directory; taken off with the test.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, size: &str) -> Result<Self, String> {
-        std::fs::create_dir_all(at).unwrap();
-        let output = run(
-            Command::new("mount")
-                .args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"])
-                .arg(at),
-            PATIENCE,
-        );
-        if output.status.success() {
-            Ok(Self(at.to_owned()))
-        } else {
-            Err(format!(
-                "a small tmpfs cannot be mounted: {}",
-                String::from_utf8_lossy(&output.stderr).trim()
-            ))
-        }
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _tried = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
-}
-
 #[test]
 fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
     need_fuse!();
-    let cluster = Cluster::start_with(Options { capacity: None, ..Options::default() });
-    cluster.down();
-    // Declared before the cluster is dropped, so that its servers stop first.
-    let data = cluster.dir().join("data");
-    let mut disks = Vec::new();
-    for server in ["cs-1", "cs-2", "cs-3"] {
-        std::fs::remove_dir_all(data.join(server)).unwrap();
-        match SmallDisk::mount(&data.join(server), "192m") {
-            Ok(disk) => disks.push(disk),
-            Err(reason) => return tests::skipped(&reason),
-        }
-    }
-    // New disks: a new cluster around them.
-    std::fs::remove_dir_all(data.join("master")).unwrap();
-    cluster.up();
+    let options = Options { capacity: None, ..Options::default() };
+    let small = ["cs-1", "cs-2", "cs-3"].map(|server| (server, "192m"));
+    let (cluster, disks) = match Cluster::start_on_small_disks(options, &small) {
+        Ok(started) => started,
+        Err(reason) => return tests::skipped(&reason),
+    };
     let kept = pattern(4 << 20, 1);
     write_synced(&cluster.mount().join("kept"), &kept);
 

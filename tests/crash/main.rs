@@ -19,30 +19,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use rewrite::Rewritten;
-use tests::{Cluster, Options};
+use tests::{Cluster, Options, Random, setting};
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| {
-        text.parse().unwrap_or_else(|_| panic!("{name}='{text}' is no number"))
-    })
-}
-
-/// xorshift64*: seeded, so that a failure's choices can be made again.
-#[derive(Debug)]
-struct Random(u64);
-
-impl Random {
-    fn new(stream: u64) -> Self {
-        let seed = setting("DFS_CRASH_SEED", std::process::id().into());
-        println!("seed {seed}, stream {stream}");
-        Self((seed << 8 | stream).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
-    }
-    fn below(&mut self, limit: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
-    }
+fn random(stream: u64) -> Random {
+    let seed = setting("DFS_CRASH_SEED", std::process::id().into());
+    println!("seed {seed}, stream {stream}");
+    Random::new(seed, stream)
 }
 
 /// Exists only inside the mount: without it nothing can be written below by mistake.
@@ -267,7 +249,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
     if let Some(reason) = tests::no_fuse() {
         return tests::skipped(&reason);
     }
-    let mut random = Random::new(stream);
+    let mut random = random(stream);
     let mut cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let mount = base(&cluster);
@@ -280,7 +262,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
             .map(|worker| {
                 let (mount, stop, done) = (&mount, &stop, &done);
                 scope.spawn(move || {
-                    work(worker, mount, &mut Random::new(100 * stream + worker), stop, done)
+                    work(worker, mount, &mut random(100 * stream + worker), stop, done)
                 })
             })
             .collect();
@@ -288,9 +270,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
             .zip(REWRITERS)
             .map(|(n, (dir, _))| {
                 let (dir, stop, done) = (mount.join(dir), &stop, &done);
-                scope.spawn(move || {
-                    rewrite(&dir, &mut Random::new(100 * stream + 50 + n), stop, done)
-                })
+                scope.spawn(move || rewrite(&dir, &mut random(100 * stream + 50 + n), stop, done))
             })
             .collect();
         // Whatever fails below, the workers must stop, or the scope never ends.

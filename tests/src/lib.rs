@@ -3,6 +3,9 @@
 //! Nothing outlives a test: a [`Cluster`] that is dropped stops its processes, kills what does not stop, and unmounts.
 //! Which program is tried: `DFS_BIN`, else the `dfs` beside the test's own executable, built first if it is old.
 
+mod disk;
+mod random;
+
 use std::ffi::OsStr;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -10,6 +13,8 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+pub use disk::SmallDisk;
+pub use random::{Random, setting};
 use rustix::process::{Pid, Signal};
 
 /// Leave room for slow machines: a test that waits this long has failed.
@@ -258,6 +263,36 @@ impl Cluster {
         let cluster = Self { temp, options, more_mounts: Vec::new() };
         cluster.up();
         cluster
+    }
+
+    /// As [`Self::start_with`], with some servers on disks of these sizes, which go after the cluster.
+    ///
+    /// # Errors
+    /// Why such a disk cannot be had.
+    ///
+    /// # Panics
+    /// If it does not come up.
+    #[track_caller]
+    pub fn start_on_small_disks(
+        options: Options,
+        sizes: &[(&str, &str)],
+    ) -> Result<(Self, Vec<SmallDisk>), String> {
+        let cluster = Self::start_with(options);
+        cluster.down();
+        let data = cluster.dir().join("data");
+        let mut disks = Vec::new();
+        for (server, size) in sizes {
+            std::fs::remove_dir_all(data.join(server)).expect("a server's directory");
+            disks.push(SmallDisk::mount(&data.join(server), size)?);
+        }
+        // New disks: a new cluster, so that they are not taken for lost ones.
+        for entry in std::fs::read_dir(&data).expect("data directory").flatten() {
+            if !sizes.iter().any(|(server, _)| entry.file_name() == *server) {
+                std::fs::remove_dir_all(entry.path()).expect("an old directory");
+            }
+        }
+        cluster.up();
+        Ok((cluster, disks))
     }
 
     /// The cluster's directory, as `--dir` names it.
