@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use rewrite::Rewritten;
 use tests::{Cluster, Options, Random, setting};
 
-fn random(stream: u64) -> Random {
+fn seeded(stream: u64) -> Random {
     let seed = setting("DFS_CRASH_SEED", std::process::id().into());
     println!("seed {seed}, stream {stream}");
     Random::new(seed, stream)
@@ -249,7 +249,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
     if let Some(reason) = tests::no_fuse() {
         return tests::skipped(&reason);
     }
-    let mut random = random(stream);
+    let mut random = seeded(stream);
     let mut cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
     let (stop, done) = (AtomicBool::new(false), AtomicU64::new(0));
     let mount = base(&cluster);
@@ -262,7 +262,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
             .map(|worker| {
                 let (mount, stop, done) = (&mount, &stop, &done);
                 scope.spawn(move || {
-                    work(worker, mount, &mut random(100 * stream + worker), stop, done)
+                    work(worker, mount, &mut seeded(100 * stream + worker), stop, done)
                 })
             })
             .collect();
@@ -270,7 +270,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
             .zip(REWRITERS)
             .map(|(n, (dir, _))| {
                 let (dir, stop, done) = (mount.join(dir), &stop, &done);
-                scope.spawn(move || rewrite(&dir, &mut random(100 * stream + 50 + n), stop, done))
+                scope.spawn(move || rewrite(&dir, &mut seeded(100 * stream + 50 + n), stop, done))
             })
             .collect();
         // Whatever fails below, the workers must stop, or the scope never ends.
