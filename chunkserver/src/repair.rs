@@ -24,6 +24,11 @@ static RUNNING: Mutex<Option<HashMap<Place, Vec<MemberAddress>>>> = Mutex::new(N
 
 /// Tries what is due.
 pub(crate) fn tick(node: &Arc<Node>) {
+    for chunk in node.store.take_made_again() {
+        node.damage.forget(chunk);
+        node.on_changed(chunk);
+        node.news.urgent.notify_one();
+    }
     for (chunk, block) in node.damage.due(now(), RUNNING_MAX / 2) {
         repair_later(node, chunk, block, Vec::new());
     }

@@ -22,6 +22,7 @@ mod error;
 
 pub mod faulty;
 mod files;
+mod gone;
 mod journal;
 mod open;
 mod posix;
@@ -222,6 +223,12 @@ impl Store {
     /// `TooManyClients` if it would need an entry that the chunk has no room for.
     pub fn seen(&self, chunk: ChunkId, client: ClientId, counter: u64) -> Result<Seen, StoreError> {
         self.engine().seen(chunk, client, counter)
+    }
+
+    /// Replicas that lost their file and are not current any more, once each.
+    #[must_use]
+    pub fn take_made_again(&self) -> Vec<ChunkId> {
+        self.engine().take_made_again()
     }
 
     /// Bytes beyond the chunk's end of an append that crossed it and that its client does not hold as finished: the

@@ -121,12 +121,13 @@ impl Engine {
                 return Ok(None);
             }
         }
+        let file = self.file_to_write(&mut state, chunk)?;
         let replica = state.held(chunk)?;
         let number = state.slot_number + 1;
         let write = SlotWrite {
             number,
             bytes: replica.to_slot(chunk, number).encode(),
-            file: self.file(chunk)?,
+            file,
             dir: state.name_unsynced.then(|| chunk_dir(chunk)),
         };
         state.snapshot = Some(Snapshot { lsn: replica.lsn, first_after: None, floor: replica.len });

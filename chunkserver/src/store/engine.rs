@@ -47,6 +47,8 @@ pub(super) struct Engine {
     pub(super) bulk: Mutex<BTreeSet<ChunkId>>,
     /// The disk was too full to put an operation in place: writes are refused until that works.
     pub(super) stuck: AtomicBool,
+    /// Chunks whose file was made again, and of which nobody was told yet.
+    pub(super) made_again: Mutex<BTreeSet<ChunkId>>,
     pub(super) checkpoint_turn: Mutex<()>,
     pub(super) purging: Mutex<()>,
     pub(super) accounts: Accounts,

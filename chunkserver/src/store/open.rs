@@ -146,6 +146,7 @@ pub(super) fn open(
         cells: RwLock::new(cells),
         purging: Mutex::new(()),
         unslotted: Mutex::new(BTreeMap::new()),
+        made_again: Mutex::default(),
         pending: Mutex::new(BTreeSet::new()),
         pending_bytes: AtomicU64::new(0),
         bulk: Mutex::new(BTreeSet::new()),

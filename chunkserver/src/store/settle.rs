@@ -108,7 +108,7 @@ impl Engine {
             lock(&self.pending).remove(&chunk);
             return Ok(());
         }
-        let file = self.file(chunk)?;
+        let file = self.file_to_write(state, chunk)?;
         let limit = state.bulk.as_ref().map_or(u64::MAX, |bulk| bulk.first);
         while let Some((lsn, effect)) = state.pending.front() {
             if synced < *lsn || limit < *lsn {

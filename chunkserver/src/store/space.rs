@@ -1,5 +1,6 @@
 //! How much room there is: what the disk says, a capacity if one is set, the reserve, credits, quarantine.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -189,8 +190,18 @@ impl Engine {
 
     fn set_aside(&self, chunk: ChunkId, lsn: u64) -> Result<(), StoreError> {
         let to = quarantine_path(chunk, lsn);
+        let bytes = match self.disk.allocated_bytes(&chunk_path(chunk)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => {
+                tracing::warn!(
+                    chunk = chunk.0,
+                    "the file of a chunk to be put aside is gone already"
+                );
+                return Ok(());
+            }
+            bytes => bytes?,
+        };
         // Counted first: once it stands there, whoever needs room may remove it and subtract it.
-        self.accounts.add_quarantined(self.disk.allocated_bytes(&chunk_path(chunk))?);
+        self.accounts.add_quarantined(bytes);
         self.disk
             .rename(&chunk_path(chunk), &to)
             .and_then(|()| self.disk.sync_dir(QUARANTINE_DIR))

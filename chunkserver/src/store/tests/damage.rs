@@ -309,6 +309,46 @@ fn quarantine_counts_as_free_and_the_oldest_goes_first() {
 }
 
 #[test]
+fn a_file_that_somebody_removed_does_not_stop_the_other_chunks() {
+    let disk = FaultyDisk::new(1);
+    let store = open(&disk, 1).unwrap();
+    let others = |seq: u64, from: u64| {
+        for n in from..from + 40 {
+            let write = Mutation::Write { offset: 0, data: &pattern(5000, 7) };
+            store.apply(ChunkId(n), V1, seq, &spec(SIZE), NOBODY, write).unwrap();
+        }
+    };
+    for place in 0..4 {
+        write(&store, place + 1, place * 5000, &pattern(5000, 3)).unwrap();
+    }
+    others(1, 1);
+    store.checkpoint().unwrap();
+    // In the journal only.
+    write(&store, 5, 0, b"overwritten").unwrap();
+    disk.handle().remove(PATH).unwrap();
+    store.engine().files.remove(CHUNK);
+    // Far more than the journal holds: it is let go although the file is gone.
+    for round in 2..12 {
+        others(round, 1);
+        store.checkpoint().unwrap();
+    }
+    assert_eq!(store.take_made_again(), [CHUNK]);
+    assert_eq!(store.take_made_again(), []);
+    assert!(store.report(CHUNK).unwrap().not_current);
+    let refused = write(&store, 6, 0, b"x").unwrap_err();
+    assert!(matches!(refused, StoreError::NotCurrent { .. }), "{refused}");
+    assert!(store.report(ChunkId(7)).is_some_and(|report| !report.not_current));
+    store.shutdown().unwrap();
+    drop(store);
+    let store = open(&disk, 1).unwrap();
+    assert!(store.report(CHUNK).unwrap().not_current, "after a restart too");
+    disk.handle().remove(PATH).unwrap();
+    store.engine().files.remove(CHUNK);
+    store.quarantine(CHUNK).unwrap();
+    assert!(store.report(CHUNK).is_none());
+}
+
+#[test]
 fn quarantine_goes_by_itself_when_little_of_the_disk_is_free() {
     let disk = FaultyDisk::new(1);
     let store = open(&disk, 1).unwrap();
