@@ -42,6 +42,9 @@ const LAYOUTS_MAX: usize = 16_384;
 const LAYOUTS_ASKED: u32 = 32;
 /// One replica's time to answer a read before another is asked; the least it has when the caller's time is over.
 const READ_ATTEMPT: Duration = Duration::from_secs(2);
+/// Longer than a configuration without a dead server takes.
+const TAIL_WAIT: Duration = Duration::from_secs(10);
+const TAIL_AGAIN: Duration = Duration::from_secs(30);
 const READ_ATTEMPT_LEAST: Duration = Duration::from_millis(300);
 const SYNC_MAX: Duration = Duration::from_secs(30);
 /// Largest single read; a frame carries at most 4 MiB.
@@ -72,6 +75,8 @@ pub(crate) struct ChunkIo {
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
     troubles: Troubles,
+    /// Files of whose last chunk no server answered, and when.
+    silent_tails: Mutex<HashMap<InodeNo, Instant>>,
     reports: Arc<Reports>,
     /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
     counter_floor: AtomicU64,
@@ -124,6 +129,7 @@ impl ChunkIo {
             link,
             layouts: Mutex::default(),
             troubles: Troubles::default(),
+            silent_tails: Mutex::default(),
             reports: Arc::default(),
             counter_floor: AtomicU64::new(COUNTER_ALONE + 1),
         }))
@@ -408,9 +414,34 @@ impl ChunkIo {
         started.is_ok()
     }
 
-    /// How far a file that somebody is writing reaches, asked at its last chunk; 0 if nobody there answers.
+    /// How far a file that somebody is writing reaches, asked at its last chunk. Waits for a while if nobody there
+    /// answers, as when its primary died: a smaller size would hide what is acknowledged. Then it is 0.
     pub(crate) fn tail_size(&self, attr: &Attr) -> u64 {
-        self.known_tail_size(attr).unwrap_or(0)
+        let began = Instant::now();
+        let mut backoff = Backoff::default();
+        loop {
+            if let Some(size) = self.known_tail_size(attr) {
+                lock(&self.silent_tails).remove(&attr.ino);
+                return size;
+            }
+            let waited = began.elapsed();
+            let mut silent = lock(&self.silent_tails);
+            silent.retain(|_, at| at.elapsed() < TAIL_AGAIN);
+            // Whoever lists the directory of a file with lost chunks waits for it once.
+            if silent.contains_key(&attr.ino)
+                || TAIL_WAIT.min(self.link.config().server_wait) <= waited
+            {
+                silent.insert(attr.ino, Instant::now());
+                tracing::warn!(
+                    ino = attr.ino.0,
+                    size = attr.size,
+                    "no server of the last chunk answers: what was written since the last commit is not seen"
+                );
+                return 0;
+            }
+            drop(silent);
+            std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
+        }
     }
 
     /// As [`Self::tail_size`]; `None` if nobody there answers.

@@ -263,6 +263,10 @@ impl Master {
     }
 
     fn too_few_servers(&self, found: usize) -> MetaFailure {
+        // Others may be about to report, and those that did their space: only then is it known that there is none.
+        if self.is_warming() {
+            return MetaFailure::Warming { retry_after_ms: 100 };
+        }
         let cluster = lock(&self.cluster);
         let now = now();
         let alive = cluster
@@ -276,9 +280,6 @@ impl Master {
                     "{alive} chunkservers are alive but only {found} have space for a new chunk"
                 ),
             };
-        }
-        if self.is_warming() {
-            return MetaFailure::Warming { retry_after_ms: 100 };
         }
         MetaFailure::Unavailable {
             reason: format!(
