@@ -9,6 +9,7 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod body;
 mod cut;
 mod silence;
 mod trouble;
@@ -25,7 +26,7 @@ use dfs_core::client::resend::ResendQueue;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::NamespaceError;
 use dfs_proto::codec::Wire;
-use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply};
 use dfs_proto::frame_conn::Frame;
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
 
@@ -34,6 +35,8 @@ use crate::error::{ClientError, Result};
 use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
+use body::Body;
+pub(crate) use body::{Appended, Order};
 use cut::refuse;
 use trouble::{Trouble, failed_member};
 
@@ -46,83 +49,6 @@ const IN_FLIGHT_OPS: usize = 48;
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Acknowledged bytes of one chunk that are worth a sync in the background.
 const UNSTABLE_BYTES: u64 = 16 << 20;
-/// What an append did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum Appended {
-    /// `len` bytes went to `offset` within the chunk.
-    At { offset: u64, len: u64 },
-    /// The same, and the rest belongs at the beginning of the next chunk, which is kept for it until
-    /// [`ChunkWriter::crossed`] is called with this counter.
-    Crossing { offset: u64, len: u64, counter: u64, order: Order },
-    /// Nothing fits here any more; the first `carry` bytes of the next chunk are somebody's.
-    Full { carry: u64 },
-    /// The chunk was cut away under the append: where the file ends now must be asked again.
-    Moved,
-}
-
-/// Among the truncations of its file, where an append that crossed a chunk's end stands; see
-/// [`dfs_core::cuts::Cuts::limit`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Order {
-    pub(crate) begun: u64,
-    pub(crate) stored: u64,
-}
-
-#[derive(Clone, Debug)]
-enum Body {
-    Write {
-        offset: u64,
-        data: Arc<Vec<u8>>,
-    },
-    /// `at_least` as the file was after `cuts` truncations.
-    Append {
-        data: Arc<Vec<u8>>,
-        record: bool,
-        at_least: u64,
-        cuts: u64,
-    },
-    /// The rest of an append whose first part is in the chunk before this one.
-    Carried {
-        data: Arc<Vec<u8>>,
-        order: Order,
-    },
-    Zero {
-        offset: u64,
-        len: u64,
-    },
-}
-
-impl Body {
-    fn mutation(&self) -> WireMutation {
-        match self {
-            Self::Write { offset, .. } => WireMutation::Write { offset: *offset },
-            Self::Append { record, at_least, .. } => {
-                WireMutation::Append { record: *record, at_least: *at_least }
-            }
-            Self::Carried { .. } => WireMutation::Write { offset: 0 },
-            Self::Zero { offset, len } => WireMutation::Zero { offset: *offset, len: *len },
-        }
-    }
-
-    fn data(&self) -> Option<&Arc<Vec<u8>>> {
-        match self {
-            Self::Write { data, .. } | Self::Append { data, .. } | Self::Carried { data, .. } => {
-                Some(data)
-            }
-            Self::Zero { .. } => None,
-        }
-    }
-
-    fn is_append(&self) -> bool {
-        matches!(self, Self::Append { .. })
-    }
-
-    /// Takes up the place of a refused operation: zeros over nothing.
-    fn nothing() -> Self {
-        Self::Zero { offset: 0, len: 0 }
-    }
-}
-
 struct State {
     dirty: DirtyExtents,
     dirty_since: Option<Instant>,
