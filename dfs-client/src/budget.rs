@@ -1,5 +1,6 @@
 //! A bound on memory shared by many: whoever would pass it waits.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,12 @@ pub(crate) struct Budget {
     limit: u64,
     used: Mutex<u64>,
     freed: Condvar,
+    given_back: AtomicU64,
 }
 
 impl Budget {
     pub(crate) fn new(limit: u64) -> Self {
-        Self { limit, used: Mutex::new(0), freed: Condvar::new() }
+        Self { limit, used: Mutex::new(0), freed: Condvar::new(), given_back: AtomicU64::new(0) }
     }
 
     /// Takes `bytes` if they fit now.
@@ -49,12 +51,18 @@ impl Budget {
         }
         let mut used = lock(&self.used);
         *used = used.saturating_sub(bytes);
+        self.given_back.fetch_add(bytes, Ordering::Relaxed);
         drop(used);
         self.freed.notify_all();
     }
 
     pub(crate) fn used(&self) -> u64 {
         *lock(&self.used)
+    }
+
+    /// Of all that was ever taken; only rises.
+    pub(crate) fn given_back(&self) -> u64 {
+        self.given_back.load(Ordering::Relaxed)
     }
 
     pub(crate) fn limit(&self) -> u64 {
@@ -77,7 +85,7 @@ mod tests {
         std::thread::sleep(Duration::from_millis(5));
         budget.give_back(80);
         assert!(waiting.join().unwrap());
-        assert_eq!(budget.used(), 30);
+        assert_eq!((budget.used(), budget.given_back()), (30, 80));
     }
 
     #[test]

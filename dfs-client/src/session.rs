@@ -117,6 +117,8 @@ pub struct Figures {
     pub unstable_limit_bytes: u64,
     /// Memory that bytes read ahead take.
     pub readahead_bytes: u64,
+    /// Memory of both kinds that was given back since the start; only rises.
+    pub freed_bytes: u64,
     /// Bytes given to readers that had been fetched before, and that were waited for; both only rise.
     pub ahead_bytes: u64,
     pub asked_bytes: u64,
@@ -459,6 +461,7 @@ impl Session {
             unstable_bytes: self.io.budget.used(),
             unstable_limit_bytes: self.io.budget.limit(),
             readahead_bytes: self.io.readahead.used(),
+            freed_bytes: self.io.budget.given_back() + self.io.readahead.given_back(),
             ahead_bytes: self.io.ahead_bytes.load(Relaxed),
             asked_bytes: self.io.asked_bytes.load(Relaxed),
             master_connections: self.link.connections(),

@@ -6,11 +6,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use dfs_client::session::{Session, SessionConfig};
 use dfs_service::conn::ClusterKey;
+use dfs_service::memory::{self, Trimmer};
 use dfs_service::shutdown::Shutdown;
 use fuser::{Config, MountOption, SessionACL};
 
@@ -23,6 +24,10 @@ use crate::pages::{self, Mounted};
 
 /// The kernel reads this far ahead of a sequential reader.
 const READAHEAD_KIB: u32 = 4096;
+/// How often it is looked whether memory can go back to the kernel, and how often nothing must have happened by then:
+/// for longer than files that nobody uses are remembered.
+const LOOK: Duration = Duration::from_secs(1);
+const QUIET_LOOKS: u32 = 12;
 /// How long a request waits for absent servers, unless told otherwise (DECISIONS 12).
 const SERVER_WAIT: Duration = Duration::from_secs(300);
 const LOCK_WAIT_MAX: Duration = Duration::from_secs(60);
@@ -101,6 +106,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         metrics_file,
         ready,
     } = config;
+    memory::keep_little();
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
     let at = mount_point::prepare(&mount_point)?;
@@ -154,7 +160,16 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     let _first = mounted.set(Mounted { session: Arc::clone(&session), ended: ended.clone() });
     ready();
 
-    while !shutdown.wait_for(Duration::from_millis(100)) && !ended.is_asked() {}
+    let mut trimmer = Trimmer::new(QUIET_LOOKS);
+    let mut looked_at = Instant::now();
+    while !shutdown.wait_for(Duration::from_millis(100)) && !ended.is_asked() {
+        if LOOK <= looked_at.elapsed() {
+            looked_at = Instant::now();
+            if trimmer.on_look(session.figures().freed_bytes) {
+                memory::give_back();
+            }
+        }
+    }
     fs.stop_waiting();
     if !ended.is_asked() {
         // What can fail while the mount still shows it, fails now.

@@ -60,6 +60,7 @@ fn refresh(metrics: &Metrics, mounted: &Mounted) {
         unstable_bytes,
         unstable_limit_bytes,
         readahead_bytes,
+        freed_bytes: _,
         ahead_bytes,
         asked_bytes,
         master_connections,

@@ -4,7 +4,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write as _;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tests::{Cluster, Options};
+use tests::{Cluster, Options, wait_until};
 
 use crate::need_fuse;
 
@@ -40,6 +40,10 @@ fn many_files_that_are_appended_to_have_a_bounded_number_of_threads_and_bytes() 
     assert!(threads < 200, "{threads} threads");
     let resident_kib = status(mount, "VmHWM");
     assert!(resident_kib < 256 << 10, "{resident_kib} KiB");
+    drop(files);
+    wait_until("what is free goes back to the kernel", || {
+        status(mount, "RssAnon") * 2 < resident_kib
+    });
     let expected: Vec<u8> = (0..4).flat_map(|round| [b'a' + round; RECORD]).collect();
     for n in [0, FILES / 2, FILES - 1] {
         assert!(std::fs::read(dir.join(n.to_string())).unwrap() == expected, "file {n}");
