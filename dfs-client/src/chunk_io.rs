@@ -612,7 +612,7 @@ fn start_local(
             let bytes = reply.ok().and_then(|frame| match reply_of(&frame) {
                 Ok(DataReply::ReadSums { replica_len, in_file: true }) => {
                     let sums = &frame.payload;
-                    local_files::read(&file, &layout, (offset, len), replica_len, sums)
+                    local_files::read(sums, replica_len, &file, &layout, (offset, len))
                 }
                 _ => None,
             });

@@ -20,4 +20,8 @@ mod readahead;
 mod recent_dirs;
 mod servers;
 
+#[cfg(test)]
+#[path = "../../tests/fuzz/engine.rs"]
+mod fuzz_engine;
+
 pub use error::ClientError;

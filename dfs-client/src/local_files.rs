@@ -140,11 +140,11 @@ fn fetch(mut door: UnixStream, chunk: ChunkId) -> io::Result<(UnixStream, Option
 /// Bytes `offset..offset+len` of a replica that is `replica_len` long, fewer at its end. `sums`: of its blocks from the
 /// one with `offset` on, as u32 little-endian. `None`: the file holds something else, or cannot be read.
 pub(crate) fn read(
+    sums: &[u8],
+    replica_len: u64,
     file: &File,
     layout: &ChunkLayout,
     (offset, len): (u64, u32),
-    replica_len: u64,
-    sums: &[u8],
 ) -> Option<Vec<u8>> {
     let block = layout.chunk_size.clamp(1, BLOCK_BYTES_MAX);
     let end = (offset + u64::from(len)).min(replica_len);
@@ -178,12 +178,15 @@ pub(crate) fn read(
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use dfs_core::ids::{ChunkVersion, Epoch, InodeNo, ServerId};
     use std::os::unix::fs::FileExt as _;
 
-    fn layout(chunk_size: u64) -> ChunkLayout {
+    pub(super) fn layout(chunk_size: u64) -> ChunkLayout {
         ChunkLayout {
             chunk: ChunkId(1),
             ino: InodeNo(2),
@@ -213,7 +216,7 @@ mod tests {
         };
         let len = content.len() as u64;
         let layout = layout(1 << 20);
-        let read = |at: u64, bytes: u32, sums: &[u8]| read(&file, &layout, (at, bytes), len, sums);
+        let read = |at: u64, bytes: u32, sums: &[u8]| read(sums, len, &file, &layout, (at, bytes));
         assert!(read(0, 1 << 20, &sums_of(&content)).as_ref() == Some(&content));
         let tail = &content[131_072..];
         assert!(read(131_072, 1 << 20, &sums_of(tail)).as_deref() == Some(tail));

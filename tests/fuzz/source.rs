@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 const NAMES: &[&str] =
     &["decode", "parse", "from_bytes", "from_text", "from_str", "unescape", "read_frame"];
-const PARAMETERS: &[&str] = &["bytes:", "input:", "wire:", "table:"];
+const PARAMETERS: &[&str] = &["bytes:", "input:", "wire:", "table:", "sums: &[u8]"];
 const TYPES: &[&str] = &["Reader<", "impl Read", "dyn Read", "&mut Bytes"];
 const RETURNS: &[&str] = &["Result", "Option", "Parsed", "Vec", "Set", "impl Iterator"];
 /// What a file uses that reads bytes.
