@@ -590,7 +590,7 @@ pub(crate) struct CompletionsArgs {
   dfs man | man -l -
   dfs man /usr/local/share/man/man1")]
 pub(crate) struct ManArgs {
-    /// Write dfs.1, dfs-up.1, … into this directory
+    /// Write dfs.1, dfs-up.1, … into this directory; made if it is missing, but not the one it lies in
     #[arg(value_name = "DIR")]
     pub pages: Option<PathBuf>,
 }

@@ -23,6 +23,19 @@ fn help_completions_and_manual_come_from_the_program() {
     for page in ["dfs.1", "dfs-up.1", "dfs-put.1"] {
         assert!(temp.path().join(page).is_file(), "{page}");
     }
+    // A directory is made and said to be, its parents are not.
+    let man =
+        |dir: &std::path::Path| run(Command::new(dfs_program()).arg("man").arg(dir), PATIENCE);
+    let new = temp.path().join("new");
+    assert!(stdout_of(&man(&new)).contains("a new directory"));
+    assert!(new.join("dfs-up.1").is_file() && !stdout_of(&man(&new)).contains("a new directory"));
+    for (dir, why) in [("a/b", "does not exist"), ("dfs.1", "not a directory")] {
+        let refused = man(&temp.path().join(dir));
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(refused.status.code() == Some(1) && said.contains(why), "{said}");
+        assert!(said.contains(dir) && said.lines().count() == 1, "{said}");
+    }
+    assert!(!temp.path().join("a").exists());
 }
 
 #[test]
