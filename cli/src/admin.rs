@@ -1,5 +1,6 @@
 //! Calls to the master's control door, on a small runtime that lives as long as one command.
 
+use std::error::Error as _;
 use std::future::Future;
 use std::path::Path;
 use std::time::Duration;
@@ -10,10 +11,10 @@ use dfs_proto::control::{
     EvictRequest, ExplainReply, ExplainRequest, FsckFinding, FsckRequest, LocateReply,
     LocateRequest, StatusReply, StatusRequest, WhatIfReply, WhatIfRequest,
 };
-use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
+use dfs_service::conn::{ClusterKey, Door, control_channel, dial, watched_control_channel};
 
 use crate::cluster::Target;
-use crate::failure::fail;
+use crate::failure::{Failure, fail};
 
 /// Fails with advice if nobody serves at the address: a lazy channel would only say "transport error".
 pub(crate) fn check_reachable(target: &Target) -> anyhow::Result<()> {
@@ -94,22 +95,26 @@ pub(crate) fn what_if(target: &Target, kill: Vec<String>) -> anyhow::Result<What
     .context("whatif")
 }
 
-/// Runs a check at the master and calls `each` with every finding as it comes.
+/// Runs a check at the master and calls `each` with every finding as it comes. It takes as long as reading all disks does,
+/// unless the master falls silent.
 pub(crate) fn fsck(target: &Target, mut each: impl FnMut(FsckFinding)) -> anyhow::Result<()> {
     check_reachable(target)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let mut client = AdminClient::new(control_channel(&target.master, &target.key));
-        let said = |refusal: &str| anyhow::anyhow!("{refusal}");
-        let mut findings = client
-            .fsck(FsckRequest { replicas: true })
-            .await
-            .map_err(|refusal| said(refusal.message()))
-            .context("ask for a check")?
-            .into_inner();
-        while let Some(finding) =
-            findings.message().await.map_err(|refusal| said(refusal.message())).context("check")?
-        {
+        let Target { master, key, wait } = target;
+        let mut client = AdminClient::new(watched_control_channel(master, key, *wait));
+        let said = |refusal: tonic::Status| match refusal.source() {
+            None => anyhow::anyhow!("check: master {master}: {}", refusal.message()),
+            // Not the master's own words.
+            Some(_) => Failure::new(
+                format!("check: the connection to master {master} ended, or it was silent"),
+                "see `dfs status`, and check again",
+            )
+            .into(),
+        };
+        let asked = client.fsck(FsckRequest { replicas: true }).await;
+        let mut findings = asked.map_err(said)?.into_inner();
+        while let Some(finding) = findings.message().await.map_err(said)? {
             each(finding);
         }
         Ok(())

@@ -489,6 +489,30 @@ impl AcceptorHandle {
 /// A lazily connected tonic channel to `addr`; every connection it makes is authenticated.
 #[must_use]
 pub fn control_channel(addr: &str, key: &ClusterKey) -> tonic::transport::Channel {
+    connected(endpoint(), addr, key)
+}
+
+/// As [`control_channel`], for a call without a deadline of its own: its answer may take as long as it wants, but a server
+/// that does not even answer a ping within `silence` ends it.
+#[must_use]
+pub fn watched_control_channel(
+    addr: &str,
+    key: &ClusterKey,
+    silence: Duration,
+) -> tonic::transport::Channel {
+    let endpoint = endpoint().http2_keep_alive_interval(silence / 2).keep_alive_timeout(silence);
+    connected(endpoint, addr, key)
+}
+
+fn endpoint() -> tonic::transport::Endpoint {
+    tonic::transport::Endpoint::from_static("http://dfs.invalid")
+}
+
+fn connected(
+    endpoint: tonic::transport::Endpoint,
+    addr: &str,
+    key: &ClusterKey,
+) -> tonic::transport::Channel {
     let (addr, key) = (addr.to_owned(), key.clone());
     let connector = tower::service_fn(move |_: tonic::transport::Uri| {
         let (addr, key) = (addr.clone(), key.clone());
@@ -498,8 +522,7 @@ pub fn control_channel(addr: &str, key: &ClusterKey) -> tonic::transport::Channe
                 .map(hyper_util::rt::TokioIo::new)
         }
     });
-    tonic::transport::Endpoint::from_static("http://dfs.invalid")
-        .connect_with_connector_lazy(connector)
+    endpoint.connect_with_connector_lazy(connector)
 }
 
 /// A control connection as tonic's server wants it.

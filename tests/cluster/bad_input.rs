@@ -92,6 +92,25 @@ fn an_unreachable_master_is_named() {
     accepts.join().unwrap();
 }
 
+/// One that lets everybody in and then says nothing, as a process does that is stopped.
+#[test]
+fn a_silent_master_is_given_up() {
+    use dfs_service::conn::{Acceptor, ClusterKey, Limits};
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let any_port = "127.0.0.1:0".parse().unwrap();
+    let silent = Acceptor::bind(any_port, ClusterKey::none(), Limits::default()).unwrap();
+    let (taken, _never_served) = tokio::sync::mpsc::channel(64);
+    let held = std::sync::Mutex::new(Vec::new());
+    let on_frames = std::sync::Arc::new(move |stream, _| held.lock().unwrap().push(stream));
+    let silent = silent.run(on_frames, taken, runtime.handle().clone()).unwrap();
+    let address = silent.addr().to_string();
+    for verb in [&["status"][..], &["fsck"], &["events"], &["jobs"], &["ls", "/"]] {
+        let arguments = [verb, &["--master", &address, "--server-wait", "1s"]].concat();
+        check_refused(&dfs(&arguments), 1, &[&address]);
+    }
+    silent.stop();
+}
+
 #[test]
 fn directories_without_a_cluster_are_named() {
     let temp = tempfile::tempdir().unwrap();
