@@ -448,32 +448,41 @@ impl ChunkIo {
     pub(crate) fn known_tail_size(&self, attr: &Attr) -> Option<u64> {
         let chunk_size = attr.layout.chunk_size.max(1);
         let mut first = attr.size / chunk_size;
-        let mut tail = None;
+        let mut tails: Vec<ChunkLayout> = Vec::new();
         loop {
             let found = self.layouts(attr.ino, first, LAYOUTS_ASKED).ok()?;
             let full = found.len() == LAYOUTS_ASKED as usize;
-            if let Some(last) = found.into_iter().next_back() {
-                first = last.index + 1;
-                tail = Some(last);
-            }
+            // One that is not the last has bytes, unless those behind it were only just made.
+            let kept = tails.len().saturating_sub(LAYOUTS_ASKED as usize);
+            tails.drain(..kept);
+            tails.extend(found);
+            first = tails.last().map_or(first, |last| last.index + 1);
             if !full {
                 break;
             }
         }
-        let Some(layout) = tail else { return Some(0) };
-        let primary_first =
-            layout.members.iter().filter(|member| member.member.server == layout.primary).chain(
-                layout.members.iter().filter(|member| member.member.server != layout.primary),
-            );
+        for layout in tails.iter().rev() {
+            match self.chunk_len(layout)? {
+                // Made for a writer who has not come yet: the bytes end before it.
+                0 => {}
+                len => return Some(layout.index * chunk_size + len),
+            }
+        }
+        Some(0)
+    }
+
+    /// Bytes of a chunk, asked of its primary or, if that does not answer, of another member.
+    fn chunk_len(&self, layout: &ChunkLayout) -> Option<u64> {
+        let (primary, others): (Vec<_>, Vec<_>) =
+            layout.members.iter().partition(|member| member.member.server == layout.primary);
         let mut without = 0;
-        for member in primary_first {
+        for member in primary.into_iter().chain(others) {
             let link = self.servers.link(member.member.server, &member.address);
             let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
             let reply =
                 self.servers.call(&link, &stat, READ_ATTEMPT).and_then(|frame| reply_of(&frame));
             match reply {
-                Ok(DataReply::Stat { len: 0, .. }) => return Some(0),
-                Ok(DataReply::Stat { len, .. }) => return Some(layout.index * chunk_size + len),
+                Ok(DataReply::Stat { len, .. }) => return Some(len),
                 Ok(DataReply::Failed(DataFailure::NoReplica)) => without += 1,
                 Ok(other) => tracing::debug!(?other, "length of the last chunk"),
                 Err(error) => tracing::debug!(%error, "length of the last chunk"),

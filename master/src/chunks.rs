@@ -25,6 +25,8 @@ use crate::state::{Master, accepted, lock, now};
 const LAYOUT_WAIT: Duration = Duration::from_secs(2);
 /// A write layout given out longer ago is no longer used: clients refetch after 5 s.
 pub const WRITE_LAYOUT_MS: u64 = 10_000;
+/// As long as a client waits for servers by default.
+const ABOUT_TO_BE_BACK_MS: u64 = 60_000;
 
 /// Which chunk of which file, and what for.
 #[derive(Clone, Copy, Debug)]
@@ -269,12 +271,16 @@ impl Master {
         }
         let cluster = lock(&self.cluster);
         let now = now();
-        let alive = cluster
-            .rows()
-            .keys()
-            .filter(|server| cluster.liveness(now, **server) == Liveness::Alive)
-            .count();
-        if self.min_replicas as usize <= alive {
+        let is_alive = |server: ServerId| cluster.liveness(now, server) == Liveness::Alive;
+        let alive = cluster.rows().keys().filter(|server| is_alive(**server)).count();
+        // All that was silent may be this master: whoever was heard a moment ago is about to be back, with its space.
+        let away = cluster.rows().iter().filter(|(server, row)| {
+            !is_alive(**server)
+                && 0 < row.free_bytes
+                && now.nanos_since(row.heard_at) < ABOUT_TO_BE_BACK_MS * 1_000_000
+        });
+        let needed = self.min_replicas as usize;
+        if needed <= alive && found + away.count() < needed {
             return MetaFailure::NoSpace {
                 reason: format!(
                     "{alive} chunkservers are alive but only {found} have space for a new chunk"
@@ -283,8 +289,7 @@ impl Master {
         }
         MetaFailure::Unavailable {
             reason: format!(
-                "{alive} chunkservers are alive, a new chunk needs at least {}",
-                self.min_replicas
+                "{alive} chunkservers are alive, {found} of them with space; a new chunk needs {needed}"
             ),
             retry_after_ms: 250,
         }
