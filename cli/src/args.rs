@@ -136,6 +136,8 @@ pub(crate) enum Command {
     Decommission(servers::DecommissionArgs),
     /// End a drain
     Undrain(servers::UndrainArgs),
+    /// Move chunks until all servers are about equally full
+    Rebalance(servers::RebalanceArgs),
     /// Show what happened to servers and chunks
     Events(servers::EventsArgs),
     /// Long work over workers: create, report, take snapshots, look back

@@ -53,6 +53,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Maintenance(_)
         | Command::Drain(_)
         | Command::Decommission(_)
+        | Command::Rebalance(_)
         | Command::Undrain(_)
         | Command::Events(_)
         | Command::Job(_)

@@ -21,6 +21,7 @@ pub(crate) mod mkdir;
 pub(crate) mod mount;
 pub(crate) mod mv;
 pub(crate) mod put;
+pub(crate) mod rebalance;
 pub(crate) mod rm;
 pub(crate) mod stat;
 pub(crate) mod status;

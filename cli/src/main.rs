@@ -78,6 +78,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Maintenance(args) => commands::maintenance::run(cluster, args),
         Command::Drain(args) => commands::drain::run(cluster, args),
         Command::Decommission(args) => commands::drain::decommission(cluster, args),
+        Command::Rebalance(args) => commands::rebalance::run(cluster, args),
         Command::Undrain(args) => commands::drain::undrain(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),

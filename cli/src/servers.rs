@@ -6,7 +6,7 @@ use anyhow::Context as _;
 use dfs_proto::control::server_admin_client::ServerAdminClient;
 use dfs_proto::control::{
     DecommissionRequest, DrainReply, DrainRequest, DrillReply, DrillRequest, EventsReply,
-    EventsRequest, WishReply, WishRequest,
+    EventsRequest, RebalanceReply, RebalanceRequest, WishReply, WishRequest,
 };
 use dfs_service::conn::control_channel;
 
@@ -47,6 +47,12 @@ pub(crate) fn decommission(target: &Target, server: String) -> anyhow::Result<bo
     // The master looks twice, some seconds apart.
     let target = &Target { wait: target.wait.max(DECOMMISSION_MIN), ..target.clone() };
     Ok(ask!(target, decommission, request)?.changed)
+}
+
+pub(crate) fn rebalance(target: &Target, action: &str) -> anyhow::Result<RebalanceReply> {
+    crate::admin::check_reachable(target)?;
+    let request = RebalanceRequest { action: action.to_owned(), by: myself() };
+    ask!(target, rebalance, request)
 }
 
 pub(crate) fn events(target: &Target, request: EventsRequest) -> anyhow::Result<EventsReply> {

@@ -45,21 +45,14 @@ pub fn move_of(
     let leaver = *members.iter().find(|member| draining.contains(&member.server))?;
     let written_lately = master.was_written_lately(chunk);
     let (cluster, now) = (lock(&master.cluster), now());
-    let well = record.preparing.is_none()
-        && members.iter().all(|member| cluster.is_up(now, member))
-        && members.len() <= cluster.copies(now, chunk, record, written_lately).good;
     // A spill is over in seconds.
-    if !well || (!record.attached && written_lately) {
+    if !is_well(&cluster, now, chunk, record, written_lately)
+        || (!record.attached && written_lately)
+    {
         return None;
     }
-    let holds = |server: &ServerId| {
-        cluster.row(*server).is_some_and(|row| row.replicas.contains_key(&chunk))
-    };
     let mut holders: Vec<ServerId> = members.iter().map(|member| member.server).collect();
-    let others = cluster.rows().keys().copied();
-    holders.extend(
-        others.filter(|server| !members.iter().any(|m| m.server == *server) && holds(server)),
-    );
+    holders.extend(others_with(&cluster, chunk, record));
     let short = Short {
         chunk,
         bytes: len_of(&cluster, chunk, record),
@@ -74,7 +67,31 @@ pub fn move_of(
     Some(Move { leaver, short })
 }
 
-fn len_of(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> u64 {
+/// Whether all members have what they are to have, and no change is under way.
+pub(crate) fn is_well(
+    cluster: &Cluster,
+    now: Timestamp,
+    chunk: ChunkId,
+    record: &Chunk,
+    unreported: bool,
+) -> bool {
+    let members = &record.active.members;
+    record.preparing.is_none()
+        && members.iter().all(|member| cluster.is_up(now, member))
+        && members.len() <= cluster.copies(now, chunk, record, unreported).good
+}
+
+/// Servers that have a replica and are no members.
+pub(crate) fn others_with(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> Vec<ServerId> {
+    let members = &record.active.members;
+    let rows = cluster.rows().iter();
+    let others = rows.filter(|(server, row)| {
+        row.replicas.contains_key(&chunk) && !members.iter().any(|m| m.server == **server)
+    });
+    others.map(|(server, _)| *server).collect()
+}
+
+pub(crate) fn len_of(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> u64 {
     let rows = record.active.members.iter().filter_map(|member| cluster.row(member.server));
     rows.filter_map(|row| Some(row.replicas.get(&chunk)?.len)).max().unwrap_or(0)
 }

@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod background;
+pub mod balance;
 pub mod chunks;
 pub mod clients;
 pub mod config;

@@ -13,12 +13,14 @@ use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::overlay::{OverlayKind, Room};
 use dfs_core::cluster::{Cluster, Liveness};
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
+use dfs_core::plan::rebalance::{Held, Moved, rebalance};
 use dfs_core::plan::rebuild::{
     Limits, Place, Short, Target, Watched, assign, hold_for_room, hold_for_silence,
 };
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
+use crate::balance::{Balance, Listed, count_listed, disks, expect_moves, movable};
 use crate::drain;
 use crate::reconfigure::Step;
 use crate::state::{Master, lock, now};
@@ -45,7 +47,8 @@ const HOLD_FACTOR: u64 = 10;
 pub struct Shared {
     /// Nothing is copied but chunks with one copy, and nothing is deleted.
     held: AtomicBool,
-    /// Why no chunk is moved away from servers that are drained, although some could be.
+    pub balance: Balance,
+    /// Why no chunk is moved although some could be.
     moves_wait: Mutex<Option<String>>,
     work: Mutex<Work>,
     /// Told when a change is done: there is room for another.
@@ -97,6 +100,8 @@ struct Found {
     bytes: u64,
     /// Chunks with all their copies, one of them on a server that is drained.
     moves: Vec<(drain::Move, ChunkVersion)>,
+    /// What may be moved, and bytes by server, if that was to be found out: see [`crate::balance`].
+    even: Option<(Vec<(Held, ChunkVersion)>, Listed)>,
 }
 
 /// Runs until `shutdown`, on a thread of its own.
@@ -201,6 +206,9 @@ impl Rebuild {
         } else {
             let due = self.moves(master, &is_free);
             tasks = self.choose_moves(&due, &mut targets, &places);
+            if due.is_empty() && self.found.moves.is_empty() {
+                tasks = self.choose_even(master, &running, &places, &is_free);
+            }
             let stuck = !due.is_empty() && tasks.is_empty() && running.is_empty();
             stuck.then(|| "no other server can take what is left".to_owned())
         };
@@ -224,6 +232,47 @@ impl Rebuild {
             .iter()
             .filter(|(of, _)| draining.contains(&of.leaver.server) && is_free(&of.short.chunk));
         due.take(CONSIDERED_MAX).cloned().collect()
+    }
+
+    /// Moves from full servers to empty ones, if so wished; the end of that wish if there is nothing to move.
+    fn choose_even(
+        &mut self,
+        master: &Master,
+        running: &BTreeMap<ChunkId, Step>,
+        places: &BTreeMap<ServerId, Place>,
+        is_free: &impl Fn(&ChunkId) -> bool,
+    ) -> Vec<Task> {
+        let Some((held, listed)) = &mut self.found.even else { return Vec::new() };
+        let balance = &master.rebuild.balance;
+        if !balance.is_running() || MOVE_LIMITS.in_all <= running.len() {
+            return Vec::new();
+        }
+        let mut incoming: BTreeMap<ServerId, usize> = BTreeMap::new();
+        for learner in running.values().filter_map(|step| step.learner) {
+            *incoming.entry(learner.server).or_default() += 1;
+        }
+        let mut disks = disks(master, listed, &incoming);
+        let free: Vec<Held> =
+            held.iter().filter(|(held, _)| is_free(&held.chunk)).map(|(h, _)| h.clone()).collect();
+        let moves = rebalance(&mut disks, &free, places, MOVE_LIMITS);
+        // One that is only late would be missing in the plan.
+        let all_known = !self.states.values().any(|state| *state == Liveness::Suspect);
+        let tried_all = running.is_empty() && free.len() == held.len();
+        if moves.is_empty() && all_known && tried_all && balance.end() {
+            master.notice("servers are as evenly full as their chunks allow".to_owned());
+        }
+        let mut tasks = Vec::new();
+        for Moved { chunk, bytes, leaver, learner } in moves {
+            let Some(at) = held.iter().position(|(held, _)| held.chunk == chunk) else { continue };
+            let (_, version) = held.swap_remove(at);
+            if let Some(listed) = listed.get_mut(&leaver.server) {
+                *listed = listed.saturating_sub(bytes);
+            }
+            *listed.entry(learner.server).or_default() += bytes;
+            let step = Step { learner: Some(learner), leaver: Some(leaver) };
+            tasks.push(Task { chunk, version, step, bytes });
+        }
+        tasks
     }
 
     fn choose_moves(
@@ -360,12 +409,16 @@ impl Rebuild {
         let mut missed = Vec::new();
         let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
         let draining = drain::draining(master);
+        let mut even = master.rebuild.balance.is_running().then(|| (Vec::new(), Listed::new()));
         master.for_each_chunk(|chunk, record| {
             let count = found.at_once.len() + found.short.len() + missed.len() + found.moves.len();
             if FOUND_MAX <= count {
                 return;
             }
             let version = record.active.version;
+            if let Some((_, listed)) = &mut even {
+                count_listed(master, chunk, record, listed);
+            }
             let at_once = |learner| {
                 let step = Step { learner, leaver: None };
                 Task { chunk, version, step, bytes: 0 }
@@ -395,8 +448,24 @@ impl Rebuild {
                 }
             } else if let Some(of) = of() {
                 found.moves.push((of, version));
+            } else if let Some((held, _)) = &mut even
+                && held.len() < FOUND_MAX
+            {
+                held.extend(movable(master, chunk, record).map(|held| (held, version)));
             }
         });
+        if let Some((_, listed)) = &mut even {
+            let work = lock(&master.rebuild.work);
+            let moves = work.running.iter().filter_map(|(chunk, step)| {
+                Some((*chunk, step.leaver?.server, step.learner?.server))
+            });
+            expect_moves(&lock(&master.cluster), moves, listed);
+        }
+        if let Some((held, _)) = &mut even {
+            // What is written is moved last: its writers wait for the copy.
+            held.sort_by_cached_key(|(held, _)| master.was_written_lately(held.chunk));
+        }
+        found.even = even;
         self.short_since = since;
         // What was reported may be older than the replica: asked before anything is done because of it.
         let lacks = |(chunk, record): &(ChunkId, Chunk)| {
@@ -445,7 +514,11 @@ fn finish(master: &Master, task: &Task, outcome: Result<(), String>) {
     match outcome {
         Ok(()) => {
             work.retry.remove(&task.chunk);
-            if task.step.learner.is_some() && task.step.leaver.is_none() {
+            if let Some(leaver) = task.step.leaver {
+                if !lock(&master.cluster).has_overlay(leaver.server, OverlayKind::Draining) {
+                    master.rebuild.balance.moved(task.bytes);
+                }
+            } else if task.step.learner.is_some() {
                 work.chunks += 1;
                 work.bytes += task.bytes;
             }

@@ -12,7 +12,8 @@ use dfs_proto::control::server_admin_server::ServerAdmin;
 use dfs_proto::control::wishes_server::Wishes;
 use dfs_proto::control::{
     AskReply, AskRequest, DecommissionReply, DecommissionRequest, DrainReply, DrainRequest,
-    DrillReply, DrillRequest, Event, EventsReply, EventsRequest, Overlay, WishReply, WishRequest,
+    DrillReply, DrillRequest, Event, EventsReply, EventsRequest, Overlay, RebalanceReply,
+    RebalanceRequest, WishReply, WishRequest,
 };
 use dfs_service::clock;
 use tonic::{Request, Response, Status};
@@ -90,6 +91,15 @@ impl ServerAdmin for Control {
             Ok(master.drain_progress(server))
         })
         .await
+    }
+
+    async fn rebalance(
+        &self,
+        request: Request<RebalanceRequest>,
+    ) -> Result<Response<RebalanceReply>, Status> {
+        let master = Arc::clone(&self.0);
+        let request = request.into_inner();
+        blocking(move || crate::balance::rebalance(&master, &request)).await
     }
 
     async fn decommission(

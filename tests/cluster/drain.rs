@@ -225,10 +225,14 @@ struct ByHand {
 
 impl ByHand {
     fn start(cluster: &Cluster, id: &str, data: &Path) -> Self {
+        Self::start_with(cluster, id, data, "20GiB")
+    }
+
+    fn start_with(cluster: &Cluster, id: &str, data: &Path, capacity: &str) -> Self {
         let log = cluster.scratch().join(format!("{}.log", data.file_name().unwrap().display()));
         let file = std::fs::File::create(&log).unwrap();
-        let mut command =
-            cluster.command(["chunkserver", "--capacity", "20GiB", "--id", id, "--data"]);
+        let arguments = ["chunkserver", "--capacity", capacity, "--id", id, "--data"];
+        let mut command = cluster.command(arguments);
         command.arg(data).stdin(Stdio::null()).stdout(file.try_clone().unwrap()).stderr(file);
         Self { child: command.spawn().unwrap(), log }
     }
@@ -341,4 +345,52 @@ fn a_dead_server_with_a_last_copy_is_not_decommissioned() {
     cluster.dfs(["get", "/f", copy.to_str().unwrap()]);
     check_content(&copy, &pattern(FILE_BYTES, 7));
     drop((first, second));
+}
+
+#[test]
+fn a_rebalance_gives_a_new_server_its_share_and_ends() {
+    const CHUNKS: u64 = 24;
+    let cluster = Cluster::start_with(Options {
+        chunkservers: 3,
+        capacity: Some("128MiB"),
+        timing: PATIENT,
+        ..Options::default()
+    });
+    let source = cluster.scratch().join("source");
+    std::fs::write(&source, pattern(2 << 20, 7)).unwrap();
+    for n in 0..CHUNKS {
+        cluster.dfs(["put", source.to_str().unwrap(), &format!("/f{n}")]);
+    }
+    let new = ByHand::start_with(&cluster, "cs-4", &cluster.scratch().join("new"), "128MiB");
+    wait_until("it is alive", || cluster.server_state("cs-4").as_deref() == Some("alive"));
+    wait_until_serving(&cluster);
+    let shares = |of: &Value| -> Vec<u64> {
+        let servers = of["servers"].as_array().unwrap().iter();
+        servers.map(|server| server["permille"].as_u64().unwrap()).collect()
+    };
+    let dry = cluster.dfs_json(["rebalance", "--dry-run"]);
+    assert_eq!((&dry["running"], &dry["changed"]), (&false.into(), &false.into()), "{dry}");
+    assert!(0 < dry["unevenBytes"].as_u64().unwrap() && shares(&dry)[3] == 0, "{dry}");
+    assert_eq!(listed(&cluster, "cs-4", "f", CHUNKS), 0, "a dry run moves nothing");
+    assert_eq!(cluster.dfs_json(["rebalance", "--stop"])["changed"], false);
+
+    let done = cluster.dfs_json(["rebalance"]);
+    assert_eq!((&done["changed"], &done["running"]), (&true.into(), &false.into()), "{done}");
+    let after = shares(&done);
+    let spread = after.iter().max().unwrap() - after.iter().min().unwrap();
+    assert!(after.len() == 4 && spread <= 30, "{done}");
+    let moved = listed(&cluster, "cs-4", "f", CHUNKS) as u64;
+    assert_eq!(done["movedChunks"], moved, "{done}");
+    assert!(moved <= 18, "{moved} moved, its share are 18 of 72");
+    // Again: there is nothing to do.
+    let again = cluster.dfs_json(["rebalance"]);
+    assert_eq!((&again["running"], &again["movedChunks"]), (&false.into(), &0.into()), "{again}");
+    let copy = cluster.scratch().join("copy");
+    for n in 0..CHUNKS {
+        let _absent = std::fs::remove_file(&copy);
+        cluster.dfs(["get", &format!("/f{n}"), copy.to_str().unwrap()]);
+        check_content(&copy, &pattern(2 << 20, 7));
+    }
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+    drop(new);
 }

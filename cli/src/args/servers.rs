@@ -129,6 +129,32 @@ pub(crate) struct DecommissionArgs {
 }
 
 #[derive(Args, Debug)]
+#[command(
+    after_help = "Moves chunks from the servers that are fullest, by the share of their disk, to the emptiest, until they differ by 3 % of a
+disk or no chunk can move. After all that is more urgent, and at most eight chunks at once. Zones and hosts stay apart.
+
+It goes on when the command is interrupted, until it is done or --stop; a new master has forgotten it: give it again.
+
+Examples:
+  dfs rebalance --dry-run           how full they are, and how much would move
+  dfs rebalance
+  dfs rebalance --stop"
+)]
+pub(crate) struct RebalanceArgs {
+    /// Show how full the servers are; change nothing
+    #[arg(long, conflicts_with_all = ["stop", "no_wait"])]
+    pub dry_run: bool,
+    /// Move no more
+    #[arg(long, conflicts_with = "no_wait")]
+    pub stop: bool,
+    /// Return when it has begun
+    #[arg(long)]
+    pub no_wait: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
 #[command(after_help = "What was moved stays where it is.
 
 Examples:
