@@ -92,9 +92,9 @@ fn garbage_closes_the_connection_and_nothing_else() {
     for garbage in [&b"GET / HTTP/1.0\r\n\r\n        "[..], &[0xff; 4096][..], b""] {
         let mut stream = TcpStream::connect(server.address).unwrap();
         stream.write_all(garbage).unwrap();
-        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        // The first bytes may have been enough: it is closed by then, with or without a reset.
+        let _closed = stream.shutdown(std::net::Shutdown::Write);
         let mut rest = Vec::new();
-        // Closed with or without a reset.
         let _end = stream.read_to_end(&mut rest);
     }
     // Past the handshake: a frame that is none.
