@@ -7,6 +7,9 @@ use std::time::Duration;
 use dfs_core::ids::{FsId, ServerId};
 use dfs_service::conn::ClusterKey;
 
+/// Disks forget a sector in so many years, and a second copy rots while the first is not looked at.
+pub const SCRUB_PERIOD: Duration = Duration::from_secs(14 * 86_400);
+
 #[derive(Clone, Debug)]
 pub struct Config {
     pub server: ServerId,
@@ -28,6 +31,8 @@ pub struct Config {
     /// Kept free of user data for journal and repair (DECISIONS 14).
     pub reserve_percent: u8,
     pub segment_bytes: u64,
+    /// Every replica is read and compared with its checksums within this. `None`: only when somebody asks.
+    pub scrub_period: Option<Duration>,
     /// The bound address is written here once the server listens.
     pub address_file: Option<PathBuf>,
     /// Where metrics and health are served, if at all; port 0 takes a free one, written to the file.
@@ -59,6 +64,7 @@ impl Config {
             capacity_bytes: None,
             reserve_percent: 5,
             segment_bytes: 64 << 20,
+            scrub_period: Some(SCRUB_PERIOD),
             address_file: None,
             metrics: None,
             metrics_file: None,

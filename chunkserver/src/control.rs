@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::adopt::{Source, adopt};
 use crate::node::Node;
 use crate::primary;
+use crate::scrub::verify;
 use crate::store::{ChunkSpec, Position, StoreError};
 
 #[derive(Clone, Debug)]
@@ -179,7 +180,7 @@ impl ChunkControl for Control {
         let (send, reports) = tokio::sync::mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
             for chunk in chunks {
-                let answer = match verify(&node, ChunkId(chunk)) {
+                let answer = match verify(&node, ChunkId(chunk), &mut |_| ()) {
                     Ok(report) => Ok(report),
                     Err(StoreError::NotFound { .. }) => continue,
                     Err(error) => Err(status(&error)),
@@ -191,34 +192,6 @@ impl ChunkControl for Control {
             }
         });
         Ok(Response::new(ReceiverStream::new(reports)))
-    }
-}
-
-/// Reads a whole replica; what is wrong with it is in the report, and remembered.
-fn verify(node: &Node, chunk: ChunkId) -> Result<ReplicaReport, StoreError> {
-    match node.store.check_file(chunk) {
-        Ok(()) => node.on_file_seen(chunk, None),
-        Err(StoreError::Corrupt { what, .. }) => {
-            node.on_file_seen(chunk, Some(what));
-            let report = node.store.report(chunk).ok_or(StoreError::NotFound { chunk })?;
-            return Ok(node.report_to_wire(&report));
-        }
-        Err(error) => return Err(error),
-    }
-    let mut block = 0;
-    loop {
-        match node.store.read_for_copy(chunk, block) {
-            Ok(_) => node.on_good_block(chunk, block),
-            Err(StoreError::BadBlock { .. }) => {
-                let report = node.store.report(chunk).ok_or(StoreError::NotFound { chunk })?;
-                if report.len <= u64::from(block) * report.spec.block_size() {
-                    return Ok(node.report_to_wire(&report));
-                }
-                node.on_bad_block(chunk, block);
-            }
-            Err(error) => return Err(error),
-        }
-        block += 1;
     }
 }
 

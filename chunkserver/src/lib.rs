@@ -26,6 +26,7 @@ mod primary;
 mod repair;
 mod reply;
 mod run;
+mod scrub;
 mod state;
 
 #[cfg(test)]

@@ -38,6 +38,9 @@ pub struct Metrics {
     pub member_failures: IntCounter,
     pub bad_blocks: IntCounter,
     pub repaired_blocks: IntCounter,
+    pub scrubbed_bytes: IntCounter,
+    pub scrubbed_since: Gauge,
+    pub scrub_pauses: IntCounter,
     pub adopted: IntCounter,
     pub copied_bytes: IntCounter,
     pub bad_connections: IntCounter,
@@ -115,6 +118,18 @@ impl Metrics {
             repaired_blocks: made.counter(
                 "dfs_chunkserver_repaired_blocks_total",
                 "Bad blocks made right again from another replica",
+            ),
+            scrubbed_bytes: made.counter(
+                "dfs_chunkserver_scrubbed_bytes_total",
+                "Bytes of replicas read from the disk and compared with their checksums: by the scrub, for dfs scrub and for dfs fsck",
+            ),
+            scrubbed_since: made.real_gauge(
+                "dfs_chunkserver_scrubbed_since_timestamp_seconds",
+                "All replicas were read and compared after this time, in seconds since 1970; 0 until the first round of the scrub has ended",
+            ),
+            scrub_pauses: made.counter(
+                "dfs_chunkserver_scrub_pauses_total",
+                "Times the scrub stopped because clients felt it, or copies that were made meanwhile",
             ),
             adopted: made.counter(
                 "dfs_chunkserver_adoptions_total",

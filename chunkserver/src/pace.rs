@@ -7,6 +7,8 @@
 use std::sync::Mutex;
 use std::time::Duration;
 
+use dfs_service::shutdown::Shutdown;
+
 use crate::node::{lock, now};
 
 /// Answers are judged over so long.
@@ -93,6 +95,19 @@ impl Pace {
         }
     }
 
+    /// Waits until `bytes` more may be read that nobody waits for: a scrub stands still where a copy goes slower. Says
+    /// whether it did.
+    pub(crate) fn before_scrub(&self, bytes: u64, stop: &Shutdown) -> bool {
+        let mut stood_still = false;
+        while !lock(&self.0).admit_scrub(now().0, bytes) {
+            stood_still = true;
+            if stop.wait_for(Duration::from_nanos(WINDOW_NANOS)) {
+                break;
+            }
+        }
+        stood_still
+    }
+
     /// Waits until `bytes` more may be copied.
     pub(crate) fn before_copy(&self, bytes: u64) {
         let wait = lock(&self.0).admit(now().0, bytes);
@@ -103,6 +118,16 @@ impl Pace {
 }
 
 impl State {
+    /// Whether a scrub may read `bytes` now: copies and scrubs are not felt, and were not lately.
+    fn admit_scrub(&mut self, now: u64, bytes: u64) -> bool {
+        self.turn(now);
+        let free = RATE_MAX <= self.rate;
+        if free {
+            self.copied_in_window += bytes;
+        }
+        free
+    }
+
     fn answered(&mut self, now: u64, kind: usize, nanos: u64) {
         self.turn(now);
         let Some(answers) = self.kinds.get_mut(kind) else { return };
@@ -191,5 +216,30 @@ mod tests {
         let back = run(&mut state, &mut now, 30, 1, true);
         assert!(full / 2 < back, "{back} of {full}");
         assert_eq!(usual_ms(&state), Some(1.0), "copies are no measure");
+    }
+
+    #[test]
+    fn a_scrub_stands_still_while_it_is_felt_and_goes_on_afterwards() {
+        let mut state = lock(&Pace::default().0).clone();
+        let mut now = 1_000 * MS;
+        run(&mut state, &mut now, 50, 1, false);
+        assert!(state.admit_scrub(now, 65_536));
+        let mut answers = |state: &mut State, windows: u64, ms: u64| {
+            let mut let_through = 0;
+            for _ in 0..10 * windows {
+                let_through += u32::from(state.admit_scrub(now, 65_536));
+                now += 10 * MS;
+                state.answered(now, 1, ms * MS);
+            }
+            let_through
+        };
+        assert_eq!(answers(&mut state, 5, 1), 50, "nobody feels it");
+        let felt = answers(&mut state, 50, 20);
+        assert!(
+            (10..150).contains(&felt),
+            "a window now and then shows whether it is still felt: {felt} of 500"
+        );
+        answers(&mut state, 20, 1);
+        assert_eq!(answers(&mut state, 5, 1), 50, "nobody feels it any more");
     }
 }

@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, lock};
 use crate::state::ServerState;
 use crate::store::{Store, StoreConfig};
-use crate::{data, pages, primary, repair};
+use crate::{data, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
@@ -49,6 +49,7 @@ pub struct Server {
     connections: Arc<Connections>,
     ticker: Shutdown,
     ticker_thread: Option<std::thread::JoinHandle<()>>,
+    scrub_thread: Option<std::thread::JoinHandle<()>>,
     link: Option<Link>,
     runtime: Option<tokio::runtime::Runtime>,
     control_ended: Option<tokio::sync::oneshot::Sender<()>>,
@@ -141,6 +142,13 @@ impl Server {
                 })
                 .context("start the ticker")?
         };
+        let scrub_thread = {
+            let (node, stop) = (Arc::clone(&node), ticker.clone());
+            std::thread::Builder::new()
+                .name("scrub".to_owned())
+                .spawn(move || scrub::run(&node, &stop))
+                .context("start the scrub")?
+        };
         let advertise = node.config.advertise.clone().unwrap_or_else(|| addr.to_string());
         if let Some(path) = &node.config.address_file {
             write_address(path, addr).with_context(|| format!("write {}", path.display()))?;
@@ -161,6 +169,7 @@ impl Server {
             connections,
             ticker,
             ticker_thread: Some(ticker_thread),
+            scrub_thread: Some(scrub_thread),
             link,
             runtime: Some(runtime),
             control_ended: Some(control_ended),
@@ -187,10 +196,10 @@ impl Server {
         self.pages = None;
         self.acceptor.stop();
         self.ticker.ask();
-        if let Some(thread) = self.ticker_thread.take()
-            && thread.join().is_err()
-        {
-            tracing::error!("ticker panicked");
+        for thread in [self.ticker_thread.take(), self.scrub_thread.take()].into_iter().flatten() {
+            if thread.join().is_err() {
+                tracing::error!("ticker or scrub panicked");
+            }
         }
         if let Some(door) = &self.node.local_door {
             door.close();

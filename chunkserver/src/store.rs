@@ -323,7 +323,7 @@ impl Store {
         self.report(chunk).map(|_| self.engine().config.dir.join(files::chunk_path(chunk)))
     }
 
-    /// One block and its checksum, whatever version is held, current or not: for adoption, repair and scrub.
+    /// One block and its checksum, whatever version is held, current or not: for adoption and repair.
     ///
     /// # Errors
     /// `NotFound`, `BadBlock`, `Io`.
@@ -333,6 +333,14 @@ impl Store {
         block_index: u32,
     ) -> Result<(Vec<u8>, u32), StoreError> {
         self.engine().read_for_copy(chunk, u64::from(block_index))
+    }
+
+    /// Verifies one block as it is on the disk; how many bytes it has.
+    ///
+    /// # Errors
+    /// As [`Self::read_for_copy`].
+    pub fn read_for_scrub(&self, chunk: ChunkId, block_index: u32) -> Result<u64, StoreError> {
+        self.engine().read_for_scrub(chunk, u64::from(block_index))
     }
 
     /// Whether the file is still under its name, with the header it was made with.

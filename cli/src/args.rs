@@ -250,6 +250,9 @@ pub(crate) struct UpArgs {
     /// Most that each chunkserver may hold, for example 20GiB [default: as last time, at first all the disk has]
     #[arg(long, value_name = "SIZE", value_parser = parse_capacity)]
     pub capacity: Option<u64>,
+    /// Every replica is read and compared with its checksums within this; 0: never by itself [default: as last time, at first 14d]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub scrub_period: Option<Duration>,
     /// What happens to a process that ends by itself
     #[arg(long, value_enum, default_value = "on-failure")]
     pub restart: Restart,
@@ -562,6 +565,9 @@ pub(crate) struct ChunkserverArgs {
     /// Machine it runs on: no two copies of a chunk on one, as long as there are others
     #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
     pub host: String,
+    /// Every replica is read and compared with its checksums within this; 0: never by itself [default: 14d]
+    #[arg(long, value_name = "TIME", value_parser = parse_time)]
+    pub scrub_period: Option<Duration>,
     #[command(flatten)]
     pub pages: PagesArgs,
 }

@@ -70,6 +70,9 @@ pub(crate) struct ClusterFile {
     /// Most that each chunkserver may hold; absent: all its disk has.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub capacity_bytes: Option<u64>,
+    /// Absent: the chunkserver's own; 0: never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scrub_period_ms: Option<u64>,
     pub chunkservers: Vec<ChunkserverEntry>,
     /// `ip:port` of each role's metrics and health pages; absent in files of older programs.
     #[serde(default)]
@@ -120,6 +123,7 @@ impl ClusterFile {
             replication: 0,
             min_replicas: 0,
             capacity_bytes: None,
+            scrub_period_ms: None,
             chunkservers: Vec::new(),
             metrics: BTreeMap::new(),
         }

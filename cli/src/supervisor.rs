@@ -239,6 +239,9 @@ impl Supervisor {
         if let (Role::Chunkserver(_), Some(capacity)) = (role, file.capacity_bytes) {
             arguments.extend(["--capacity".into(), capacity.to_string()]);
         }
+        if let (Role::Chunkserver(_), Some(millis)) = (role, file.scrub_period_ms) {
+            arguments.extend(["--scrub-period".into(), format!("{millis}ms")]);
+        }
         if *accept_loss && role == Role::Master {
             arguments.push("--accept-loss".into());
         }

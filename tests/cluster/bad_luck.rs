@@ -74,7 +74,7 @@ fn writes_wait_and_fail_with_a_reason_when_too_few_servers_are_left_reads_go_on(
 }
 
 /// Files below `dir` that hold `piece`, with the place of it.
-fn files_with(dir: &Path, piece: &[u8]) -> Vec<(PathBuf, u64)> {
+pub(crate) fn files_with(dir: &Path, piece: &[u8]) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
     let mut open = vec![dir.to_owned()];
     while let Some(dir) = open.pop() {
@@ -101,12 +101,17 @@ fn places(cluster: &Cluster, server: &str, content: &[u8], at: usize) -> Vec<(Pa
 }
 
 /// What stands there is in place since the clean stop, and will be written over.
-fn is_of_journal(path: &Path) -> bool {
+pub(crate) fn is_of_journal(path: &Path) -> bool {
     path.parent().is_some_and(|dir| dir.ends_with("journal"))
 }
 
 /// Flips one bit at `at` of `content` in the replicas of these servers; where it did.
-fn flip(cluster: &Cluster, servers: &[&str], content: &[u8], at: usize) -> Vec<(PathBuf, u64)> {
+pub(crate) fn flip(
+    cluster: &Cluster,
+    servers: &[&str],
+    content: &[u8],
+    at: usize,
+) -> Vec<(PathBuf, u64)> {
     let mut flipped = Vec::new();
     for server in servers {
         for (path, at) in places(cluster, server, content, at) {

@@ -15,6 +15,7 @@ mod ports;
 mod predictions;
 mod put;
 mod rebuild;
+mod scrub;
 mod up_down;
 
 use std::path::Path;

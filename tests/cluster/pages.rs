@@ -14,7 +14,7 @@ use crate::{need_fuse, pattern, write_synced};
 const ROLES: [&str; 5] = ["master", "cs-1", "cs-2", "cs-3", "mount"];
 
 /// Where `role` serves its pages, as `cluster.json` says.
-fn address(cluster: &Cluster, role: &str) -> String {
+pub(crate) fn address(cluster: &Cluster, role: &str) -> String {
     let text = std::fs::read_to_string(cluster.dir().join("cluster.json")).unwrap();
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
     json["metrics"][role].as_str().unwrap_or_else(|| panic!("{role} in {json}")).to_owned()
@@ -33,13 +33,13 @@ fn try_get(address: &str, path: &str) -> std::io::Result<(u16, String)> {
 }
 
 #[track_caller]
-fn get(address: &str, path: &str) -> (u16, String) {
+pub(crate) fn get(address: &str, path: &str) -> (u16, String) {
     try_get(address, path).unwrap_or_else(|error| panic!("{address}{path}: {error}"))
 }
 
 /// One value of a metrics page; `series` with its labels, as it stands there.
 #[track_caller]
-fn value(page: &str, series: &str) -> f64 {
+pub(crate) fn value(page: &str, series: &str) -> f64 {
     let found = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
     found.and_then(|value| value.parse().ok()).unwrap_or_else(|| panic!("{series} in {page}"))
 }

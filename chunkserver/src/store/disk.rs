@@ -14,6 +14,9 @@ pub trait DiskFile: Send + Sync + fmt::Debug {
     /// The kernel's.
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()>;
 
+    /// What is in memory of the range, and on the disk too, is not what the next read returns.
+    fn uncache(&self, offset: u64, len: u64);
+
     /// # Errors
     /// The kernel's; some of the bytes may have been written.
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()>;

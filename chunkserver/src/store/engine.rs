@@ -538,6 +538,16 @@ impl Engine {
         Ok((read_block(chunk, &state, &*self.file(chunk)?, block)?, sum))
     }
 
+    /// As [`Self::read_for_copy`], from the disk and not from memory; how many bytes.
+    pub(super) fn read_for_scrub(&self, chunk: ChunkId, block: u64) -> Result<u64, StoreError> {
+        let cell = self.cell(chunk)?;
+        let state = cell.read();
+        let block_bytes = state.held(chunk)?.block_size();
+        let file = self.file(chunk)?;
+        file.uncache(DATA_AT + block * block_bytes, block_bytes);
+        Ok(read_block(chunk, &state, &*file, block)?.len() as u64)
+    }
+
     pub(super) fn check_file(&self, chunk: ChunkId) -> Result<(), StoreError> {
         let cell = self.cell(chunk)?;
         let state = cell.read();

@@ -430,6 +430,8 @@ impl DiskFile for FaultyFile {
         })
     }
 
+    fn uncache(&self, _offset: u64, _len: u64) {}
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.with(true, |state, full| {
             let fits = if full { state.fits(offset, data.len() as u64) } else { u64::MAX };

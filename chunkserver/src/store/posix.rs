@@ -123,6 +123,12 @@ impl DiskFile for PosixFile {
         Ok(())
     }
 
+    fn uncache(&self, offset: u64, len: u64) {
+        let len = std::num::NonZeroU64::new(len);
+        // A kernel that does not take the advice reads what it has.
+        let _advised = rustix::fs::fadvise(&self.file, offset, len, rustix::fs::Advice::DontNeed);
+    }
+
     fn write_at(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         self.file.write_all_at(data, offset)
     }

@@ -73,7 +73,7 @@ pub(crate) fn parse_chunk_size(text: &str) -> Result<u64, String> {
     }
 }
 
-/// Reads `500ms`, `30s`, `5m`, `1h`; a bare number means seconds.
+/// Reads `500ms`, `30s`, `5m`, `1h`, `14d`; a bare number means seconds.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (digits, unit) = text.split_at(digits_end);
@@ -85,7 +85,12 @@ pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
         "" | "s" => 1_000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err(format!("unknown unit '{unit}': expected ms, s, m or h, for example 10m")),
+        "d" => 86_400_000,
+        _ => {
+            return Err(format!(
+                "unknown unit '{unit}': expected ms, s, m, h or d, for example 10m"
+            ));
+        }
     };
     let number = digits.parse::<u64>().ok();
     let time = number.and_then(|number| number.checked_mul(factor)).map(Duration::from_millis);

@@ -15,10 +15,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         capacity,
         zone,
         host,
+        scrub_period,
         pages: PagesArgs { metrics, metrics_file },
     } = args;
     let target = cluster::target(cluster)?;
     dfs_service::log::init()?;
+    let scrub_period = scrub_period.unwrap_or(chunkserver::config::SCRUB_PERIOD);
     let config = chunkserver::Config {
         listen: *listen,
         advertise: advertise.map(|address| address.to_string()),
@@ -27,6 +29,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         capacity_bytes: *capacity,
         zone: zone.clone(),
         host: host.clone(),
+        scrub_period: Some(scrub_period).filter(|period| !period.is_zero()),
         address_file: address_file.clone(),
         metrics: *metrics,
         metrics_file: metrics_file.clone(),

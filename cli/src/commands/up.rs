@@ -168,8 +168,17 @@ fn check_key(dir: &ClusterDir, named: Option<&Path>) -> anyhow::Result<()> {
 
 /// What this start does, from the flags and what the directory remembers. Changes nothing.
 fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> anyhow::Result<Plan> {
-    let UpArgs { mount, chunkservers, profile, timing, capacity, restart, accept_loss, .. } =
-        wanted.args;
+    let UpArgs {
+        mount,
+        chunkservers,
+        profile,
+        timing,
+        capacity,
+        scrub_period,
+        restart,
+        accept_loss,
+        detach: _,
+    } = wanted.args;
     let remembered = dir.read()?;
     let known = remembered.as_ref().map_or(0, |file| file.chunkservers.len());
     let known = u32::try_from(known).unwrap_or(u32::MAX);
@@ -211,6 +220,8 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
     })?;
     file.timing().profile(&file.profile)?;
     file.capacity_bytes = capacity.or(file.capacity_bytes);
+    let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+    file.scrub_period_ms = scrub_period.map(millis).or(file.scrub_period_ms);
     (file.replication, file.min_replicas) = replication_for(chunkservers);
     if chunkservers < CHUNKSERVERS {
         say(&format!(
@@ -312,8 +323,17 @@ fn detach(dir: &ClusterDir, wanted: &Wanted<'_>, lock: Lock) -> anyhow::Result<(
 
 fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Vec<OsString>> {
     let ClusterArgs { dir: _, master: _, key_file, server_wait } = wanted.cluster;
-    let UpArgs { mount, chunkservers, profile, timing, capacity, restart, detach: _, accept_loss } =
-        wanted.args;
+    let UpArgs {
+        mount,
+        chunkservers,
+        profile,
+        timing,
+        capacity,
+        scrub_period,
+        restart,
+        detach: _,
+        accept_loss,
+    } = wanted.args;
     let mut arguments: Vec<OsString> =
         vec!["supervise".into(), "--dir".into(), dir.root().into(), "--restart".into()];
     arguments.push(restart.name().into());
@@ -329,6 +349,9 @@ fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<
     arguments.extend(timing.arguments().into_iter().map(OsString::from));
     if let Some(capacity) = capacity {
         arguments.extend(["--capacity".into(), capacity.to_string().into()]);
+    }
+    if let Some(period) = scrub_period {
+        arguments.extend(["--scrub-period".into(), format!("{}ms", period.as_millis()).into()]);
     }
     if let Some(path) = key_file {
         arguments.extend(["--key-file".into(), path.into()]);
