@@ -22,6 +22,8 @@ pub(crate) struct Damage {
     blocks: Mutex<BTreeMap<(ChunkId, u32), Due>>,
     /// Their file is gone or belongs elsewhere; what is read comes from an open descriptor.
     files: Mutex<BTreeSet<ChunkId>>,
+    /// Blocks made right again since the start, for the master to tell of.
+    mended: Mutex<BTreeMap<ChunkId, u32>>,
     /// Who else has them, as the master last said.
     sources: Mutex<BTreeMap<ChunkId, Sources>>,
 }
@@ -107,6 +109,20 @@ impl Node {
         }
     }
 
+    /// A bad block was made right again.
+    pub(crate) fn on_mended(&self, chunk: ChunkId, block: u32) {
+        {
+            let mut mended = lock(&self.damage.mended);
+            if mended.len() < BLOCKS_MAX {
+                let count = mended.entry(chunk).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+        self.metrics.repaired_blocks.inc();
+        self.on_good_block(chunk, block);
+        self.on_changed(chunk);
+    }
+
     /// Whether the chunk's file is where it should be.
     pub(crate) fn on_file_seen(&self, chunk: ChunkId, wrong: Option<String>) {
         let mut files = lock(&self.damage.files);
@@ -145,6 +161,7 @@ impl Node {
             bad_blocks,
             file_damaged,
             copied_bytes: 0,
+            mended_blocks: lock(&self.damage.mended).get(&report.chunk).copied().unwrap_or(0),
         }
     }
 }

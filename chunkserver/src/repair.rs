@@ -60,7 +60,7 @@ pub(crate) fn repair_later(
         loop {
             let outcome = repair(&node, chunk, block, &members);
             let failed = outcome.is_err();
-            say(&node, chunk, block, outcome);
+            say(chunk, block, outcome);
             let mut running = lock(&RUNNING);
             let named = running.as_mut().and_then(|running| running.remove(&key));
             match named.filter(|named| failed && !named.is_empty()) {
@@ -81,10 +81,9 @@ pub(crate) fn repair_later(
     }
 }
 
-fn say(node: &Node, chunk: ChunkId, block: u32, outcome: Result<Option<ServerId>, String>) {
+fn say(chunk: ChunkId, block: u32, outcome: Result<Option<ServerId>, String>) {
     match outcome {
         Ok(Some(from)) => {
-            node.metrics.repaired_blocks.inc();
             tracing::warn!(chunk = chunk.0, block, %from, "bad block repaired");
         }
         Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
@@ -151,7 +150,7 @@ fn repair(
         match fetched {
             Ok(bytes) => {
                 node.store.repair_block(chunk, block, &bytes, crc).map_err(|e| e.to_string())?;
-                node.on_good_block(chunk, block);
+                node.on_mended(chunk, block);
                 return Ok(Some(server));
             }
             Err(reason) => last = format!("{server}: {reason}"),

@@ -80,6 +80,8 @@ pub struct Replica {
     pub seq: u64,
     pub len: u64,
     pub not_current: bool,
+    /// Of its content: equal for equal bytes.
+    pub digest: u32,
 }
 
 /// What of a replica cannot be read, as its server knows it.
@@ -610,7 +612,8 @@ mod tests {
     #[test]
     fn a_new_disk_forgets_what_the_old_one_held() {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
-        let replica = Replica { version: ChunkVersion(3), seq: 1, len: 1, not_current: false };
+        let replica =
+            Replica { version: ChunkVersion(3), seq: 1, len: 1, not_current: false, digest: 0 };
         cluster.on_heartbeat(
             at(0),
             Heartbeat { replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },
@@ -628,7 +631,8 @@ mod tests {
     fn copies_count_in_the_block_of_which_the_fewest_are_good() {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
         let chunk = ChunkId(7);
-        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        let replica =
+            Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false, digest: 0 };
         let record = samples::chunk(1, &[1, 2, 3]);
         let mut tell = |server, blocks: &[u32], whole| {
             let damage = Damage { blocks: blocks.to_vec(), whole };
@@ -655,7 +659,8 @@ mod tests {
     #[test]
     fn an_inventory_in_pages_is_complete_with_its_last_one() {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
-        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        let replica =
+            Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false, digest: 0 };
         let page = |from: u64, count: usize| {
             (from..).map(|n| (ChunkId(n), replica)).take(count).collect::<Vec<_>>()
         };
@@ -764,7 +769,8 @@ mod tests {
     #[test]
     fn what_a_server_in_maintenance_holds_is_awaited_while_it_is_away() {
         let mut cluster = Cluster::new(LivenessProfile::DRILL);
-        let replica = Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false };
+        let replica =
+            Replica { version: ChunkVersion(1), seq: 1, len: 1, not_current: false, digest: 0 };
         cluster.on_heartbeat(
             at(0),
             Heartbeat { replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },

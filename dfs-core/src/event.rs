@@ -27,10 +27,16 @@ pub enum EventKind {
     Report,
     /// Chunks that no disk is known to hold any more.
     Lost,
+    /// Blocks or files of replicas are not as they were written.
+    Damaged,
+    /// Replicas that should be equal differ.
+    Diverged,
+    /// Either is over.
+    Mended,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::Started,
         Self::Alive,
         Self::Suspect,
@@ -40,6 +46,9 @@ impl EventKind {
         Self::Reconfigured,
         Self::Report,
         Self::Lost,
+        Self::Damaged,
+        Self::Diverged,
+        Self::Mended,
     ];
 }
 
@@ -55,6 +64,9 @@ impl fmt::Display for EventKind {
             Self::Reconfigured => "reconfigured",
             Self::Report => "report",
             Self::Lost => "lost",
+            Self::Damaged => "damaged",
+            Self::Diverged => "diverged",
+            Self::Mended => "mended",
         })
     }
 }

@@ -252,8 +252,13 @@ pub(crate) mod tests {
     pub(crate) fn cluster(servers: u32, chunks: &[(u64, &[u32])]) -> Cluster {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
         for server in 1..=servers {
-            let replica =
-                Replica { version: ChunkVersion(1), seq: 1, len: 1000, not_current: false };
+            let replica = Replica {
+                version: ChunkVersion(1),
+                seq: 1,
+                len: 1000,
+                not_current: false,
+                digest: 0,
+            };
             let held = chunks.iter().filter(|(_, members)| members.contains(&server));
             cluster.on_heartbeat(
                 NOW,

@@ -4,4 +4,5 @@ pub mod drain;
 pub mod rebalance;
 pub mod rebuild;
 pub mod reconfigure;
+pub mod scrub;
 pub mod surplus;

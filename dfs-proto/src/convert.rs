@@ -164,6 +164,9 @@ wire_enum!(EventKind {
     7 = Reconfigured,
     8 = Report,
     9 = Lost,
+    10 = Damaged,
+    11 = Diverged,
+    12 = Mended,
 });
 wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);

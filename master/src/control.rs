@@ -173,6 +173,7 @@ async fn take(
     for (chunk, damage) in &damaged {
         tracing::warn!(%server, chunk = chunk.0, ?damage, "damaged replica");
     }
+    lock(&master.health).on_heartbeat(server, &beat);
     let replicas = beat
         .replicas
         .iter()
@@ -182,6 +183,7 @@ async fn take(
                 seq: report.seq,
                 len: report.len,
                 not_current: report.not_current,
+                digest: report.digest,
             };
             (ChunkId(report.chunk), replica)
         })

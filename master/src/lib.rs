@@ -13,6 +13,7 @@ pub mod control;
 pub mod drain;
 pub mod fsck;
 pub mod group;
+pub mod health;
 pub mod jobs;
 pub mod journal;
 pub mod metrics;

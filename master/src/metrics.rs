@@ -49,6 +49,8 @@ pub struct Fields {
     pub clients: IntGauge,
     pub reconfigurations: IntCounterVec,
     pub chunks: IntGaugeVec,
+    pub damaged: IntGauge,
+    pub diverging: IntGauge,
     pub oldest_exposure: Gauge,
     pub backlog_bytes: IntGauge,
     pub copied_bytes: IntCounter,
@@ -114,6 +116,14 @@ impl Metrics {
                 "dfs_master_chunks",
                 "Chunks by safety at the last survey: safe (all copies), degraded (fewer, at least two), endangered (one), unavailable (none on a live server), lost (no disk is known to hold it)",
                 &["state"],
+            ),
+            damaged: made.gauge(
+                "dfs_master_damaged_replicas",
+                "Replicas that their servers know to be damaged and have not mended yet",
+            ),
+            diverging: made.gauge(
+                "dfs_master_diverging_chunks",
+                "Chunks whose members hold different bytes after the same operations, each with its checksums",
             ),
             oldest_exposure: made.real_gauge(
                 "dfs_master_oldest_exposure_seconds",

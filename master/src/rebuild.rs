@@ -17,11 +17,13 @@ use dfs_core::plan::rebalance::{Held, Moved, rebalance};
 use dfs_core::plan::rebuild::{
     Limits, Place, Short, Target, Watched, assign, hold_for_room, hold_for_silence,
 };
+use dfs_core::plan::scrub::Divergence;
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
 use crate::balance::{Balance, Listed, count_listed, disks, expect_moves, movable};
 use crate::drain;
+use crate::health::divergence_of;
 use crate::reconfigure::Step;
 use crate::state::{Master, lock, now};
 
@@ -48,6 +50,8 @@ pub struct Shared {
     /// Nothing is copied but chunks with one copy, and nothing is deleted.
     held: AtomicBool,
     pub balance: Balance,
+    /// Chunks whose members differ, as the last walk found them.
+    pub diverging: Mutex<BTreeMap<ChunkId, Divergence>>,
     /// Why no chunk is moved although some could be.
     moves_wait: Mutex<Option<String>>,
     work: Mutex<Work>,
@@ -407,6 +411,7 @@ impl Rebuild {
         let mut found = Found::default();
         let mut since = HashMap::new();
         let mut missed = Vec::new();
+        let mut diverging = BTreeMap::new();
         let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
         let draining = drain::draining(master);
         let mut even = master.rebuild.balance.is_running().then(|| (Vec::new(), Listed::new()));
@@ -423,6 +428,9 @@ impl Rebuild {
                 let step = Step { learner, leaver: None };
                 Task { chunk, version, step, bytes: 0 }
             };
+            let differs = divergence_of(master, chunk, record);
+            let can_be_mended = differs.as_ref().is_some_and(|differs| !differs.most.is_empty());
+            diverging.extend(differs.map(|differs| (chunk, differs)));
             // What a spill left unattached is moved all the same: otherwise its servers would never be empty.
             let of = || drain::move_of(master, chunk, record, &draining);
             if !record.attached {
@@ -446,6 +454,8 @@ impl Rebuild {
                         found.short.push((short, version));
                     }
                 }
+            } else if can_be_mended {
+                found.at_once.push(at_once(None));
             } else if let Some(of) = of() {
                 found.moves.push((of, version));
             } else if let Some((held, _)) = &mut even
@@ -466,6 +476,7 @@ impl Rebuild {
             held.sort_by_cached_key(|(held, _)| master.was_written_lately(held.chunk));
         }
         found.even = even;
+        *lock(&master.rebuild.diverging) = diverging;
         self.short_since = since;
         // What was reported may be older than the replica: asked before anything is done because of it.
         let lacks = |(chunk, record): &(ChunkId, Chunk)| {

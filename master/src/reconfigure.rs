@@ -221,6 +221,7 @@ impl Master {
                         seq: report.seq,
                         len: report.len,
                         not_current: report.not_current,
+                        digest: report.digest,
                     };
                     cluster.on_replica(&member, chunk, replica);
                 }

@@ -59,6 +59,8 @@ pub struct Master {
     /// To which size each is cut or grown by this process now.
     pub truncating: Mutex<HashMap<InodeNo, u64>>,
     pub rebuild: crate::rebuild::Shared,
+    /// What was told of damage and divergence.
+    pub health: Mutex<crate::health::Health>,
     /// Replicas that nobody needs.
     pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,
@@ -167,6 +169,7 @@ impl Master {
             truncating: Mutex::default(),
             rebuild: crate::rebuild::Shared::default(),
             surplus: Mutex::default(),
+            health: Mutex::default(),
             surveyed: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),

@@ -151,6 +151,7 @@ fn refresh(master: &Master) {
         metrics.copy_rate.set(whole(outlook.copy_rate));
         metrics.copy_eta.set(outlook.eta_ms.map_or(f64::INFINITY, seconds));
     }
+    metrics.diverging.set(whole(lock(&master.rebuild.diverging).len()));
     refresh_servers(master);
     metrics.connections.set(whole(lock(&master.connections).len()));
     metrics.clients.set(whole(lock(&master.clients).len()));
@@ -194,6 +195,8 @@ fn refresh_servers(master: &Master) {
     for (state, count) in [("alive", alive), ("suspect", suspect), ("dead", dead)] {
         metrics.servers.with_label_values(&[state]).set(count);
     }
+    let damaged: usize = cluster.rows().values().map(|row| row.damaged.len()).sum();
+    metrics.damaged.set(whole(damaged));
     metrics.used_bytes.set(whole(used));
     metrics.free_bytes.set(whole(free));
 }

@@ -106,6 +106,7 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
         watch.scan(master);
         watch.drills(master);
         watch.configurations(master);
+        watch.events.extend(lock(&master.health).look(master));
         watch.write(master);
     }
 }

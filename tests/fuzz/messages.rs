@@ -382,6 +382,7 @@ fn messages_of_the_control_plane() {
         bad_blocks: vec![0, u32::MAX],
         file_damaged: true,
         copied_bytes: 4096,
+        mended_blocks: 1,
     };
     let beat = control::HeartbeatRequest {
         server: "cs-1".into(),

@@ -86,8 +86,8 @@ pub enum Source {
     DataLost,
 }
 
-/// Chooses the source among `reports` of `preparing.members`: the highest (adopted version, sequence), one by lot among
-/// equals, so that copies come from all servers.
+/// Chooses the source among `reports` of `preparing.members`: the highest (adopted version, sequence), what most of those
+/// hold if they differ, one by lot among equals, so that copies come from all servers.
 ///
 /// A member whose adopted version is below the last activated one has lost data and is never a source; version 1
 /// needs no adoption, so a chunk at version 1 that no member holds is an empty one.
@@ -113,7 +113,11 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
         None => Source::DataLost,
         Some(best) => {
             let current = whole.iter().copied().filter(|r| !r.not_current);
-            let sure = current.max_by_key(|r| (r.version, r.seq, lot(r)));
+            let content = |r: &PromiseReport| (r.version, r.seq, r.digest, r.len);
+            let agree = |one: &PromiseReport| {
+                current.clone().filter(|r| content(r) == content(one)).count()
+            };
+            let sure = current.clone().max_by_key(|r| (r.version, r.seq, agree(r), lot(r)));
             match sure {
                 // An operation acknowledged in the last version is on every current member.
                 Some(sure) if (best.version, best.seq) <= (sure.version, sure.seq) => {
@@ -186,6 +190,27 @@ mod tests {
             &Source::Adopt(report(2, 4, 1)),
         );
         check_source(&chunk(4, &[1, 2]), &[report(1, 3, 99), report(2, 0, 0)], &Source::DataLost);
+    }
+
+    #[test]
+    fn what_most_hold_is_the_source_where_equals_differ() {
+        for odd in 1..=3 {
+            let with = |n| PromiseReport { digest: u32::from(n == odd), ..report(n, 4, 7) };
+            let of = chunk(4, &[1, 2, 3]);
+            let reports = [with(1), with(2), with(3)];
+            let preparing = Preparing {
+                version: of.next_version,
+                members: of.active.members.clone(),
+                learner: None,
+                after_wait: false,
+            };
+            let Source::Adopt(source) = choose_source(&of, &preparing, &reports) else { panic!() };
+            assert_eq!(source.digest, 0, "{odd} is the odd one");
+            // A longer log decides, however many are behind.
+            let longer = PromiseReport { seq: 8, ..with(odd) };
+            let reports = reports.map(|r| if r.member == longer.member { longer } else { r });
+            assert_eq!(choose_source(&of, &preparing, &reports), Source::Adopt(longer));
+        }
     }
 
     #[test]
