@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use crate::adopt::{Source, adopt};
 use crate::node::Node;
 use crate::primary;
-use crate::scrub::verify;
+use crate::scrub::{self, verify};
 use crate::store::{ChunkSpec, Position, StoreError};
 
 #[derive(Clone, Debug)]
@@ -175,12 +175,17 @@ impl ChunkControl for Control {
         request: Request<VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
         self.check_open()?;
-        let chunks = request.into_inner().chunks;
+        let VerifyRequest { chunks, paced } = request.into_inner();
         let node = Arc::clone(&self.0);
+        let stop = node.stopping.clone();
         let (send, reports) = tokio::sync::mpsc::channel(16);
         tokio::task::spawn_blocking(move || {
             for chunk in chunks {
-                let answer = match verify(&node, ChunkId(chunk), &mut |_| ()) {
+                let answer = match verify(&node, ChunkId(chunk), &mut |bytes| {
+                    if paced {
+                        scrub::give_way(&node, bytes, &stop);
+                    }
+                }) {
                     Ok(report) => Ok(report),
                     Err(StoreError::NotFound { .. }) => continue,
                     Err(error) => Err(status(&error)),

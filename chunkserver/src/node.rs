@@ -10,6 +10,7 @@ use dfs_proto::control;
 use dfs_proto::data_rpc::DataFailure;
 use dfs_proto::meta_rpc::ChunkLayout;
 use dfs_service::clock::monotonic_nanos;
+use dfs_service::shutdown::Shutdown;
 
 use crate::config::Config;
 use crate::damage::Damage;
@@ -41,6 +42,8 @@ pub(crate) struct Node {
     pub(crate) local_door: Option<LocalDoor>,
     pub(crate) news: News,
     pub(crate) pace: Pace,
+    /// Asked when this server stops.
+    pub(crate) stopping: Shutdown,
     space: CachedSpace,
 }
 
@@ -110,6 +113,7 @@ impl Node {
             local_door,
             news: News::default(),
             pace: Pace::default(),
+            stopping: Shutdown::new(),
             space: CachedSpace::default(),
             store,
             state,

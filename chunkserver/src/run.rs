@@ -127,7 +127,7 @@ impl Server {
         if let Some(door) = &node.local_door {
             door.serve(&node).context("serve the local door")?;
         }
-        let ticker = Shutdown::new();
+        let ticker = node.stopping.clone();
         let ticker_thread = {
             let (node, ticker) = (Arc::clone(&node), ticker.clone());
             std::thread::Builder::new()

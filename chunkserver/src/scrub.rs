@@ -82,11 +82,7 @@ fn read_round(
                     return false;
                 }
             }
-            match verify(node, chunk, &mut |bytes| {
-                if node.pace.before_scrub(bytes, stop) {
-                    node.metrics.scrub_pauses.inc();
-                }
-            }) {
+            match verify(node, chunk, &mut |bytes| give_way(node, bytes, stop)) {
                 // Gone since the round began.
                 Ok(_) | Err(StoreError::NotFound { .. }) => {}
                 Err(error) => tracing::error!(chunk = chunk.0, %error, "replica cannot be read"),
@@ -124,6 +120,13 @@ fn sleep_until(began: i64, at: i64, stop: &Shutdown) -> bool {
         if stop.wait_for(Duration::from_nanos(left).min(SLEEP_MAX)) {
             return false;
         }
+    }
+}
+
+/// Before `bytes` are read.
+pub(crate) fn give_way(node: &Node, bytes: u64, stop: &Shutdown) {
+    if node.pace.before_scrub(bytes, stop) {
+        node.metrics.scrub_pauses.inc();
     }
 }
 

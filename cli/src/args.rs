@@ -138,6 +138,8 @@ pub(crate) enum Command {
     Undrain(servers::UndrainArgs),
     /// Move chunks until all servers are about equally full
     Rebalance(servers::RebalanceArgs),
+    /// Read all replicas now and mend what is damaged
+    Scrub(jobs::ScrubArgs),
     /// Show what happened to servers and chunks
     Events(servers::EventsArgs),
     /// Long work over workers: create, report, take snapshots, look back

@@ -23,6 +23,7 @@ pub(crate) mod mv;
 pub(crate) mod put;
 pub(crate) mod rebalance;
 pub(crate) mod rm;
+pub(crate) mod scrub;
 pub(crate) mod stat;
 pub(crate) mod status;
 pub(crate) mod umount;

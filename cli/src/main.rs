@@ -80,6 +80,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Decommission(args) => commands::drain::decommission(cluster, args),
         Command::Rebalance(args) => commands::rebalance::run(cluster, args),
         Command::Undrain(args) => commands::drain::undrain(cluster, args),
+        Command::Scrub(args) => commands::scrub::run(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),
         Command::Jobs(args) => commands::job::list(cluster, args),

@@ -7,7 +7,7 @@ use crate::chunk::{Configuration, Member};
 use crate::cluster::overlay::OverlayKind;
 use crate::event::Event;
 use crate::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId};
-use crate::job::{JobId, JobPhase};
+use crate::job::{JobId, JobPhase, JobWork, WorkProgress};
 use crate::namespace::{Attr, Layout, NamespaceError};
 use crate::results::Results;
 use crate::time::WallTime;
@@ -270,6 +270,8 @@ pub enum Change {
     Activate {
         chunk: ChunkId,
         configuration: Configuration,
+        /// Counted as a subtask of this job, done by this server.
+        done_by: Option<(JobId, ServerId)>,
     },
     /// All members of `chunk`'s garbage record have deleted it (or are gone for good).
     ForgetGarbage {
@@ -307,6 +309,20 @@ pub enum Change {
         workers: u32,
         by: String,
         request: u128,
+    },
+    /// Work that the master carries out. `Number`: its id, or of the one that goes on already.
+    BeginWork {
+        work: JobWork,
+        by: String,
+        request: u128,
+    },
+    /// How far such work is. `Number`: snapshots taken.
+    AdvanceJob {
+        job: JobId,
+        total: u64,
+        found: u64,
+        workers: Vec<WorkProgress>,
+        snapshot: bool,
     },
     /// Worker and state, of as many as wanted.
     SetJobStates {

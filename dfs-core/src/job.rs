@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::ids::{ChunkId, InodeNo, ServerId};
 use crate::time::WallTime;
 
 /// Workers of one job.
@@ -53,6 +54,66 @@ impl fmt::Display for JobPhase {
     }
 }
 
+/// A worker that had work and did none of it over so many snapshots is stalled.
+pub const STALLED_AFTER: u64 = 3;
+
+/// What the master carries out itself; its workers are servers.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum JobWork {
+    /// Each chunk that lists the server is a subtask, done by the one that takes the copy over.
+    Drain { server: ServerId },
+    /// Each chunk that moves is a subtask of the server it comes to.
+    Rebalance,
+    /// Each replica is a subtask of the server that has it: of one server or all, of one file or of what is below one
+    /// directory or of all, of chunks below `end`.
+    Scrub { server: Option<ServerId>, ino: Option<InodeNo>, end: ChunkId },
+}
+
+impl JobWork {
+    /// Whether there may be several at once.
+    #[must_use]
+    pub const fn is_many(&self) -> bool {
+        matches!(self, Self::Scrub { .. })
+    }
+}
+
+impl fmt::Display for JobWork {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Drain { server } => write!(f, "drain {server}"),
+            Self::Rebalance => f.write_str("rebalance"),
+            Self::Scrub { server, ino, end: _ } => {
+                f.write_str("scrub")?;
+                server.iter().try_for_each(|server| write!(f, " {server}"))?;
+                ino.iter().try_for_each(|ino| write!(f, " inode {}", ino.0))
+            }
+        }
+    }
+}
+
+/// A worker of such a job. Its number is its place in the list.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct JobWorker {
+    pub server: ServerId,
+    /// Where it goes on, if the work is in an order.
+    pub mark: u64,
+    /// It had work over several snapshots and did none of it.
+    pub stalled: bool,
+    /// Snapshots there were when it did something last, or had nothing to do.
+    pub since: u64,
+}
+
+/// What the master says of one worker.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct WorkProgress {
+    pub server: ServerId,
+    /// Subtasks done; `None`: as counted so far.
+    pub done: Option<u64>,
+    pub mark: u64,
+    /// Has subtasks that it is to do now.
+    pub busy: bool,
+}
+
 /// What the log holds of a job beside the states of its workers.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Job {
@@ -68,6 +129,14 @@ pub struct Job {
     /// The request that made it, and the one that took the newest snapshot: asked again, they get the same answer.
     pub request: u128,
     pub snapshot_request: u128,
+    /// `None`: a program of somebody's own does it, and says how far it is.
+    pub work: Option<JobWork>,
+    /// Of the master's work: who does it.
+    pub servers: Vec<JobWorker>,
+    /// Subtasks in all, as far as is known; 0: not yet.
+    pub total: u64,
+    /// Of a scrub: replicas found damaged.
+    pub found: u64,
 }
 
 /// A call that means nothing. The state is unchanged.

@@ -21,6 +21,7 @@ pub mod jobs;
 mod servers;
 mod session;
 mod transaction;
+pub mod work;
 
 mod attributes;
 mod chunk_map;

@@ -10,7 +10,7 @@ use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
-use dfs_core::job::{Job, JobId, JobPhase};
+use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
@@ -172,7 +172,26 @@ wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);
 wire_list!((u32, u64));
 wire_enum!(JobPhase { 1 = Running, 2 = Paused, 3 = Done, 4 = Cancelled });
-wire_struct!(Job { name, by, phase, workers, snapshots, began, ended, request, snapshot_request });
+wire_enum!(JobWork { 1 = Drain { server }, 2 = Rebalance, 3 = Scrub { server, ino, end } });
+wire_struct!(JobWorker { server, mark, stalled, since });
+wire_list!(JobWorker);
+wire_struct!(WorkProgress { server, done, mark, busy });
+wire_list!(WorkProgress);
+wire_struct!(Job {
+    name,
+    by,
+    phase,
+    workers,
+    snapshots,
+    began,
+    ended,
+    request,
+    snapshot_request,
+    work,
+    servers,
+    total,
+    found
+});
 /// What [`Results`] are on the wire: the mark, which older programs know too, and behind all other fields what they
 /// skip, the number below which all others have their results, and those awaited after the first.
 pub(crate) type SparseResults = Option<(u64, Vec<u64>)>;
@@ -242,7 +261,7 @@ wire_enum!(Change {
     40 = FreeChunks { ino, first, count },
     41 = SealChunk { chunk },
     60 = Reconfigure { chunk, version, members, learner, after_wait },
-    61 = Activate { chunk, configuration },
+    61 = Activate { chunk, configuration, done_by },
     62 = ForgetGarbage { chunk },
     63 = RegisterServer { server, disk },
     64 = SetOverlay { server, kind, until, by, cause },
@@ -253,6 +272,8 @@ wire_enum!(Change {
     72 = SnapshotJob { job, request },
     73 = SetJobPhase { job, phase },
     74 = ForgetJob { job },
+    75 = BeginWork { work, by, request },
+    76 = AdvanceJob { job, total, found, workers, snapshot },
     80 = SetLock { ino, client, owner, start, end, kind, pid },
 });
 wire_enum!(Outcome {

@@ -1,16 +1,18 @@
-//! Evens out how full servers are, while somebody wishes it.
+//! Evens out how full servers are, while there is a job for it in the log.
 //!
-//! The wish is in memory only: a new master has forgotten it, and giving it again goes on, because what is to move is read
-//! off the chunk map each time. [`crate::rebuild`] carries the moves out, after everything else.
+//! What is to move is read off the chunk map each time. [`crate::rebuild`] carries the moves out, after everything else.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::atomic::Ordering;
 
 use dfs_core::chunk::Chunk;
 use dfs_core::cluster::overlay::{OverlayKind, Room};
 use dfs_core::cluster::{Cluster, Liveness};
+use dfs_core::command::Change;
 use dfs_core::exposure::eta_ms;
 use dfs_core::ids::{ChunkId, ServerId};
+use dfs_core::job::{Job, JobId, JobPhase, JobWork};
+use dfs_core::meta::jobs;
 use dfs_core::plan::rebalance::{Disk, EVEN_PERMILLE, Held, uneven_bytes};
 use dfs_core::plan::rebuild::room_bytes;
 use dfs_proto::control::{RebalanceReply, RebalanceRequest, ServerShare};
@@ -18,45 +20,6 @@ use tonic::Status;
 
 use crate::drain;
 use crate::state::{Master, lock, now};
-
-/// The wish, and what it has done so far.
-#[derive(Debug, Default)]
-pub struct Balance(Mutex<Run>);
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Run {
-    running: bool,
-    chunks: u64,
-    bytes: u64,
-}
-
-impl Balance {
-    #[must_use]
-    pub fn is_running(&self) -> bool {
-        lock(&self.0).running
-    }
-
-    /// Says whether that changed anything.
-    fn begin(&self) -> bool {
-        let mut run = lock(&self.0);
-        let changed = !run.running;
-        if changed {
-            *run = Run { running: true, ..Run::default() };
-        }
-        changed
-    }
-
-    /// Says whether that changed anything.
-    pub fn end(&self) -> bool {
-        std::mem::take(&mut lock(&self.0).running)
-    }
-
-    pub fn moved(&self, bytes: u64) {
-        let mut run = lock(&self.0);
-        run.chunks += 1;
-        run.bytes += bytes;
-    }
-}
 
 /// Bytes that the map lists on each server.
 pub type Listed = BTreeMap<ServerId, u64>;
@@ -87,6 +50,7 @@ pub fn movable(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Held> 
 /// Live servers as the plan sees them; those that are to get nothing have no room.
 #[must_use]
 pub fn disks(master: &Master, listed: &Listed, incoming: &BTreeMap<ServerId, usize>) -> Vec<Disk> {
+    let stalled = master.works.stalled();
     let (cluster, now) = (lock(&master.cluster), now());
     let here = cluster.rows().iter().filter(|(server, _)| {
         cluster.liveness(now, **server) == Liveness::Alive
@@ -100,7 +64,11 @@ pub fn disks(master: &Master, listed: &Listed, incoming: &BTreeMap<ServerId, usi
             place: row.place.clone(),
             listed_bytes: listed.get(server).copied().unwrap_or(0),
             total_bytes: row.used_bytes.saturating_add(row.free_bytes),
-            room_bytes: if takes { room_bytes(row.free_bytes, row.total_bytes) } else { 0 },
+            room_bytes: if takes && !stalled.contains(server) {
+                room_bytes(row.free_bytes, row.total_bytes)
+            } else {
+                0
+            },
             incoming: incoming.get(server).copied().unwrap_or(0),
         }
     })
@@ -134,12 +102,21 @@ pub(crate) fn rebalance(
             "the master warms up: servers may not have told yet what they hold; ask again in a few seconds",
         ));
     }
-    let balance = &master.rebuild.balance;
-    let changed = match action.as_str() {
-        "show" => false,
-        "start" => balance.begin(),
-        "stop" => balance.end(),
-        other => return Err(Status::invalid_argument(format!("unknown action '{other}'"))),
+    master.refresh_work();
+    let open = master.works.rebalance();
+    let changed = match (action.as_str(), open) {
+        ("show", _) | ("stop", None) => false,
+        ("start", open) => {
+            let change = Change::BeginWork { work: JobWork::Rebalance, by: by.clone(), request: 0 };
+            master.propose(None, change).map_err(|error| Status::unavailable(error.to_string()))?;
+            master.refresh_work();
+            open.is_none()
+        }
+        ("stop", Some((id, _))) => {
+            master.set_work_phase(id, JobPhase::Cancelled).map_err(Status::unavailable)?;
+            true
+        }
+        (other, _) => return Err(Status::invalid_argument(format!("unknown action '{other}'"))),
     };
     if changed {
         tracing::info!(action, by, "rebalance");
@@ -151,16 +128,22 @@ pub(crate) fn rebalance(
     let spread = shares.last().unwrap_or(&0) - shares.first().unwrap_or(&0);
     let rate = lock(&master.surveyed).exposure.copy_rate();
     let uneven = if spread <= EVEN_PERMILLE { 0 } else { uneven_bytes(&disks) };
-    let run = *lock(&balance.0);
+    let open = master.works.rebalance();
+    let paused = open.filter(|(_, phase)| *phase == JobPhase::Paused);
+    let waits = if paused.is_some() {
+        Some(drain::paused_text(paused))
+    } else {
+        master.rebuild.moves_wait().filter(|_| open.is_some())
+    };
     Ok(RebalanceReply {
         changed,
-        running: run.running,
-        moved_chunks: run.chunks,
-        moved_bytes: run.bytes,
+        running: open.is_some(),
+        moved_chunks: moved_chunks(master),
+        moved_bytes: master.rebuild.moved_bytes.load(Ordering::Relaxed),
         uneven_bytes: uneven,
         rate,
         eta_ms: eta_ms(uneven, rate),
-        waits_because: master.rebuild.moves_wait().filter(|_| run.running).unwrap_or_default(),
+        waits_because: waits.unwrap_or_default(),
         servers: disks
             .iter()
             .map(|disk| ServerShare {
@@ -170,4 +153,23 @@ pub(crate) fn rebalance(
             })
             .collect(),
     })
+}
+
+/// By the rebalance that goes on, or the last one.
+fn moved_chunks(master: &Master) -> u64 {
+    let reader = master.reader();
+    let mut from = JobId(0);
+    let mut last = None;
+    loop {
+        let page = jobs::jobs(&reader, from, 100);
+        let Some((end, _)) = page.last() else { break };
+        from = JobId(end.0 + 1);
+        let of_this = |(_, job): &(JobId, _)| is_rebalance(job);
+        last = page.into_iter().rfind(of_this).or(last);
+    }
+    last.map_or(0, |(id, job)| master.done_of(id, &job))
+}
+
+fn is_rebalance(job: &Job) -> bool {
+    job.work == Some(JobWork::Rebalance)
 }

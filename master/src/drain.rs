@@ -10,6 +10,7 @@ use dfs_core::cluster::overlay::{OverlayKind, Room};
 use dfs_core::cluster::{Cluster, Liveness};
 use dfs_core::exposure::eta_ms;
 use dfs_core::ids::{ChunkId, ServerId};
+use dfs_core::job::{JobId, JobPhase};
 use dfs_core::meta;
 use dfs_core::plan::drain::{Other, check_drain};
 use dfs_core::plan::rebuild::{Short, room_bytes};
@@ -24,13 +25,19 @@ use crate::state::{Master, lock, now};
 #[derive(Clone, Debug)]
 pub struct Move {
     pub leaver: Member,
+    /// That it is a subtask of.
+    pub job: Option<JobId>,
     pub short: Short,
 }
 
-/// Servers that are to be emptied.
+/// Servers that are to be emptied now.
 #[must_use]
 pub fn draining(master: &Master) -> BTreeSet<ServerId> {
-    lock(&master.cluster).with_overlay(OverlayKind::Draining).collect()
+    let wished: Vec<ServerId> = lock(&master.cluster).with_overlay(OverlayKind::Draining).collect();
+    let is_paused = |server: &ServerId| {
+        master.works.drain(*server).is_some_and(|(_, phase)| phase == JobPhase::Paused)
+    };
+    wished.into_iter().filter(|server| !is_paused(server)).collect()
 }
 
 /// The move that `record` waits for: its members are all well, and one of them is drained.
@@ -64,7 +71,8 @@ pub fn move_of(
         holders,
         leaver: Some(leaver.server),
     };
-    Some(Move { leaver, short })
+    let job = master.works.drain(leaver.server).map(|(id, _)| id);
+    Some(Move { leaver, job, short })
 }
 
 /// Whether all members have what they are to have, and no change is under way.
@@ -94,6 +102,11 @@ pub(crate) fn others_with(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> 
 pub(crate) fn len_of(cluster: &Cluster, chunk: ChunkId, record: &Chunk) -> u64 {
     let rows = record.active.members.iter().filter_map(|member| cluster.row(member.server));
     rows.filter_map(|row| Some(row.replicas.get(&chunk)?.len)).max().unwrap_or(0)
+}
+
+pub(crate) fn paused_text(job: Option<(JobId, JobPhase)>) -> String {
+    job.map(|(id, _)| format!("job {0} is paused: `dfs job resume {0}` goes on", id.0))
+        .unwrap_or_default()
 }
 
 /// What the map still has on one server.
@@ -202,7 +215,9 @@ impl Master {
     pub fn drain_progress(&self, server: ServerId) -> DrainReply {
         let Left { chunks, bytes } = self.listed_on(server);
         let rate = lock(&self.surveyed).exposure.copy_rate();
+        let paused = self.works.drain(server).filter(|(_, phase)| *phase == JobPhase::Paused);
         let waits = match self.rebuild.moves_wait() {
+            _ if paused.is_some() => paused_text(paused),
             _ if self.is_warming() => "the master warms up".to_owned(),
             wait => wait.unwrap_or_default(),
         };

@@ -151,7 +151,7 @@ fn ask(master: &Arc<Master>, wanted: BTreeMap<Member, Vec<u64>>) -> mpsc::Receiv
         let send = send.clone();
         master.runtime.spawn(async move {
             for part in chunks.chunks(ASKED) {
-                let request = VerifyRequest { chunks: part.to_vec() };
+                let request = VerifyRequest { chunks: part.to_vec(), paced: false };
                 let read = async {
                     let late = |_| "its disk does not answer".to_owned();
                     let said = |status: tonic::Status| status.message().to_owned();

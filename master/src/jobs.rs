@@ -3,14 +3,15 @@
 use std::sync::Arc;
 
 use dfs_core::command::{Change, Outcome};
-use dfs_core::job::{Job, JobError, JobId, JobPhase, STATES_MAX};
-use dfs_core::meta::jobs;
+use dfs_core::ids::{ChunkId, InodeNo};
+use dfs_core::job::{Job, JobError, JobId, JobPhase, JobWork, STATES_MAX};
+use dfs_core::meta::{self, jobs};
 use dfs_proto::control::jobs_server::Jobs;
 use dfs_proto::control::{
     JobChange, JobCreateReply, JobCreateRequest, JobDone, JobFetchStateReply, JobFetchStateRequest,
     JobForgetRequest, JobHistoryReply, JobHistoryRequest, JobListReply, JobListRequest,
-    JobSetPhaseRequest, JobSetStatesRequest, JobSnapshotReply, JobSnapshotRequest, JobStatus,
-    JobWorkerProgress, JobWorkersReply, JobWorkersRequest,
+    JobScrubRequest, JobSetPhaseRequest, JobSetStatesRequest, JobSnapshotReply, JobSnapshotRequest,
+    JobStatus, JobWorkerProgress, JobWorkersReply, JobWorkersRequest,
 };
 use tonic::{Request, Response, Status};
 
@@ -61,10 +62,36 @@ fn known(master: &Master, id: JobId) -> Result<Job, Status> {
     jobs::job(&master.reader(), id).ok_or_else(|| refused(JobError::Unknown(id)))
 }
 
-fn to_wire(id: JobId, job: Job) -> JobStatus {
-    let Job { name, by, phase, workers, snapshots, began, ended, request: _, snapshot_request: _ } =
-        job;
+fn to_wire(master: &Master, id: JobId, job: Job) -> JobStatus {
+    let done = if job.work.is_some() { master.done_of(id, &job) } else { 0 };
+    let Job {
+        name,
+        by,
+        phase,
+        workers,
+        snapshots,
+        began,
+        ended,
+        request: _,
+        snapshot_request: _,
+        work,
+        servers,
+        total,
+        found,
+    } = job;
+    let work = match work {
+        None => "",
+        Some(JobWork::Drain { .. }) => "drain",
+        Some(JobWork::Rebalance) => "rebalance",
+        Some(JobWork::Scrub { .. }) => "scrub",
+    };
+    let stalled = servers.iter().filter(|worker| worker.stalled && phase == JobPhase::Running);
     JobStatus {
+        work: work.to_owned(),
+        done,
+        total,
+        found,
+        stalled: stalled.map(|worker| worker.server.to_string()).collect(),
         id: id.0,
         name,
         by,
@@ -143,8 +170,15 @@ impl Jobs for Control {
     ) -> Result<Response<JobDone>, Status> {
         answer!(self, request, |master: &Master, request| {
             let JobSetPhaseRequest { id, phase: text } = request;
-            let phase = phase(&text)?;
-            propose(master, Change::SetJobPhase { job: JobId(id), phase })?;
+            let (id, phase) = (JobId(id), phase(&text)?);
+            if phase == JobPhase::Done && known(master, id)?.work.is_some() {
+                let text = format!("job {id} is the master's own: it ends when all is done");
+                return Err(Status::failed_precondition(text));
+            }
+            propose(master, Change::SetJobPhase { job: id, phase })?;
+            // The wish that it was for may have ended with it.
+            master.refresh_overlays();
+            master.refresh_work();
             Ok(JobDone {})
         })
     }
@@ -161,6 +195,28 @@ impl Jobs for Control {
         })
     }
 
+    async fn scrub(
+        &self,
+        request: Request<JobScrubRequest>,
+    ) -> Result<Response<JobCreateReply>, Status> {
+        answer!(self, request, |master: &Master, request| {
+            let JobScrubRequest { server, inode, by, request } = request;
+            let request = request_id(&request)?;
+            let server = match server.as_str() {
+                "" => None,
+                name => Some(crate::servers::known_id(master, name)?),
+            };
+            let ino = inode.map(InodeNo);
+            if let Some(ino) = ino.filter(|ino| meta::inode(&master.reader(), *ino).is_none()) {
+                return Err(Status::not_found(format!("no inode {}", ino.0)));
+            }
+            let work = JobWork::Scrub { server, ino, end: ChunkId(0) };
+            let begun = propose(master, Change::BeginWork { work, by, request })?;
+            master.refresh_work();
+            Ok(JobCreateReply { id: number(&begun)? })
+        })
+    }
+
     async fn list(
         &self,
         request: Request<JobListRequest>,
@@ -169,7 +225,7 @@ impl Jobs for Control {
             let JobListRequest { from, max } = request;
             let page =
                 jobs::jobs(&master.reader(), JobId(from), max.clamp(1, PAGE) as usize).into_iter();
-            Ok(JobListReply { jobs: page.map(|(id, job)| to_wire(id, job)).collect() })
+            Ok(JobListReply { jobs: page.map(|(id, job)| to_wire(master, id, job)).collect() })
         })
     }
 
@@ -189,10 +245,18 @@ impl Jobs for Control {
                 let at_last = last.map(|last| jobs::changes(&store, id, worker, last, 1));
                 let at_last = at_last.and_then(|changes| changes.first().copied());
                 let snapshot_state = at_last.map_or(0, |(_, state)| state);
-                JobWorkerProgress { worker, state, snapshot_state, since_snapshot }
+                let of = job.servers.get(worker as usize);
+                JobWorkerProgress {
+                    worker,
+                    state,
+                    snapshot_state,
+                    since_snapshot,
+                    server: of.map(|of| of.server.to_string()).unwrap_or_default(),
+                    stalled: of.is_some_and(|of| of.stalled && job.phase == JobPhase::Running),
+                }
             });
             let workers = workers.collect();
-            Ok(JobWorkersReply { job: Some(to_wire(id, job)), workers })
+            Ok(JobWorkersReply { job: Some(to_wire(master, id, job)), workers })
         })
     }
 

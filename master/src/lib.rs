@@ -22,6 +22,7 @@ pub mod rebuild;
 pub mod reconfigure;
 pub mod rpc;
 pub mod run;
+mod scrub;
 pub mod servers;
 pub mod settle;
 pub mod state;
@@ -31,6 +32,7 @@ pub mod survey;
 pub mod truncate;
 mod truth;
 pub mod watch;
+pub mod work;
 
 #[cfg(test)]
 #[path = "../../tests/fuzz/engine.rs"]

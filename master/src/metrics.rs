@@ -51,6 +51,7 @@ pub struct Fields {
     pub chunks: IntGaugeVec,
     pub damaged: IntGauge,
     pub diverging: IntGauge,
+    pub jobs: IntGaugeVec,
     pub oldest_exposure: Gauge,
     pub backlog_bytes: IntGauge,
     pub copied_bytes: IntCounter,
@@ -124,6 +125,11 @@ impl Metrics {
             diverging: made.gauge(
                 "dfs_master_diverging_chunks",
                 "Chunks whose members hold different bytes after the same operations, each with its checksums",
+            ),
+            jobs: made.gauges(
+                "dfs_master_jobs",
+                "Jobs of the master itself (drains, rebalances, scrubs) that have not ended: running, paused, or stalled because a server does none of its part",
+                &["phase"],
             ),
             oldest_exposure: made.real_gauge(
                 "dfs_master_oldest_exposure_seconds",

@@ -5,7 +5,7 @@
 //! again just before anything is done because of it.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::overlay::{OverlayKind, Room};
 use dfs_core::cluster::{Cluster, Liveness};
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
+use dfs_core::job::{JobId, JobPhase};
 use dfs_core::plan::rebalance::{Held, Moved, rebalance};
 use dfs_core::plan::rebuild::{
     Limits, Place, Short, Target, Watched, assign, hold_for_room, hold_for_silence,
@@ -21,7 +22,7 @@ use dfs_core::plan::scrub::Divergence;
 use dfs_core::time::Timestamp;
 use dfs_service::shutdown::Shutdown;
 
-use crate::balance::{Balance, Listed, count_listed, disks, expect_moves, movable};
+use crate::balance::{Listed, count_listed, disks, expect_moves, movable};
 use crate::drain;
 use crate::health::divergence_of;
 use crate::reconfigure::Step;
@@ -49,7 +50,8 @@ const HOLD_FACTOR: u64 = 10;
 pub struct Shared {
     /// Nothing is copied but chunks with one copy, and nothing is deleted.
     held: AtomicBool,
-    pub balance: Balance,
+    /// By rebalances.
+    pub moved_bytes: AtomicU64,
     /// Chunks whose members differ, as the last walk found them.
     pub diverging: Mutex<BTreeMap<ChunkId, Divergence>>,
     /// Why no chunk is moved although some could be.
@@ -73,6 +75,14 @@ impl Shared {
     #[must_use]
     pub fn is_held(&self) -> bool {
         self.held.load(Ordering::Relaxed)
+    }
+
+    /// Servers that copies for `job` are on their way to.
+    #[must_use]
+    pub fn learners_of(&self, job: JobId) -> BTreeSet<ServerId> {
+        let work = lock(&self.work);
+        let steps = work.running.values().filter(|step| step.job == Some(job));
+        steps.filter_map(|step| Some(step.learner?.server)).collect()
     }
 
     #[must_use]
@@ -199,7 +209,7 @@ impl Rebuild {
                 continue;
             };
             let (version, bytes) = (*version, short.bytes);
-            let step = Step { learner: Some(learner), leaver: None };
+            let step = Step { learner: Some(learner), ..Step::default() };
             tasks.push(Task { chunk, version, step, bytes });
         }
         let rebuilding = running.values().any(|step| step.leaver.is_none());
@@ -208,6 +218,8 @@ impl Rebuild {
         } else if rebuilding || !tasks.is_empty() || !due.is_empty() {
             Some("chunks that lack a copy come first".to_owned())
         } else {
+            let stalled = master.works.stalled();
+            targets.retain(|target| !stalled.contains(&target.member.server));
             let due = self.moves(master, &is_free);
             tasks = self.choose_moves(&due, &mut targets, &places);
             if due.is_empty() && self.found.moves.is_empty() {
@@ -247,10 +259,10 @@ impl Rebuild {
         is_free: &impl Fn(&ChunkId) -> bool,
     ) -> Vec<Task> {
         let Some((held, listed)) = &mut self.found.even else { return Vec::new() };
-        let balance = &master.rebuild.balance;
-        if !balance.is_running() || MOVE_LIMITS.in_all <= running.len() {
+        let job = master.works.rebalance().filter(|(_, phase)| *phase == JobPhase::Running);
+        let Some((job, _)) = job.filter(|_| running.len() < MOVE_LIMITS.in_all) else {
             return Vec::new();
-        }
+        };
         let mut incoming: BTreeMap<ServerId, usize> = BTreeMap::new();
         for learner in running.values().filter_map(|step| step.learner) {
             *incoming.entry(learner.server).or_default() += 1;
@@ -262,7 +274,11 @@ impl Rebuild {
         // One that is only late would be missing in the plan.
         let all_known = !self.states.values().any(|state| *state == Liveness::Suspect);
         let tried_all = running.is_empty() && free.len() == held.len();
-        if moves.is_empty() && all_known && tried_all && balance.end() {
+        if moves.is_empty()
+            && all_known
+            && tried_all
+            && master.set_work_phase(job, JobPhase::Done).is_ok()
+        {
             master.notice("servers are as evenly full as their chunks allow".to_owned());
         }
         let mut tasks = Vec::new();
@@ -273,7 +289,7 @@ impl Rebuild {
                 *listed = listed.saturating_sub(bytes);
             }
             *listed.entry(learner.server).or_default() += bytes;
-            let step = Step { learner: Some(learner), leaver: Some(leaver) };
+            let step = Step { learner: Some(learner), leaver: Some(leaver), job: Some(job) };
             tasks.push(Task { chunk, version, step, bytes });
         }
         tasks
@@ -292,7 +308,7 @@ impl Rebuild {
                 continue;
             };
             *self.given.entry(learner.server).or_default() += 1;
-            let step = Step { learner: Some(learner), leaver: Some(of.leaver) };
+            let step = Step { learner: Some(learner), leaver: Some(of.leaver), job: of.job };
             tasks.push(Task { chunk, version: *version, step, bytes: of.short.bytes });
         }
         tasks
@@ -414,7 +430,7 @@ impl Rebuild {
         let mut diverging = BTreeMap::new();
         let delay = master.config.profile.rebuild_delay_ms * 1_000_000;
         let draining = drain::draining(master);
-        let mut even = master.rebuild.balance.is_running().then(|| (Vec::new(), Listed::new()));
+        let mut even = is_even_wished(master).then(|| (Vec::new(), Listed::new()));
         master.for_each_chunk(|chunk, record| {
             let count = found.at_once.len() + found.short.len() + missed.len() + found.moves.len();
             if FOUND_MAX <= count {
@@ -425,7 +441,7 @@ impl Rebuild {
                 count_listed(master, chunk, record, listed);
             }
             let at_once = |learner| {
-                let step = Step { learner, leaver: None };
+                let step = Step { learner, ..Step::default() };
                 Task { chunk, version, step, bytes: 0 }
             };
             let differs = divergence_of(master, chunk, record);
@@ -496,6 +512,10 @@ impl Rebuild {
     }
 }
 
+fn is_even_wished(master: &Master) -> bool {
+    master.works.rebalance().is_some_and(|(_, phase)| phase == JobPhase::Running)
+}
+
 fn start(master: &Arc<Master>, task: Task) {
     lock(&master.rebuild.work).running.insert(task.chunk, task.step);
     let (chunk, worker) = (task.chunk, Arc::clone(master));
@@ -527,7 +547,7 @@ fn finish(master: &Master, task: &Task, outcome: Result<(), String>) {
             work.retry.remove(&task.chunk);
             if let Some(leaver) = task.step.leaver {
                 if !lock(&master.cluster).has_overlay(leaver.server, OverlayKind::Draining) {
-                    master.rebuild.balance.moved(task.bytes);
+                    master.rebuild.moved_bytes.fetch_add(task.bytes, Ordering::Relaxed);
                 }
             } else if task.step.learner.is_some() {
                 work.chunks += 1;

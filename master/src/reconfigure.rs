@@ -7,9 +7,10 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dfs_core::chunk::{Chunk, Configuration, Member, Preparing};
-use dfs_core::cluster::Replica;
+use dfs_core::cluster::{Liveness, Replica};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion};
+use dfs_core::job::JobId;
 use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
 
@@ -19,6 +20,8 @@ use crate::state::{Master, lock, now};
 pub(crate) const PROMISE_MAX: Duration = Duration::from_millis(1500);
 /// Copying a whole chunk from a peer, at worst.
 const ADOPT_MAX: Duration = Duration::from_secs(60);
+/// Whether who copies is dead is looked at so often.
+const DEATH_EVERY: Duration = Duration::from_millis(500);
 /// How long a server that did not answer is avoided.
 const UNRESPONSIVE_MS: u64 = 5_000;
 /// Attempts of one change before the asker is told to come back.
@@ -31,6 +34,8 @@ pub struct Step {
     /// Gives its place to the learner. It promises and adopts like the others, so that it refuses what is older; if no
     /// learner does, it stays.
     pub leaver: Option<Member>,
+    /// Of which this is a subtask, done by the learner.
+    pub job: Option<JobId>,
 }
 
 impl Master {
@@ -40,7 +45,7 @@ impl Master {
     /// # Errors
     /// The reason, for people; ask again later.
     pub fn reconfigure(&self, chunk: ChunkId, learner: Option<Member>) -> Result<(), String> {
-        self.change(chunk, Step { learner, leaver: None })
+        self.change(chunk, Step { learner, ..Step::default() })
     }
 
     /// As [`Self::reconfigure`], with all a step can say.
@@ -82,7 +87,7 @@ impl Master {
     }
 
     fn change_alone(&self, chunk: ChunkId, step: Step) -> Result<(), String> {
-        let Step { mut learner, leaver } = step;
+        let Step { mut learner, leaver, job } = step;
         let mut after_wait = false;
         let mut last = String::new();
         let mut left_out = Vec::new();
@@ -106,7 +111,7 @@ impl Master {
             match self.propose(None, change) {
                 Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
                 Err(error) => last = error.to_string(),
-                Ok(_) => match self.attempt(chunk, &record, &preparing, leaver) {
+                Ok(_) => match self.attempt(chunk, &record, &preparing, leaver, job) {
                     Ok(active) => {
                         let members: Vec<String> =
                             active.members.iter().map(|m| m.server.to_string()).collect();
@@ -155,6 +160,7 @@ impl Master {
         record: &Chunk,
         preparing: &Preparing,
         leaver: Option<Member>,
+        job: Option<JobId>,
     ) -> Result<Configuration, Failed> {
         let everybody: Vec<Member> =
             preparing.members.iter().copied().chain(preparing.learner).collect();
@@ -205,7 +211,8 @@ impl Master {
             },
         };
         let configuration = Configuration { version: preparing.version, members, primary };
-        let change = Change::Activate { chunk, configuration: configuration.clone() };
+        let done_by = job.zip(preparing.learner).map(|(job, learner)| (job, learner.server));
+        let change = Change::Activate { chunk, configuration: configuration.clone(), done_by };
         match self.propose(None, change) {
             Ok(Outcome::Refused(error)) => {
                 Err(Failed::Final(format!("activation refused: {error}")))
@@ -344,26 +351,28 @@ impl Master {
             for (_, member, request) in calls.iter().filter(|(is_source, ..)| *is_source == last) {
                 let mut client = self.control(&self.address_of(member)?);
                 let (member, request) = (*member, request.clone());
-                running.push(self.runtime.spawn(async move {
-                    (member, tokio::time::timeout(ADOPT_MAX, client.adopt(request)).await)
-                }));
+                let call = self.runtime.spawn(async move {
+                    tokio::time::timeout(ADOPT_MAX, client.adopt(request)).await
+                });
+                running.push((member, call));
             }
             let mut failed = None;
-            for call in running {
-                match self.runtime.block_on(call) {
-                    Ok((member, Ok(Ok(report)))) => {
+            for (member, call) in running {
+                match self.unless_dead(&member, call) {
+                    Ok(Ok(Ok(report))) => {
                         let report = report.into_inner();
                         self.metrics.copied_bytes.inc_by(report.copied_bytes);
                         adopted.push((member, report));
                     }
-                    Ok((member, Ok(Err(status)))) => {
+                    Ok(Ok(Err(status))) => {
                         failed = Some(Failed::Member(member, Unable::from(&status)));
                     }
-                    Ok((member, Err(_))) => {
+                    Ok(Err(_)) => {
                         let late = Unable::silent(format!("not adopted within {ADOPT_MAX:?}"));
                         failed = Some(Failed::Member(member, late));
                     }
-                    Err(error) => return Err(Failed::Final(error.to_string())),
+                    Err(failure @ Failed::Member(..)) => failed = Some(failure),
+                    Err(failure) => return Err(failure),
                 }
             }
             if let Some(failed) = failed {
@@ -371,6 +380,28 @@ impl Master {
             }
         }
         Ok(adopted)
+    }
+
+    /// Waits for the end of a call to `member`; one that is dead by now is not waited for, others can take its work.
+    fn unless_dead<T>(
+        &self,
+        member: &Member,
+        mut call: tokio::task::JoinHandle<T>,
+    ) -> Result<T, Failed> {
+        self.runtime.block_on(async {
+            loop {
+                tokio::select! {
+                    ended = &mut call => {
+                        return ended.map_err(|error| Failed::Final(error.to_string()));
+                    }
+                    () = tokio::time::sleep(DEATH_EVERY) => {}
+                }
+                if lock(&self.cluster).liveness(now(), member.server) == Liveness::Dead {
+                    call.abort();
+                    return Err(Failed::Member(*member, Unable::silent("it is dead".to_owned())));
+                }
+            }
+        })
     }
 }
 

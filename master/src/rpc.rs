@@ -340,6 +340,8 @@ fn change_of_client(
         | Change::TruncateEnd { .. }
         | Change::Reconfigure { .. }
         | Change::Activate { .. }
+        | Change::BeginWork { .. }
+        | Change::AdvanceJob { .. }
         | Change::ForgetGarbage { .. }
         | Change::RegisterServer { .. }
         | Change::SetOverlay { .. }

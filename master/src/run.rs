@@ -40,6 +40,7 @@ use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
 use crate::survey;
 use crate::watch;
+use crate::work;
 
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
 static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
@@ -88,7 +89,7 @@ pub struct Server {
     pub master: Arc<Master>,
     acceptor: dfs_service::conn::AcceptorHandle,
     pages: Option<MetricsServer>,
-    background: [std::thread::JoinHandle<()>; 4],
+    background: [std::thread::JoinHandle<()>; 5],
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
 }
@@ -151,11 +152,12 @@ impl Server {
         master.refresh_overlays();
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
-        let threads: [(&str, Work); 4] = [
+        let threads: [(&str, Work); 5] = [
             ("background", background::run),
             ("rebuild", rebuild::run),
             ("survey", survey::run),
             ("watch", watch::run),
+            ("work", work::run),
         ];
         let started = threads.map(|(name, run)| {
             let (master, shutdown) = (Arc::clone(&master), shutdown.clone());
@@ -164,8 +166,8 @@ impl Server {
                 .spawn(move || run(&master, &shutdown))
                 .with_context(|| format!("start the thread {name}"))
         });
-        let [background, rebuild, survey, watch] = started;
-        let background = [background?, rebuild?, survey?, watch?];
+        let [background, rebuild, survey, watch, work] = started;
+        let background = [background?, rebuild?, survey?, watch?, work?];
         let (control, connections) = tokio::sync::mpsc::channel(16);
         let service = Control(Arc::clone(&master));
         runtime.spawn(async move {

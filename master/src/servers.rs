@@ -168,6 +168,13 @@ fn next_event(master: &Master) -> u64 {
     meta::superblock(&master.reader()).map_or(0, |superblock| superblock.next_event)
 }
 
+/// The server of this name, which the cluster has.
+pub(crate) fn known_id(master: &Master, name: &str) -> Result<ServerId, Status> {
+    let server = id(name)?;
+    check_known(master, server)?;
+    Ok(server)
+}
+
 fn check_known(master: &Master, server: ServerId) -> Result<meta::Server, Status> {
     let reader = master.reader();
     match meta::server(&reader, server) {
@@ -227,6 +234,9 @@ fn wish(master: &Arc<Master>, request: &WishRequest) -> Result<WishReply, Status
         if kind == OverlayKind::Suspended && (*end || is_new) {
             master.begin_drill(server, if *end { DrillKind::Recover } else { DrillKind::Failover });
         }
+    }
+    if kind == OverlayKind::Draining {
+        master.refresh_work();
     }
     let overlays = check_known(master, server)?.overlays;
     Ok(WishReply {

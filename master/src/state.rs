@@ -59,6 +59,8 @@ pub struct Master {
     /// To which size each is cut or grown by this process now.
     pub truncating: Mutex<HashMap<InodeNo, u64>>,
     pub rebuild: crate::rebuild::Shared,
+    /// Jobs it carries out.
+    pub works: crate::work::Works,
     /// What was told of damage and divergence.
     pub health: Mutex<crate::health::Health>,
     /// Replicas that nobody needs.
@@ -169,6 +171,7 @@ impl Master {
             truncating: Mutex::default(),
             rebuild: crate::rebuild::Shared::default(),
             surplus: Mutex::default(),
+            works: crate::work::Works::default(),
             health: Mutex::default(),
             surveyed: Mutex::default(),
             channels: Mutex::default(),

@@ -152,6 +152,9 @@ fn refresh(master: &Master) {
         metrics.copy_eta.set(outlook.eta_ms.map_or(f64::INFINITY, seconds));
     }
     metrics.diverging.set(whole(lock(&master.rebuild.diverging).len()));
+    for (phase, count) in master.works.counts() {
+        metrics.jobs.with_label_values(&[phase]).set(count);
+    }
     refresh_servers(master);
     metrics.connections.set(whole(lock(&master.connections).len()));
     metrics.clients.set(whole(lock(&master.clients).len()));

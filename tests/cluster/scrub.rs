@@ -5,7 +5,8 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
 use dfs_proto::chunk_file::{BLOCK_BYTES_MAX, DATA_AT, SLOT_A_AT, SLOT_B_AT, SLOT_BYTES, Slot};
-use tests::{Cluster, Options, wait_until};
+use rustix::process::Signal;
+use tests::{Cluster, Options, signal, wait_until};
 
 use crate::bad_luck::{files_with, flip, is_of_journal};
 use crate::pages::{address, get, value};
@@ -95,4 +96,123 @@ fn a_replica_that_differs_with_good_checksums_is_found_and_made_equal_to_the_oth
     assert!(cluster.dfs(["fsck"]).contains("clean"));
     let page = get(&address(&cluster, "master"), "/metrics").1;
     assert_eq!(value(&page, "dfs_master_diverging_chunks"), 0.0);
+}
+
+fn scrub_off(chunkservers: u32, restart: &'static str) -> Cluster {
+    let timing = &["--scrub-period", "0"];
+    Cluster::start_with(Options { chunkservers, restart, timing, ..Options::default() })
+}
+
+#[test]
+fn a_scrub_that_is_asked_for_reads_everything_and_mends_what_it_finds() {
+    need_fuse!();
+    let cluster = scrub_off(3, "never");
+    let content = pattern(3 << 20, 1);
+    std::fs::create_dir(cluster.mount().join("d")).unwrap();
+    write_synced(&cluster.mount().join("d/f"), &content);
+    for n in 0..10 {
+        write_synced(&cluster.mount().join(format!("f{n}")), &pattern(200_000, n + 2));
+    }
+    cluster.down();
+    let flipped = flip(&cluster, &["cs-2"], &content, AT);
+    cluster.up();
+    let elsewhere = cluster.dfs_json(["scrub", "--now", "/d", "--server", "cs-1"]);
+    assert_eq!((&elsewhere["replicasRead"], &elsewhere["damaged"]), (&1.into(), &0.into()));
+    assert!(!is_right(&content, &flipped[0]), "nobody has looked there");
+    let below = cluster.dfs_json(["scrub", "--now", "/d"]);
+    assert_eq!((&below["replicasRead"], &below["damaged"]), (&3.into(), &1.into()), "{below}");
+    wait_until("the block is mended", || flipped.iter().all(|place| is_right(&content, place)));
+    let all = cluster.dfs_json(["scrub", "--now"]);
+    let expected = serde_json::json!({"job": 3, "phase": "done", "replicasRead": 33, "replicas": 33, "damaged": 0, "stalled": []});
+    assert_eq!(all, expected);
+    let said = cluster.dfs(["jobs"]);
+    assert!(said.contains("33 of 33") && said.contains("scrub cs-1 inode"), "{said}");
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
+    check_content(&cluster.mount().join("d/f"), &content);
+
+    for (arguments, code, reason) in [
+        (&["scrub"][..], 2, "--now"),
+        (&["scrub", "--now", "--server", "cs-9"], 1, "unknown server cs-9"),
+        (&["scrub", "--now", "/nothing"], 1, "/nothing"),
+    ] {
+        let refused = cluster.try_dfs(arguments);
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(code), "{said}");
+        assert!(said.contains(reason), "{said}");
+    }
+}
+
+/// The job of this id, as `dfs job show` has it.
+fn job(cluster: &Cluster, id: &str) -> serde_json::Value {
+    cluster.dfs_json(["job", "show", id, "--server-wait", "60s"])
+}
+
+fn done_by(job: &serde_json::Value, server: &str) -> u64 {
+    let mut workers = job["states"].as_array().unwrap().iter();
+    let found = workers.find(|worker| worker["server"] == server);
+    found.map_or(0, |worker| worker["state"].as_u64().unwrap())
+}
+
+#[test]
+fn a_scrub_goes_on_where_it_was_when_the_master_was_killed_and_names_who_holds_it_up() {
+    need_fuse!();
+    const FILES: u64 = 40;
+    let cluster = scrub_off(3, "on-failure");
+    for n in 0..FILES {
+        write_synced(&cluster.mount().join(format!("f{n}")), &pattern(100_000, n));
+    }
+    let frozen = cluster.pid("cs-3").unwrap();
+    signal(frozen, Signal::STOP);
+    let begun = cluster.dfs_json(["scrub", "--now", "--no-wait"]);
+    let id = begun["job"].to_string();
+    wait_until("the others have read theirs, and cs-3 is named", || {
+        let job = job(&cluster, &id);
+        let read = ["cs-1", "cs-2"].map(|server| done_by(&job, server));
+        read == [FILES, FILES] && job["stalled"] == serde_json::json!(["cs-3"])
+    });
+    let before = job(&cluster, &id);
+    let page = get(&address(&cluster, "master"), "/metrics").1;
+    assert_eq!(value(&page, "dfs_master_jobs{phase=\"stalled\"}"), 1.0);
+    let read_bytes = |server| {
+        let page = get(&address(&cluster, server), "/metrics").1;
+        value(&page, "dfs_chunkserver_scrubbed_bytes_total")
+    };
+    let bytes = ["cs-1", "cs-2"].map(read_bytes);
+    let pid = cluster.pid("master").unwrap();
+    cluster.kill("master");
+    wait_until("a new master", || cluster.pid("master").is_some_and(|new| new != pid));
+    wait_until("it goes on", || {
+        before["snapshots"].as_u64().unwrap() < job(&cluster, &id)["snapshots"].as_u64().unwrap()
+    });
+    let after = job(&cluster, &id);
+    assert_eq!((&after["phase"], &after["done"]), (&"running".into(), &(2 * FILES).into()));
+    // What was paused is not gone on with by somebody who comes back.
+    cluster.dfs(["job", "pause", &id]);
+    signal(frozen, Signal::CONT);
+    wait_until("cs-3 is back", || cluster.server_state("cs-3").as_deref() == Some("alive"));
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    let paused = job(&cluster, &id);
+    assert_eq!((&paused["phase"], done_by(&paused, "cs-3")), (&"paused".into(), 0));
+    cluster.dfs(["job", "resume", &id]);
+    wait_until("it is done", || job(&cluster, &id)["phase"] == "done");
+    let end = job(&cluster, &id);
+    assert_eq!((&end["done"], &end["total"]), (&(3 * FILES).into(), &(3 * FILES).into()));
+    assert_eq!(["cs-1", "cs-2"].map(read_bytes), bytes, "nothing was read twice");
+    let refused = cluster.try_dfs(["job", "resume", &id]);
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("is done"));
+}
+
+#[test]
+fn replicas_of_a_server_that_died_are_no_longer_waited_for_when_they_are_elsewhere() {
+    need_fuse!();
+    let cluster = scrub_off(4, "never");
+    for n in 0..20 {
+        write_synced(&cluster.mount().join(format!("f{n}")), &pattern(100_000, n));
+    }
+    let frozen = cluster.pid("cs-4").unwrap();
+    signal(frozen, Signal::STOP);
+    let scrubbed = cluster.dfs_json(["scrub", "--now"]);
+    assert_eq!(scrubbed["phase"], "done");
+    assert_eq!(scrubbed["replicasRead"], scrubbed["replicas"]);
+    signal(frozen, Signal::CONT);
 }

@@ -173,7 +173,7 @@ parts! {
     dfs_core::cluster::overlay { OverlayKind, Overlay }
     dfs_core::cuts { Cut, Cuts }
     dfs_core::event { EventKind, Event }
-    dfs_core::job { JobId, JobPhase, Job }
+    dfs_core::job { JobId, JobPhase, JobWork, JobWorker, WorkProgress, Job }
     dfs_core::command {
         NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
     }
@@ -353,6 +353,7 @@ messages!(
     JobFetchStateReply,
     JobSetPhaseRequest,
     JobForgetRequest,
+    JobScrubRequest,
     JobListRequest,
     JobListReply,
     JobStatus,
@@ -461,7 +462,7 @@ fn messages_of_the_control_plane() {
         what_if.encode_to_vec(),
         explained.encode_to_vec(),
         control::ExplainRequest { inode: 9, first: u64::MAX }.encode_to_vec(),
-        control::VerifyRequest { chunks: vec![1, u64::MAX] }.encode_to_vec(),
+        control::VerifyRequest { chunks: vec![1, u64::MAX], paced: true }.encode_to_vec(),
         control::EvictRequest { client: vec![1; 16] }.encode_to_vec(),
         control::DeleteRequest { chunks: vec![1, 2], epoch: 1, nonce: 2 }.encode_to_vec(),
     ];

@@ -10,7 +10,7 @@ use dfs_core::event::{Event, EventKind};
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
-use dfs_core::job::{Job, JobId, JobPhase};
+use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
 use dfs_core::meta::{Client, Key, Record, Server, Superblock};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
@@ -159,7 +159,17 @@ fn changes() -> Vec<Change> {
         Change::SetJobStates { job, states: vec![(0, 1), (2, u64::MAX)] },
         Change::SnapshotJob { job, request: u128::MAX },
         Change::ForgetJob { job },
+        Change::AdvanceJob {
+            job,
+            total: 9,
+            found: 1,
+            workers: vec![WorkProgress { server: ServerId(2), done: Some(3), mark: 7, busy: true }],
+            snapshot: true,
+        },
     ]);
+    for work in works() {
+        changes.push(Change::BeginWork { work, by: "ada".to_owned(), request: 5 });
+    }
     for phase in [JobPhase::Running, JobPhase::Paused, JobPhase::Done, JobPhase::Cancelled] {
         changes.push(Change::SetJobPhase { job, phase });
     }
@@ -235,7 +245,11 @@ fn changes() -> Vec<Change> {
             learner: None,
             after_wait: true,
         },
-        Change::Activate { chunk: CHUNK, configuration: chunk().active },
+        Change::Activate {
+            chunk: CHUNK,
+            configuration: chunk().active,
+            done_by: Some((JobId(4), ServerId(2))),
+        },
         Change::ForgetGarbage { chunk: CHUNK },
         Change::RegisterServer { server: ServerId(1), disk: DiskId(2) },
         Change::Note {
@@ -264,6 +278,15 @@ fn changes() -> Vec<Change> {
 
 fn sparse_results() -> Results {
     Results::all_but(vec![3, 4, 70], 500).unwrap()
+}
+
+fn works() -> Vec<JobWork> {
+    let server = ServerId(2);
+    vec![
+        JobWork::Drain { server },
+        JobWork::Rebalance,
+        JobWork::Scrub { server: Some(server), ino: Some(INO), end: CHUNK },
+    ]
 }
 
 pub(crate) fn commands() -> Vec<Command> {
@@ -373,6 +396,10 @@ pub(crate) fn records() -> Vec<Record> {
             ended: Some(TIME),
             request: 1,
             snapshot_request: 2,
+            work: works().pop(),
+            servers: vec![JobWorker { server: ServerId(2), mark: 7, stalled: true, since: 1 }],
+            total: 9,
+            found: 1,
         }),
         Record::Event(Event {
             at: TIME,

@@ -1,5 +1,7 @@
 //! Arguments of the commands about jobs.
 
+use std::ffi::OsString;
+
 use clap::{Args, Subcommand};
 use dfs_core::job::WORKERS_MAX;
 
@@ -11,6 +13,34 @@ use super::values::whole;
   dfs jobs
   dfs jobs -o json")]
 pub(crate) struct JobsArgs {
+    #[command(flatten)]
+    pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Every chunkserver reads its replicas from the disk, all servers at once, and compares each block with its checksum; it stands
+still while clients feel it. What is damaged is told to the master and mended from another member. It is a job, as `dfs jobs` shows:
+it goes on when the command is interrupted and when the master is restarted. Without this command all that is done within
+the --scrub-period of the chunkservers.
+
+Examples:
+  dfs scrub --now
+  dfs scrub --now /projects         files below a directory
+  dfs scrub --now --server cs-2     after its disk was in doubt"
+)]
+pub(crate) struct ScrubArgs {
+    /// Begin at once, and wait until all is read
+    #[arg(long, required = true)]
+    pub now: bool,
+    /// Only this file, or what is below this directory [default: all]
+    pub path: Option<OsString>,
+    /// Only replicas on this server
+    #[arg(long, value_name = "ID")]
+    pub server: Option<dfs_core::ids::ServerId>,
+    /// Return when it has begun
+    #[arg(long)]
+    pub no_wait: bool,
     #[command(flatten)]
     pub output: OutputArgs,
 }
@@ -121,7 +151,7 @@ pub(crate) enum JobVerb {
         #[command(flatten)]
         output: OutputArgs,
     },
-    /// Begin nothing new for a job
+    /// Begin nothing new for a job; one of the master's own (drain, rebalance, scrub) stands still
     #[command(after_help = "Examples:
   dfs job pause 1")]
     Pause {
@@ -137,7 +167,7 @@ pub(crate) enum JobVerb {
         #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
-    /// Say that a job is done
+    /// Say that a job is done; the master's own end by themselves
     #[command(after_help = "Examples:
   dfs job finish 1")]
     Finish {
@@ -145,7 +175,7 @@ pub(crate) enum JobVerb {
         #[arg(value_parser = whole(0..=u64::MAX))]
         id: u64,
     },
-    /// Give a job up
+    /// Give a job up; with one of the master's own its wish ends: cancelling a drain is `dfs undrain`
     #[command(after_help = "Examples:
   dfs job cancel 1")]
     Cancel {

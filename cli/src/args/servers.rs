@@ -133,7 +133,7 @@ pub(crate) struct DecommissionArgs {
     after_help = "Moves chunks from the servers that are fullest, by the share of their disk, to the emptiest, until they differ by 3 % of a
 disk or no chunk can move. After all that is more urgent, and at most eight chunks at once. Zones and hosts stay apart.
 
-It goes on when the command is interrupted, until it is done or --stop; a new master has forgotten it: give it again.
+It is a job, as `dfs jobs` shows: it goes on when the command is interrupted or the master restarted, until it is done or --stop.
 
 Examples:
   dfs rebalance --dry-run           how full they are, and how much would move

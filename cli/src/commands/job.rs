@@ -19,10 +19,10 @@ use crate::{cluster, servers};
 
 const PAGE: u32 = 1_000;
 /// Between attempts while the master is away.
-const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
+pub(super) const AGAIN: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// Calls `$method` until the master answers. Every request may be repeated: those that count carry an id of their own.
-macro_rules! ask {
+macro_rules! ask_jobs {
     ($target:expr, $method:ident, $request:expr) => {{
         let request = $request;
         call($target, async |target: &Target| {
@@ -40,7 +40,9 @@ macro_rules! ask {
     }};
 }
 
-fn request_id() -> anyhow::Result<Vec<u8>> {
+pub(super) use ask_jobs;
+
+pub(super) fn request_id() -> anyhow::Result<Vec<u8>> {
     let mut id = [0; 16];
     getrandom::fill(&mut id).context("draw a request id")?;
     Ok(id.to_vec())
@@ -78,14 +80,53 @@ struct Job {
     began: String,
     /// UTC; null: it has not ended.
     ended: Option<String>,
+    /// drain, rebalance or scrub if the master does it, with servers as workers; null: a program of somebody's own.
+    work: Option<String>,
+    /// Subtasks of such work.
+    done: u64,
+    /// 0: not known.
+    total: u64,
+    /// By a scrub: replicas that are damaged.
+    found: u64,
+    /// Servers that have work and do none of it.
+    stalled: Vec<String>,
+}
+
+impl Job {
+    fn phase(&self) -> String {
+        if self.stalled.is_empty() {
+            return self.phase.clone();
+        }
+        format!("{}, stalled: {}", self.phase, self.stalled.join(" "))
+    }
+
+    fn progress(&self) -> String {
+        match (&self.work, self.total) {
+            (None, _) => String::new(),
+            (Some(_), 0) => self.done.to_string(),
+            (Some(_), total) => format!("{} of {total}", self.done),
+        }
+    }
 }
 
 impl From<JobStatus> for Job {
     fn from(job: JobStatus) -> Self {
         let at = |nanos: i64| utc(nanos.div_euclid(1_000_000_000));
-        let JobStatus { id, name, by, phase, workers, snapshots, began_ns, ended_ns } = job;
-        let (began, ended) = (at(began_ns), ended_ns.map(at));
-        Self { id, name, by, phase, workers, snapshots, began, ended }
+        Self {
+            id: job.id,
+            name: job.name,
+            by: job.by,
+            phase: job.phase,
+            workers: job.workers,
+            snapshots: job.snapshots,
+            began: at(job.began_ns),
+            ended: job.ended_ns.map(at),
+            work: Some(job.work).filter(|work| !work.is_empty()),
+            done: job.done,
+            total: job.total,
+            found: job.found,
+            stalled: job.stalled,
+        }
     }
 }
 
@@ -99,12 +140,13 @@ impl Table for Jobs {
         if self.jobs.is_empty() {
             return "no jobs\n".to_owned();
         }
-        let head = ["JOB", "PHASE", "WORKERS", "SNAPSHOTS", "BEGAN", "BY", "NAME"];
+        let head = ["JOB", "PHASE", "DONE", "WORKERS", "SNAPSHOTS", "BEGAN", "BY", "NAME"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(self.jobs.iter().map(|job| {
             vec![
                 job.id.to_string(),
-                job.phase.clone(),
+                job.phase(),
+                job.progress(),
                 job.workers.to_string(),
                 job.snapshots.to_string(),
                 job.began.clone(),
@@ -112,7 +154,7 @@ impl Table for Jobs {
                 printable(&job.name),
             ]
         }));
-        columns(&rows, &[0, 2, 3])
+        columns(&rows, &[0, 2, 3, 4])
     }
 }
 
@@ -120,6 +162,9 @@ impl Table for Jobs {
 #[serde(rename_all = "camelCase")]
 struct Worker {
     worker: u32,
+    /// That does the master's work.
+    server: Option<String>,
+    stalled: bool,
     state: u64,
     /// At the last snapshot.
     snapshot_state: u64,
@@ -137,19 +182,25 @@ struct Shown {
 
 impl Table for Shown {
     fn table(&self) -> String {
-        let Job { id, name, by, phase, workers, snapshots, began, ended } = &self.job;
+        let Job { id, name, by, workers, snapshots, began, ended, .. } = &self.job;
+        let phase = self.job.phase();
+        let done = match self.job.progress() {
+            none if none.is_empty() => none,
+            done => format!(", {done} done"),
+        };
         let named = if name.is_empty() { String::new() } else { format!(" ({})", printable(name)) };
         let ended = ended.as_ref().map_or_else(String::new, |at| format!(", ended {at}"));
         let mut text = format!(
-            "job {id}{named}: {phase}, {workers} workers, {snapshots} snapshots; began {began} by {}{ended}\n",
+            "job {id}{named}: {phase}{done}, {workers} workers, {snapshots} snapshots; began {began} by {}{ended}\n",
             printable(by)
         );
         let head = ["WORKER", "STATE", "AT LAST SNAPSHOT", "SINCE SNAPSHOT"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
         rows.extend(self.states.iter().map(|worker| {
-            let Worker { worker, state, snapshot_state, since_snapshot } = worker;
+            let Worker { worker, server, stalled, state, snapshot_state, since_snapshot } = worker;
+            let name = server.clone().unwrap_or_else(|| worker.to_string());
             vec![
-                worker.to_string(),
+                format!("{name}{}", if *stalled { " (stalled)" } else { "" }),
                 state.to_string(),
                 snapshot_state.to_string(),
                 since_snapshot.to_string(),
@@ -190,7 +241,8 @@ pub(crate) fn list(cluster: &ClusterArgs, args: &JobsArgs) -> anyhow::Result<()>
     let mut jobs: Vec<Job> = Vec::new();
     loop {
         let from = jobs.last().map_or(0, |job| job.id + 1);
-        let page = ask!(&target, list, JobListRequest { from, max: PAGE }).context("list jobs")?;
+        let page =
+            ask_jobs!(&target, list, JobListRequest { from, max: PAGE }).context("list jobs")?;
         if page.jobs.is_empty() {
             return output::print(args.output.format, &Jobs { jobs });
         }
@@ -208,30 +260,32 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &JobArgs) -> anyhow::Result<()> {
                 by: servers::myself(),
                 request: request_id()?,
             };
-            let made = ask!(target, create, request).context("job create")?;
+            let made = ask_jobs!(target, create, request).context("job create")?;
             output::print(output.format, &Number::Job { id: made.id })
         }
         JobVerb::SetState { id, worker, state } => {
             let states = vec![JobWorkerState { worker: *worker, state: *state }];
             let request = JobSetStatesRequest { id: *id, states };
-            ask!(target, set_states, request).context("job set-state")?;
+            ask_jobs!(target, set_states, request).context("job set-state")?;
             Ok(())
         }
         JobVerb::Snapshot { id, output } => {
             let request = JobSnapshotRequest { id: *id, request: request_id()? };
-            let taken = ask!(target, snapshot, request).context("job snapshot")?;
+            let taken = ask_jobs!(target, snapshot, request).context("job snapshot")?;
             output::print(output.format, &Number::Snapshot { snapshot: taken.snapshot })
         }
         JobVerb::FetchState { id, worker, snapshot, output } => {
             let request = JobFetchStateRequest { id: *id, worker: *worker, snapshot: *snapshot };
-            let found = ask!(target, fetch_state, request).context("job fetch-state")?;
+            let found = ask_jobs!(target, fetch_state, request).context("job fetch-state")?;
             output::print(output.format, &Number::State { state: found.state })
         }
         JobVerb::Show { id, first, output } => {
             let request = JobWorkersRequest { id: *id, first: *first, max: PAGE };
-            let found = ask!(target, workers, request).context("job show")?;
+            let found = ask_jobs!(target, workers, request).context("job show")?;
             let states = found.workers.into_iter().map(|worker| Worker {
                 worker: worker.worker,
+                server: Some(worker.server).filter(|server| !server.is_empty()),
+                stalled: worker.stalled,
                 state: worker.state,
                 snapshot_state: worker.snapshot_state,
                 since_snapshot: worker.since_snapshot,
@@ -241,7 +295,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &JobArgs) -> anyhow::Result<()> {
         }
         JobVerb::History { id, worker, last, output } => {
             let request = JobHistoryRequest { id: *id, worker: *worker, max: *last };
-            let found = ask!(target, history, request).context("job history")?;
+            let found = ask_jobs!(target, history, request).context("job history")?;
             let changes = found
                 .changes
                 .into_iter()
@@ -253,7 +307,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &JobArgs) -> anyhow::Result<()> {
         JobVerb::Finish { id } => set_phase(target, *id, "done"),
         JobVerb::Cancel { id } => set_phase(target, *id, "cancelled"),
         JobVerb::Rm { id } => {
-            ask!(target, forget, JobForgetRequest { id: *id }).context("job rm")?;
+            ask_jobs!(target, forget, JobForgetRequest { id: *id }).context("job rm")?;
             Ok(())
         }
     }
@@ -261,6 +315,6 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &JobArgs) -> anyhow::Result<()> {
 
 fn set_phase(target: &Target, id: u64, phase: &str) -> anyhow::Result<()> {
     let request = JobSetPhaseRequest { id, phase: phase.to_owned() };
-    ask!(target, set_phase, request).with_context(|| format!("job {id}"))?;
+    ask_jobs!(target, set_phase, request).with_context(|| format!("job {id}"))?;
     Ok(())
 }

@@ -8,6 +8,7 @@ use super::{Key, Record, read};
 use crate::chunk::{Chunk, Configuration, Garbage, Member, Preparing};
 use crate::command::Outcome;
 use crate::ids::{ChunkId, ChunkVersion, InodeNo, ServerId};
+use crate::job::JobId;
 use crate::namespace::{Body, FILE_BYTES_MAX, Inode, NamespaceError};
 
 /// Most members of one configuration (PROTOCOL §5.1).
@@ -148,7 +149,12 @@ impl Transaction<'_> {
         Ok(self.put_chunk(chunk, record))
     }
 
-    pub(super) fn activate(&mut self, chunk: ChunkId, configuration: &Configuration) -> Answer {
+    pub(super) fn activate(
+        &mut self,
+        chunk: ChunkId,
+        configuration: &Configuration,
+        done_by: Option<(JobId, ServerId)>,
+    ) -> Answer {
         let mut record = self.chunk(chunk)?;
         if record.active == *configuration {
             return Ok(Outcome::Chunk { chunk, record });
@@ -168,6 +174,9 @@ impl Transaction<'_> {
         }
         record.preparing = None;
         record.active = configuration.clone();
+        if let Some((job, worker)) = done_by {
+            self.count_done(job, worker);
+        }
         Ok(self.put_chunk(chunk, record))
     }
 

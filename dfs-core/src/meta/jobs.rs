@@ -22,7 +22,7 @@ impl From<JobError> for NamespaceError {
     }
 }
 
-fn key(job: JobId, worker: u32, from: u64) -> Key {
+pub(super) fn key(job: JobId, worker: u32, from: u64) -> Key {
     Key::JobState(job, worker, u64::MAX - from)
 }
 
@@ -31,7 +31,7 @@ impl Transaction<'_> {
         job(self.store, id).ok_or(JobError::Unknown(id))
     }
 
-    fn open_job(&self, id: JobId) -> Result<Job, JobError> {
+    pub(super) fn open_job(&self, id: JobId) -> Result<Job, JobError> {
         let job = self.known_job(id)?;
         if job.phase.has_ended() {
             return Err(JobError::Ended { job: id, phase: job.phase });
@@ -70,14 +70,29 @@ impl Transaction<'_> {
             ended: None,
             request,
             snapshot_request: 0,
+            work: None,
+            servers: Vec::new(),
+            total: 0,
+            found: 0,
         };
         self.store.put(Key::Job(id), Record::Job(record));
         Ok(Outcome::Number(id.0))
     }
 
+    /// A job whose progress others tell.
+    fn told_job(&self, id: JobId) -> Result<Job, NamespaceError> {
+        let job = self.open_job(id)?;
+        if job.work.is_some() {
+            let text =
+                format!("job {id} ({}) is the master's own: it says how far it is", job.name);
+            return Err(NamespaceError::Invalid(text));
+        }
+        Ok(job)
+    }
+
     /// All or none.
     pub(super) fn set_job_states(&mut self, id: JobId, states: &[(u32, u64)]) -> Answer {
-        let job = self.open_job(id)?;
+        let job = self.told_job(id)?;
         if STATES_MAX < states.len() {
             let text = format!("at most {STATES_MAX} states at once, not {}", states.len());
             return Err(NamespaceError::Invalid(text));
@@ -94,7 +109,7 @@ impl Transaction<'_> {
     }
 
     pub(super) fn snapshot_job(&mut self, id: JobId, request: u128) -> Answer {
-        let mut job = self.open_job(id)?;
+        let mut job = self.told_job(id)?;
         if 0 < job.snapshots && job.snapshot_request == request {
             return Ok(Outcome::Number(job.snapshots - 1));
         }
@@ -113,6 +128,9 @@ impl Transaction<'_> {
         }
         if job.phase.has_ended() {
             return Err(JobError::Ended { job: id, phase: job.phase }.into());
+        }
+        if let (JobPhase::Cancelled, Some(work)) = (phase, &job.work) {
+            self.end_wish_of(id, work)?;
         }
         job.phase = phase;
         job.ended = phase.has_ended().then_some(self.now);
@@ -153,7 +171,7 @@ pub fn jobs(store: &dyn MetaStore, from: JobId, limit: usize) -> Vec<(JobId, Job
 }
 
 /// The state as of `snapshot`, taken or the one to come, whether there is such a worker or not.
-fn state_at(store: &dyn MetaStore, id: JobId, worker: u32, snapshot: u64) -> u64 {
+pub(super) fn state_at(store: &dyn MetaStore, id: JobId, worker: u32, snapshot: u64) -> u64 {
     changes(store, id, worker, snapshot, 1).first().map_or(0, |(_, state)| *state)
 }
 

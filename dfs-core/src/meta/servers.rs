@@ -6,6 +6,7 @@ use crate::cluster::overlay::{Overlay, OverlayKind};
 use crate::command::Outcome;
 use crate::event::{CAUSE_BYTES_MAX, EVENTS_MAX, Event, EventKind};
 use crate::ids::{DiskId, ServerId};
+use crate::job::{JobPhase, JobWork};
 use crate::namespace::NamespaceError;
 use crate::time::WallTime;
 
@@ -53,11 +54,15 @@ impl Transaction<'_> {
             format!("{kind}{ends} by {by}{}{cause}", if cause.is_empty() { "" } else { ": " });
         match record.overlays.iter_mut().find(|overlay| overlay.kind == kind) {
             Some(overlay) if overlay.until == until => return Ok(Outcome::Done),
-            Some(overlay) => *overlay = Overlay { until, by, ..overlay.clone() },
-            None => record.overlays.push(Overlay { kind, since: self.now, until, by }),
+            Some(overlay) => *overlay = Overlay { until, by: by.clone(), ..overlay.clone() },
+            None => record.overlays.push(Overlay { kind, since: self.now, until, by: by.clone() }),
+        }
+        if kind == OverlayKind::Draining {
+            self.begin_work(&JobWork::Drain { server }, &by, 0)?;
         }
         if kind == OverlayKind::Decommissioned {
             record.overlays.retain(|overlay| overlay.kind == kind);
+            self.end_drain_job(server, JobPhase::Done);
         }
         self.store.put(Key::Server(server), Record::Server(record));
         self.note(EventKind::Wished, Some(server), &text, None);
@@ -79,6 +84,9 @@ impl Transaction<'_> {
         let Some(at) = record.overlays.iter().position(ends) else { return Ok(Outcome::Done) };
         let ended = record.overlays.remove(at);
         self.store.put(Key::Server(server), Record::Server(record));
+        if kind == OverlayKind::Draining {
+            self.end_drain_job(server, JobPhase::Cancelled);
+        }
         let lasted = self.now.0.saturating_sub(ended.since.0) / 1_000_000;
         let text = format!("no longer {kind}: {by}");
         self.note(EventKind::Reverted, Some(server), &text, u64::try_from(lasted).ok());

@@ -165,7 +165,9 @@ impl Transaction<'_> {
             Change::Reconfigure { chunk, version, members, learner, after_wait } => {
                 self.reconfigure(*chunk, *version, members, *learner, *after_wait)
             }
-            Change::Activate { chunk, configuration } => self.activate(*chunk, configuration),
+            Change::Activate { chunk, configuration, done_by } => {
+                self.activate(*chunk, configuration, *done_by)
+            }
             Change::ForgetGarbage { chunk } => {
                 self.store.delete(&Key::Garbage(*chunk));
                 Ok(Outcome::Done)
@@ -181,6 +183,10 @@ impl Transaction<'_> {
 
             Change::CreateJob { name, workers, by, request } => {
                 self.create_job(name, *workers, by, *request)
+            }
+            Change::BeginWork { work, by, request } => self.begin_work(work, by, *request),
+            Change::AdvanceJob { job, total, found, workers, snapshot } => {
+                self.advance_job(*job, (*total, *found), workers, *snapshot)
             }
             Change::SetJobStates { job, states } => self.set_job_states(*job, states),
             Change::SnapshotJob { job, request } => self.snapshot_job(*job, *request),

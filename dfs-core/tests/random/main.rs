@@ -235,6 +235,7 @@ impl Draw {
             return Change::Activate {
                 chunk,
                 configuration: Configuration { version, members, primary },
+                done_by: None,
             };
         }
         let kept = base.len().saturating_sub(usize::from(b % 2));

@@ -386,6 +386,7 @@ impl<'a> Words<'a> {
                     members: members(self.word(2)?)?,
                     primary: ServerId(small(self.key("primary").unwrap_or("1"))?),
                 },
+                done_by: None,
             },
 
             "lock" => {
