@@ -2,6 +2,7 @@
 
 pub(crate) mod jobs;
 pub(crate) mod servers;
+pub(crate) mod trash;
 pub(crate) mod values;
 
 use std::any::TypeId;
@@ -146,6 +147,8 @@ pub(crate) enum Command {
     Job(jobs::JobArgs),
     /// List jobs
     Jobs(jobs::JobsArgs),
+    /// Deleted files that are kept for a while: list, restore, empty
+    Trash(trash::TrashArgs),
     /// Measure a directory, with ratios to another in the same run
     Bench(crate::bench::BenchArgs),
 

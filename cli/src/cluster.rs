@@ -59,6 +59,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Events(_)
         | Command::Job(_)
         | Command::Jobs(_)
+        | Command::Trash(_)
         | Command::Put(_)
         | Command::Get(_)
         | Command::Ls(_)

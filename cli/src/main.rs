@@ -83,6 +83,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Scrub(args) => commands::scrub::run(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),
+        Command::Trash(args) => commands::trash::run(cluster, args),
         Command::Jobs(args) => commands::job::list(cluster, args),
         Command::Put(args) => commands::put::run(cluster, args),
         Command::Get(args) => commands::get::run(cluster, args),

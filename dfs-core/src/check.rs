@@ -135,6 +135,16 @@ impl<'a> Walk<'a> {
                 Some(seen) => seen.orphan = true,
                 None => self.wrong(key, "no such inode"),
             },
+            (Key::Trash(number), Record::Trash(trashed)) => {
+                let next = self.superblock.as_ref().map_or(0, |superblock| superblock.next_trash);
+                self.require(*number < next, key, "its number was never given out");
+                match self.inodes.get_mut(&trashed.ino) {
+                    // It is one or the other, and once.
+                    Some(seen) if seen.orphan => self.wrong(key, "an orphan, or here twice"),
+                    Some(seen) => seen.orphan = true,
+                    None => self.wrong(key, "no such inode"),
+                }
+            }
             (Key::Truncating(ino), Record::Truncating(size)) => {
                 let chunked = self
                     .inodes

@@ -302,6 +302,21 @@ pub enum Change {
         events: Vec<Event>,
     },
 
+    // Trash.
+    SetTrash {
+        keep_ms: u64,
+        by: String,
+    },
+    /// Gives a file in the trash a name.
+    Restore {
+        number: u64,
+        parent: InodeNo,
+        name: Vec<u8>,
+    },
+    EmptyTrash {
+        numbers: Vec<u64>,
+    },
+
     // Jobs.
     /// `Number`: its id.
     CreateJob {

@@ -21,6 +21,7 @@ pub mod jobs;
 mod servers;
 mod session;
 mod transaction;
+pub mod trash;
 pub mod work;
 
 mod attributes;
@@ -70,11 +71,13 @@ pub enum Key {
     /// What a worker had done, from a snapshot on: job, worker, and what is left from the snapshot to the last number,
     /// so that later ones come first.
     JobState(JobId, u32, u64),
+    /// Files without a name that are kept for a while, in the order they lost it.
+    Trash(u64),
 }
 
 impl Key {
     /// No key is behind it.
-    pub const LAST: Self = Self::JobState(JobId(u64::MAX), u32::MAX, u64::MAX);
+    pub const LAST: Self = Self::Trash(u64::MAX);
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -101,6 +104,7 @@ pub enum Record {
     Event(Event),
     Job(Job),
     JobState(u64),
+    Trash(Trashed),
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -121,6 +125,20 @@ pub struct Superblock {
     pub file_bytes: u64,
     pub next_event: u64,
     pub next_job: u64,
+    pub next_trash: u64,
+    /// How long files are kept that lost their last name; 0: not at all.
+    pub trash_ms: u64,
+}
+
+/// A file that lost its last name.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Trashed {
+    pub ino: InodeNo,
+    /// Where that name was.
+    pub parent: InodeNo,
+    pub name: Vec<u8>,
+    pub at: WallTime,
+    pub until: WallTime,
 }
 
 /// A chunkserver that ever registered, with the disk it brought.

@@ -11,7 +11,7 @@ use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
 use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
-use dfs_core::meta::{Client, Key, Record, Server, Superblock};
+use dfs_core::meta::{Client, Key, Record, Server, Superblock, Trashed};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::{Timestamp, WallTime};
@@ -272,6 +272,9 @@ wire_enum!(Change {
     72 = SnapshotJob { job, request },
     73 = SetJobPhase { job, phase },
     74 = ForgetJob { job },
+    77 = SetTrash { keep_ms, by },
+    78 = Restore { number, parent, name },
+    79 = EmptyTrash { numbers },
     75 = BeginWork { work, by, request },
     76 = AdvanceJob { job, total, found, workers, snapshot },
     80 = SetLock { ino, client, owner, start, end, kind, pid },
@@ -303,8 +306,11 @@ wire_struct!(Superblock {
     chunk_count,
     file_bytes,
     next_event,
-    next_job
+    next_job,
+    next_trash,
+    trash_ms
 });
+wire_struct!(Trashed { ino, parent, name, at, until });
 wire_struct!(Server { disk, registered, overlays });
 impl Wire for Client {
     fn put(&self, out: &mut Vec<u8>) {
@@ -347,6 +353,7 @@ wire_enum!(Record {
     15 = Event(record),
     16 = Job(record),
     17 = JobState(record),
+    18 = Trash(record),
 });
 
 /// A key as bytes whose order is the derived order of [`Key`]: one tag byte, big-endian fields, names last.
@@ -379,6 +386,7 @@ pub fn encode_key(key: &Key) -> Vec<u8> {
             out.extend_from_slice(&worker.to_be_bytes());
             out.extend_from_slice(&from.to_be_bytes());
         }
+        Key::Trash(number) => tagged(&mut out, 19, &[*number]),
         Key::Server(server) => {
             out.push(12);
             out.extend_from_slice(&server.0.to_be_bytes());
@@ -441,6 +449,7 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
         ),
         15 => Key::Unborn(InodeNo(be64(&mut input)?), ChunkId(be64(&mut input)?)),
         16 => Key::Event(be64(&mut input)?),
+        19 => Key::Trash(be64(&mut input)?),
         17 => Key::Job(JobId(be64(&mut input)?)),
         18 => Key::JobState(
             JobId(be64(&mut input)?),

@@ -17,6 +17,7 @@ use crate::clients::GRACE_MS;
 use crate::rpc::{end_client, fence_client};
 use crate::settle;
 use crate::state::{Master, lock, now};
+use crate::trash;
 
 const TICK: Duration = Duration::from_millis(250);
 const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
@@ -59,11 +60,13 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
     // Not the start: a master that restarts often has a log that grows all the same.
     let mut snapshot_at = master.group.snapshot_index().unwrap_or(0);
     let mut round: u64 = 0;
+    let mut trash_from = 0;
     while !shutdown.wait_for(TICK) {
         round += 1;
         if round.is_multiple_of(4) {
             reclaim_orphans(master);
             forget_garbage(master, &mut garbage_since);
+            trash::empty_expired(master, &mut trash_from);
             end_leases(master);
             master.finish_truncations();
         }

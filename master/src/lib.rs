@@ -29,6 +29,7 @@ pub mod state;
 pub mod store;
 pub mod surplus;
 pub mod survey;
+mod trash;
 pub mod truncate;
 mod truth;
 pub mod watch;

@@ -445,7 +445,9 @@ impl Rebuild {
                 Task { chunk, version, step, bytes: 0 }
             };
             let differs = divergence_of(master, chunk, record);
-            let can_be_mended = differs.as_ref().is_some_and(|differs| !differs.most.is_empty());
+            // Not while one is away: it would be left out of the new version.
+            let can_be_mended = differs.as_ref().is_some_and(|differs| !differs.most.is_empty())
+                && all_up(master, record);
             diverging.extend(differs.map(|differs| (chunk, differs)));
             // What a spill left unattached is moved all the same: otherwise its servers would never be empty.
             let of = || drain::move_of(master, chunk, record, &draining);
@@ -581,6 +583,11 @@ fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
     });
     let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
     all_up && (behind || record.preparing.is_some())
+}
+
+fn all_up(master: &Master, record: &Chunk) -> bool {
+    let (cluster, now) = (lock(&master.cluster), now());
+    record.active.members.iter().all(|member| cluster.is_up(now, member))
 }
 
 /// A live member has told all it holds, and this chunk is not among it: somebody removed the file.

@@ -340,6 +340,9 @@ fn change_of_client(
         | Change::TruncateEnd { .. }
         | Change::Reconfigure { .. }
         | Change::Activate { .. }
+        | Change::SetTrash { .. }
+        | Change::Restore { .. }
+        | Change::EmptyTrash { .. }
         | Change::BeginWork { .. }
         | Change::AdvanceJob { .. }
         | Change::ForgetGarbage { .. }

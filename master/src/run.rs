@@ -23,6 +23,7 @@ use dfs_proto::control::admin_server::AdminServer;
 use dfs_proto::control::jobs_server::JobsServer;
 use dfs_proto::control::master_control_server::MasterControlServer;
 use dfs_proto::control::server_admin_server::ServerAdminServer;
+use dfs_proto::control::trash_server::TrashServer;
 use dfs_proto::control::wishes_server::WishesServer;
 use dfs_service::clock;
 use dfs_service::conn::{Acceptor, Limits, control_incoming};
@@ -178,6 +179,7 @@ impl Server {
                 .add_service(WishesServer::new(service.clone()))
                 .add_service(ServerAdminServer::new(service.clone()))
                 .add_service(JobsServer::new(service.clone()))
+                .add_service(TrashServer::new(service.clone()))
                 .add_service(AdminServer::new(service))
                 .serve_with_incoming(control_incoming(connections))
                 .await;

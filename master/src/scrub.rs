@@ -173,7 +173,8 @@ fn files_below(store: &dyn MetaStore, ino: InodeNo) -> BTreeSet<InodeNo> {
 enum Ended {
     /// The server is away, or does not answer.
     Away,
-    Paused,
+    /// Somebody paused the job, or the server died.
+    Stopped,
     /// It says that it cannot.
     Refused(String),
 }
@@ -187,8 +188,7 @@ async fn read(master: Arc<Master>, id: JobId, server: ServerId, at: Arc<At>) {
             continue;
         }
         match read_some(&master, id, server, &at).await {
-            Ok(()) => {}
-            Err(Ended::Paused) => {}
+            Ok(()) | Err(Ended::Stopped) => {}
             Err(Ended::Away) => {
                 forget_moved(&master, server, &at);
                 tokio::time::sleep(AGAIN).await;
@@ -206,21 +206,28 @@ async fn read(master: Arc<Master>, id: JobId, server: ServerId, at: Arc<At>) {
     }
 }
 
-/// Has the next replicas read.
+/// Has the next replicas read. A server that dies meanwhile is not waited for.
 async fn read_some(
     master: &Arc<Master>,
     id: JobId,
     server: ServerId,
     at: &At,
 ) -> Result<(), Ended> {
-    let chunks: Vec<ChunkId> = lock(&at.left).iter().take(ASKED).copied().collect();
-    let Some(last) = chunks.last().copied() else { return Ok(()) };
     let address = {
         let (cluster, now) = (lock(&master.cluster), now());
         let row = cluster.row(server).filter(|_| cluster.liveness(now, server) == Liveness::Alive);
         row.map(|row| row.address.clone())
     };
-    let mut client = master.control(&address.ok_or(Ended::Away)?);
+    let address = address.ok_or(Ended::Away)?;
+    tokio::select! {
+        ended = ask(master, id, &address, at) => ended,
+        () = until_paused_or_dead(master, id, server) => Err(Ended::Stopped),
+    }
+}
+
+async fn ask(master: &Arc<Master>, id: JobId, address: &str, at: &At) -> Result<(), Ended> {
+    let chunks: Vec<ChunkId> = lock(&at.left).iter().take(ASKED).copied().collect();
+    let Some(last) = chunks.last().copied() else { return Ok(()) };
     let chunks = chunks.iter().map(|chunk| chunk.0).collect();
     let request = VerifyRequest { chunks, paced: true };
     let refused = |status: tonic::Status| {
@@ -230,15 +237,13 @@ async fn read_some(
         }
         Ended::Refused(status.message().to_owned())
     };
+    let mut client = master.control(address);
     let reports = tokio::time::timeout(ANSWER_MAX, client.verify(request)).await;
     let mut reports = reports.map_err(|_| Ended::Away)?.map_err(refused)?.into_inner();
     loop {
-        let next = tokio::select! {
-            next = tokio::time::timeout(ANSWER_MAX, reports.message()) => next,
-            () = until_paused_or_away(master, id, server) => return Err(Ended::Paused),
-        };
+        let next = tokio::time::timeout(ANSWER_MAX, reports.message()).await;
         match next.map_err(|_| Ended::Away)?.map_err(refused)? {
-            Some(_) | None if master.works.is_paused(id) => return Err(Ended::Paused),
+            Some(_) | None if master.works.is_paused(id) => return Err(Ended::Stopped),
             Some(report) => at.pass(ChunkId(report.chunk), is_damaged(&report)),
             // What was not answered for is not there.
             None => {
@@ -249,7 +254,7 @@ async fn read_some(
     }
 }
 
-async fn until_paused_or_away(master: &Master, id: JobId, server: ServerId) {
+async fn until_paused_or_dead(master: &Master, id: JobId, server: ServerId) {
     loop {
         tokio::time::sleep(PAUSE).await;
         let dead = lock(&master.cluster).liveness(now(), server) == Liveness::Dead;

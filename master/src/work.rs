@@ -145,7 +145,7 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
                 if snapshot {
                     snapshots.insert(*id, now());
                 }
-                if over && running {
+                if over {
                     end(master, *id, job);
                 }
             }

@@ -16,6 +16,7 @@ mod predictions;
 mod put;
 mod rebuild;
 mod scrub;
+mod trash;
 mod up_down;
 
 use std::path::Path;

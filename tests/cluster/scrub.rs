@@ -171,8 +171,10 @@ fn a_scrub_goes_on_where_it_was_when_the_master_was_killed_and_names_who_holds_i
         read == [FILES, FILES] && job["stalled"] == serde_json::json!(["cs-3"])
     });
     let before = job(&cluster, &id);
-    let page = get(&address(&cluster, "master"), "/metrics").1;
-    assert_eq!(value(&page, "dfs_master_jobs{phase=\"stalled\"}"), 1.0);
+    wait_until("it is counted", || {
+        let page = get(&address(&cluster, "master"), "/metrics").1;
+        value(&page, "dfs_master_jobs{phase=\"stalled\"}") == 1.0
+    });
     let read_bytes = |server| {
         let page = get(&address(&cluster, server), "/metrics").1;
         value(&page, "dfs_chunkserver_scrubbed_bytes_total")

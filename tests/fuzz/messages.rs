@@ -177,7 +177,7 @@ parts! {
     dfs_core::command {
         NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
     }
-    dfs_core::meta { Superblock, Server, Client, Record }
+    dfs_core::meta { Superblock, Server, Client, Trashed, Record }
     dfs_proto::meta_rpc {
         MetaRequest, FailedMember, MetaCall, MetaReply, MetaFailure, Welcome, EntryPlus, NameBytes,
         StatfsReply, ChunkLayout, MemberAddress,
@@ -342,6 +342,15 @@ messages!(
     RebalanceRequest,
     RebalanceReply,
     ServerShare,
+    TrashListRequest,
+    TrashListReply,
+    TrashEntry,
+    TrashKeepRequest,
+    TrashKeepReply,
+    TrashRestoreRequest,
+    TrashRestoreReply,
+    TrashEmptyRequest,
+    TrashEmptyReply,
     JobDone,
     JobCreateRequest,
     JobCreateReply,
@@ -512,7 +521,7 @@ fn messages_of_the_control_plane() {
 #[test]
 fn no_message_of_the_control_plane_is_left_out() {
     let known: BTreeSet<&str> = MESSAGES.iter().map(|(name, _)| *name).collect();
-    let text = ["control", "servers", "jobs"]
+    let text = ["control", "servers", "jobs", "trash"]
         .map(|name| {
             let path = format!("dfs-proto/proto/{name}.proto");
             std::fs::read_to_string(tests::repository().join(path)).unwrap()

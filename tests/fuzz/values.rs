@@ -11,7 +11,7 @@ use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
 use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
-use dfs_core::meta::{Client, Key, Record, Server, Superblock};
+use dfs_core::meta::{Client, Key, Record, Server, Superblock, Trashed};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::WallTime;
@@ -159,6 +159,9 @@ fn changes() -> Vec<Change> {
         Change::SetJobStates { job, states: vec![(0, 1), (2, u64::MAX)] },
         Change::SnapshotJob { job, request: u128::MAX },
         Change::ForgetJob { job },
+        Change::SetTrash { keep_ms: 5, by: "ada".to_owned() },
+        Change::Restore { number: 1, parent: INO, name: name() },
+        Change::EmptyTrash { numbers: vec![1, u64::MAX] },
         Change::AdvanceJob {
             job,
             total: 9,
@@ -368,6 +371,8 @@ pub(crate) fn records() -> Vec<Record> {
             file_bytes: 8,
             next_event: 9,
             next_job: 3,
+            next_trash: 2,
+            trash_ms: 60_000,
         }),
         Record::Dentry(Dentry { ino: INO, kind: FileKind::Fifo, cookie: 4 }),
         Record::DirSlot { name: name(), ino: INO, kind: FileKind::Socket },
@@ -376,6 +381,7 @@ pub(crate) fn records() -> Vec<Record> {
         Record::Xattr(vec![0; 20]),
         Record::Locks(vec![lock(), lock()]),
         Record::Orphan,
+        Record::Trash(Trashed { ino: INO, parent: INO, name: name(), at: TIME, until: TIME }),
         Record::Truncating(5),
         Record::Garbage(Garbage { members: vec![member(1)], version: ChunkVersion(4) }),
         Record::Server(Server {
@@ -434,6 +440,7 @@ pub(crate) fn keys() -> Vec<Key> {
             Key::Unborn(InodeNo(n), ChunkId(2)),
             Key::Locks(InodeNo(n)),
             Key::Orphan(InodeNo(n)),
+            Key::Trash(n),
             Key::Truncating(InodeNo(n)),
             Key::Garbage(ChunkId(n)),
             Key::Server(ServerId(n as u32)),

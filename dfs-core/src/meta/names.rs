@@ -203,7 +203,9 @@ impl Transaction<'_> {
         check_name(name)?;
         let mut directory = self.live_directory(parent)?;
         let inode = self.inode(ino)?;
-        if inode.kind != FileKind::File || inode.nlink != 0 {
+        // What is in the trash comes back by a restore only.
+        let is_orphan = self.store.get(&Key::Orphan(ino)).is_some();
+        if inode.kind != FileKind::File || inode.nlink != 0 || !is_orphan {
             return Err(NamespaceError::NotPermitted("not a file without a name".into()));
         }
         let mut replaced = None;
@@ -212,7 +214,7 @@ impl Transaction<'_> {
                 return Err(NamespaceError::IsDirectory);
             }
             self.remove_entry(parent, &mut directory, name, target);
-            if self.drop_name(target.ino)? == 0 {
+            if self.drop_name(target.ino, parent, name)? == 0 {
                 replaced = Some(target.ino);
             }
         }
@@ -233,7 +235,7 @@ impl Transaction<'_> {
         }
         self.remove_entry(parent, &mut directory, name, dentry);
         self.put_inode(parent, directory);
-        let nlink = self.drop_name(dentry.ino)?;
+        let nlink = self.drop_name(dentry.ino, parent, name)?;
         Ok(Outcome::Unlinked { ino: dentry.ino, nlink })
     }
 
@@ -248,7 +250,7 @@ impl Transaction<'_> {
         self.remove_entry(parent, &mut directory, name, dentry);
         directory.nlink -= 1;
         self.put_inode(parent, directory);
-        let nlink = self.drop_name(dentry.ino)?;
+        let nlink = self.drop_name(dentry.ino, parent, name)?;
         Ok(Outcome::Unlinked { ino: dentry.ino, nlink })
     }
 
@@ -302,7 +304,7 @@ impl Transaction<'_> {
             if target.kind == FileKind::Directory {
                 new_home.nlink -= 1;
             }
-            if self.drop_name(target.ino)? == 0 {
+            if self.drop_name(target.ino, to_parent, to)? == 0 {
                 replaced = Some(target.ino);
             }
         }
@@ -340,6 +342,9 @@ impl Transaction<'_> {
         if inode.nlink != 0 {
             return Err(NamespaceError::NotPermitted("it still has a name".into()));
         }
+        if self.store.get(&Key::Orphan(ino)).is_none() {
+            return Err(NamespaceError::NotPermitted("it is in the trash".into()));
+        }
         self.free_all_chunks(ino, &mut inode);
         for (key, _) in read::xattr_range(self.store, ino) {
             self.store.delete(&key);
@@ -364,7 +369,7 @@ impl Transaction<'_> {
     }
 
     /// A directory that may get entries: a removed one that somebody has open may not.
-    fn live_directory(&self, ino: InodeNo) -> Result<Inode, NamespaceError> {
+    pub(super) fn live_directory(&self, ino: InodeNo) -> Result<Inode, NamespaceError> {
         let inode = self.directory(ino)?;
         if inode.nlink == 0 { Err(NamespaceError::NotFound) } else { Ok(inode) }
     }
@@ -420,7 +425,7 @@ impl Transaction<'_> {
     }
 
     /// Enters a new name in `directory` and stores both.
-    fn add_entry(
+    pub(super) fn add_entry(
         &mut self,
         parent: InodeNo,
         mut directory: Inode,
@@ -463,15 +468,23 @@ impl Transaction<'_> {
         self.touch(directory, true);
     }
 
-    /// One name less for `ino`; without any it becomes an orphan. Answers the names left.
-    fn drop_name(&mut self, ino: InodeNo) -> Result<u32, NamespaceError> {
+    /// One name less for `ino`; without any it is kept in the trash or becomes an orphan. Answers the names left.
+    fn drop_name(
+        &mut self,
+        ino: InodeNo,
+        parent: InodeNo,
+        name: &[u8],
+    ) -> Result<u32, NamespaceError> {
         let mut inode = self.inode(ino)?;
         inode.nlink =
             if inode.kind == FileKind::Directory { 0 } else { inode.nlink.saturating_sub(1) };
         self.touch(&mut inode, false);
         let nlink = inode.nlink;
+        let is_kept = inode.kind == FileKind::File && 0 < self.superblock.trash_ms;
         self.put_inode(ino, inode);
-        if nlink == 0 {
+        if nlink == 0 && is_kept {
+            self.put_in_trash(ino, parent, name);
+        } else if nlink == 0 {
             self.store.put(Key::Orphan(ino), Record::Orphan);
         }
         Ok(nlink)

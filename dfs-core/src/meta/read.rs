@@ -2,7 +2,7 @@
 
 #![warn(missing_docs)]
 
-use super::{Client, Key, MetaStore, Record, Server, Superblock};
+use super::{Client, Key, MetaStore, Record, Server, Superblock, Trashed};
 use crate::chunk::Chunk;
 use crate::command::{Lock, LockKind, Outcome};
 use crate::ids::{ChunkId, ClientId, InodeNo, OpId, ServerId};
@@ -44,6 +44,12 @@ pub fn superblock(store: &dyn MetaStore) -> Option<Superblock> {
 #[must_use]
 pub fn job(store: &dyn MetaStore, id: JobId) -> Option<Job> {
     typed!(store, Key::Job(id), Job)
+}
+
+/// An entry of the trash.
+#[must_use]
+pub fn trashed(store: &dyn MetaStore, number: u64) -> Option<Trashed> {
+    typed!(store, Key::Trash(number), Trash)
 }
 
 /// The inode.

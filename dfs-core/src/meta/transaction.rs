@@ -35,6 +35,8 @@ pub fn init(
             file_bytes: 0,
             next_event: 0,
             next_job: 1,
+            next_trash: 1,
+            trash_ms: 0,
         }),
     );
     let root = Inode {
@@ -184,6 +186,10 @@ impl Transaction<'_> {
             Change::CreateJob { name, workers, by, request } => {
                 self.create_job(name, *workers, by, *request)
             }
+            Change::SetTrash { keep_ms, by } => self.set_trash(*keep_ms, by),
+            Change::Restore { number, parent, name } => self.restore(*number, *parent, name),
+            Change::EmptyTrash { numbers } => self.empty_trash(numbers),
+
             Change::BeginWork { work, by, request } => self.begin_work(work, by, *request),
             Change::AdvanceJob { job, total, found, workers, snapshot } => {
                 self.advance_job(*job, (*total, *found), workers, *snapshot)
