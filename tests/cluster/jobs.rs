@@ -58,7 +58,7 @@ fn states_are_as_of_their_snapshot_and_what_means_nothing_is_refused() {
     );
     assert!(refusal(&cluster, &["fetch-state", job, "0", "4"], 1).contains("snapshot 4: 4 were"));
     assert!(refusal(&cluster, &["snapshot", "77"], 1).contains("unknown job 77"));
-    assert!(refusal(&cluster, &["create", "--workers", "0"], 1).contains("1 to 1000000 workers"));
+    assert!(refusal(&cluster, &["create", "--workers", "0"], 2).contains("from 1 to 1000000"));
     assert!(refusal(&cluster, &["set-state", job, "0", "-1"], 2).contains("-1"));
     assert!(refusal(&cluster, &["set-state", job, "0", "many"], 2).contains("many"));
     assert!(refusal(&cluster, &["rm", job], 1).contains("cancel it first"));
