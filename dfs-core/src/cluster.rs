@@ -5,6 +5,7 @@
 //! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
 
 pub mod flapping;
+mod missed;
 pub mod overlay;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -175,22 +176,14 @@ pub struct Cluster {
     placements: u64,
     /// As the log has them.
     overlays: BTreeMap<ServerId, Vec<OverlayKind>>,
+    missed: missed::Missed,
 }
 
 impl Cluster {
     #[must_use]
     pub fn new(profile: LivenessProfile) -> Self {
-        Self { profile, rows: BTreeMap::new(), overlays: BTreeMap::new(), placements: 0 }
-    }
-
-    /// What the log says of servers now; all others have no overlay.
-    pub fn set_overlays(&mut self, overlays: BTreeMap<ServerId, Vec<OverlayKind>>) {
-        self.overlays = overlays;
-    }
-
-    #[must_use]
-    pub fn has_overlay(&self, server: ServerId, kind: OverlayKind) -> bool {
-        self.overlays.get(&server).is_some_and(|kinds| kinds.contains(&kind))
+        let (rows, overlays) = (BTreeMap::new(), BTreeMap::new());
+        Self { profile, rows, overlays, placements: 0, missed: missed::Missed::default() }
     }
 
     /// As if `server` had never been heard of.
@@ -278,6 +271,9 @@ impl Cluster {
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
+            if row.disk == disk {
+                self.missed.expect(server, row.replicas.keys().copied());
+            }
             let joined_at = if row.disk == disk { row.joined_at } else { now };
             *row = ServerRow { joined_at, burden: row.burden, ..fresh() };
         }
@@ -304,6 +300,9 @@ impl Cluster {
                 row.replicas.remove(chunk);
                 row.damaged.remove(chunk);
             }
+        }
+        if row.inventory_complete {
+            self.missed.reported(server, |chunk| row.replicas.contains_key(&chunk));
         }
         row.address = address;
         row.connected = true;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::Liveness;
+use dfs_core::cluster::overlay::Room;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
@@ -27,6 +28,8 @@ const LAYOUT_WAIT: Duration = Duration::from_secs(2);
 pub const WRITE_LAYOUT_MS: u64 = 10_000;
 /// As long as a client waits for servers by default.
 const ABOUT_TO_BE_BACK_MS: u64 = 60_000;
+/// As in [`dfs_core::cluster::Cluster::place`].
+const SPACE_FOR_A_CHUNK: u64 = 64 << 10;
 
 /// Which chunk of which file, and what for.
 #[derive(Clone, Copy, Debug)]
@@ -271,16 +274,16 @@ impl Master {
         }
         let cluster = lock(&self.cluster);
         let now = now();
-        let is_alive = |server: ServerId| cluster.liveness(now, server) == Liveness::Alive;
-        let alive = cluster.rows().keys().filter(|server| is_alive(**server)).count();
+        let is_alive = |server: &ServerId| cluster.liveness(now, *server) == Liveness::Alive;
+        let alive = cluster.rows().keys().filter(|server| is_alive(server)).count();
         // All that was silent may be this master: whoever was heard a moment ago is about to be back, with its space.
-        let away = cluster.rows().iter().filter(|(server, row)| {
-            !is_alive(**server)
-                && 0 < row.free_bytes
+        let spacious = cluster.rows().iter().filter(|(server, row)| {
+            cluster.room(**server) != Room::Closed
                 && now.nanos_since(row.heard_at) < ABOUT_TO_BE_BACK_MS * 1_000_000
+                && (SPACE_FOR_A_CHUNK <= row.free_bytes || row.total_bytes == 0)
         });
         let needed = self.min_replicas as usize;
-        if needed <= alive && found + away.count() < needed {
+        if needed <= alive && spacious.count() < needed {
             return MetaFailure::NoSpace {
                 reason: format!(
                     "{alive} chunkservers are alive but only {found} have space for a new chunk"

@@ -167,6 +167,13 @@ impl Master {
         let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
         let source = match choose_source(record, preparing, &reports) {
             Source::Adopt(report) => Some(report),
+            // Nobody holds it, but somebody did.
+            Source::Empty if record.born && lock(&self.cluster).has_missed(chunk) => {
+                return Err(Failed::Final(format!(
+                    "no member of chunk {} finds what it held: their data is gone",
+                    chunk.0
+                )));
+            }
             Source::Empty => None,
             Source::OnlyRebooted => {
                 self.check_wait(record, preparing)?;

@@ -259,6 +259,42 @@ fn a_block_that_is_bad_everywhere_is_said_to_be_lost() {
 }
 
 #[test]
+fn a_file_of_which_every_copy_was_removed_is_an_error_not_zeros() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    let content = pattern(300_000, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    let servers = ["cs-1", "cs-2", "cs-3"];
+    // A clean stop empties the journal, which could tell of it.
+    cluster.down();
+    cluster.up();
+    wait_until("its copies are reported", || {
+        cluster.dfs_json(["status"])["chunks"]["safe"] == 1
+            && servers.iter().all(|id| cluster.server_state(id).as_deref() == Some("alive"))
+    });
+    for server in servers {
+        for (path, _) in places(&cluster, server, &content, 100_000) {
+            if !is_of_journal(&path) {
+                std::fs::remove_file(path).unwrap();
+            }
+        }
+    }
+    for server in servers {
+        cluster.kill(server);
+    }
+    wait_until("the servers are back", || {
+        servers.iter().all(|id| cluster.server_state(id).as_deref() == Some("alive"))
+    });
+    let read = cluster.try_dfs(["cat", "/f", "--server-wait", "5s"]);
+    assert!(!read.status.success() && read.stdout.is_empty(), "{read:?}");
+    let chunks = &cluster.dfs_json(["status"])["chunks"];
+    assert!(chunks["lost"] == 1 || chunks["unavailable"] == 1, "{chunks}");
+    let events = cluster.dfs(["events"]);
+    assert!(events.contains("1 chunk(s) are on no disk that is known"), "{events}");
+    assert!(!cluster.try_dfs(["fsck"]).status.success());
+}
+
+#[test]
 fn a_chunk_file_that_somebody_removed_is_missed_and_copied_anew() {
     need_fuse!();
     let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });

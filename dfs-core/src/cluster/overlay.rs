@@ -2,8 +2,11 @@
 //!
 //! Overlays are in the log, so that they outlive every restart; they never say whether a server is alive.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
+use super::Cluster;
+use crate::ids::ServerId;
 use crate::time::WallTime;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -59,5 +62,17 @@ impl OverlayKind {
             Self::Suspended | Self::Draining | Self::Decommissioned => Room::Closed,
             Self::Maintenance | Self::Probation => Room::Last,
         }
+    }
+}
+
+impl Cluster {
+    /// What the log says of servers now; all others have no overlay.
+    pub fn set_overlays(&mut self, overlays: BTreeMap<ServerId, Vec<OverlayKind>>) {
+        self.overlays = overlays;
+    }
+
+    #[must_use]
+    pub fn has_overlay(&self, server: ServerId, kind: OverlayKind) -> bool {
+        self.overlays.get(&server).is_some_and(|kinds| kinds.contains(&kind))
     }
 }
