@@ -111,6 +111,13 @@ fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
 
+/// What was read ahead: taken, or passed over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ahead {
+    Taken,
+    Passed,
+}
+
 impl FileState {
     pub(crate) fn new(session: &Arc<Session>, ino: InodeNo) -> Arc<Self> {
         Arc::new(Self {
@@ -242,6 +249,19 @@ impl FileState {
     /// # Errors
     /// See [`ClientError`]. Replicas that fail are passed over until `server_wait` is over, counted once for the whole read.
     pub fn read(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.read_as(offset, buf, Ahead::Taken)
+    }
+
+    /// As [`Self::read`], of what is there now: size and bytes are asked for, whatever is known.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
+        self.lock().known = None;
+        self.read_as(offset, buf, Ahead::Passed)
+    }
+
+    fn read_as(&self, offset: u64, buf: &mut [u8], ahead: Ahead) -> Result<usize> {
         if buf.is_empty() {
             return Ok(0);
         }
@@ -265,7 +285,7 @@ impl FileState {
             return Ok(0);
         }
         let len = small((size - offset).min(buf.len() as u64));
-        self.read_chunks(&attr, offset, &mut buf[..len], size, &patience)?;
+        self.read_chunks(&attr, offset, &mut buf[..len], (size, ahead), &patience)?;
         Ok(len)
     }
 
@@ -305,21 +325,26 @@ impl FileState {
         attr: &Attr,
         offset: u64,
         buf: &mut [u8],
-        size: u64,
+        (size, ahead): (u64, Ahead),
         patience: &Patience,
     ) -> Result<()> {
         let chunk_size = attr.layout.chunk_size.max(1);
         self.settle(chunk_size, offset, buf.len() as u64)?;
         let may_fetch = |at: u64, len: u64| !self.is_pending(chunk_size, at, len);
         let len = buf.len() as u64;
-        self.readahead.on_read(&self.io, self.ino, chunk_size, (offset, len), size, &may_fetch);
+        if ahead == Ahead::Taken {
+            self.readahead.on_read(&self.io, self.ino, chunk_size, (offset, len), size, &may_fetch);
+        }
         let mut done = 0;
         while done < buf.len() {
             let at = offset + done as u64;
-            let ahead = self.readahead.take(at, &mut buf[done..]);
-            if 0 < ahead {
-                self.io.ahead_bytes.fetch_add(ahead as u64, Ordering::Relaxed);
-                done += ahead;
+            let taken = match ahead {
+                Ahead::Taken => self.readahead.take(at, &mut buf[done..]),
+                Ahead::Passed => 0,
+            };
+            if 0 < taken {
+                self.io.ahead_bytes.fetch_add(taken as u64, Ordering::Relaxed);
+                done += taken;
                 continue;
             }
             let within = at % chunk_size;

@@ -378,11 +378,12 @@ impl Filesystem for Adapter {
         _fh: FileHandle,
         offset: u64,
         size: u32,
-        _flags: fuser::OpenFlags,
+        flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let operation = Operation::Read { ino: ino(node), offset, len: size };
+        let direct = OpenFlags(flags.0).has(libc::O_DIRECT);
+        let operation = Operation::Read { ino: ino(node), offset, len: size, direct };
         self.answer(req, operation, &[], |answer| match answer {
             Reply::Data(buffer) => reply.data(buffer.as_slice()),
             other => reply.error(failure(other)),

@@ -146,7 +146,7 @@ impl FileSystem {
                 self.create(caller, parent, name, mode, umask, flags)
             }
             Operation::Open { ino, flags } => self.open(caller, ino, flags),
-            Operation::Read { ino, offset, len } => self.read(ino, offset, len),
+            Operation::Read { ino, offset, len, direct } => self.read(ino, offset, len, direct),
             Operation::Write { ino, offset, flags, from_page_cache, kill_priv } => {
                 self.write(ino, offset, &payload, flags, from_page_cache, kill_priv)
             }

@@ -111,10 +111,12 @@ pub enum Operation {
         ino: InodeNo,
         flags: OpenFlags,
     },
+    /// `direct`: `O_DIRECT`, which asks for what is there now.
     Read {
         ino: InodeNo,
         offset: u64,
         len: u32,
+        direct: bool,
     },
     /// `from_page_cache`: a page written through `mmap(2)`; whose flags these are is then not known.
     Write {

@@ -80,9 +80,11 @@ impl FileSystem {
         self.pages.may_keep(ino, change, only_here)
     }
 
-    pub(super) fn read(&self, ino: InodeNo, offset: u64, len: u32) -> Answer {
+    pub(super) fn read(&self, ino: InodeNo, offset: u64, len: u32, direct: bool) -> Answer {
         let mut buffer = self.buffers.get(len as usize);
-        let read = self.session.file(ino).read(offset, buffer.as_mut_slice())?;
+        let file = self.session.file(ino);
+        let out = buffer.as_mut_slice();
+        let read = if direct { file.read_now(offset, out)? } else { file.read(offset, out)? };
         buffer.truncate(read);
         self.metrics.bytes_read.inc_by(read as u64);
         Ok(Reply::Data(buffer))
