@@ -240,6 +240,66 @@ fn what_is_written_into_a_chunk_that_another_mount_made_a_hole_is_read() {
 }
 
 #[test]
+fn what_is_appended_after_one_cut_by_the_other_mount_is_there_when_it_is_synced() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    let second = cluster.mount_again("second");
+    cluster.dfs(["mkdir", "--chunk-size", "64KiB", "/d"]);
+    for (round, to) in [0, 1000, 70_000, 0].into_iter().enumerate() {
+        let name = format!("d/f{round}");
+        let (here, there) = (cluster.mount().join(&name), second.join(&name));
+        let stage = AtomicU8::new(0);
+        fs::write(&here, record(b'a', 0, 200_000)).unwrap();
+        let written = thread::scope(|scope| {
+            let appender = Appender { name: b'b', path: &here, len: 1000, flags: libc::O_SYNC };
+            let stage = &stage;
+            let running = scope.spawn(move || appender.run(stage));
+            thread::sleep(Duration::from_millis(300));
+            OpenOptions::new().write(true).open(&there).unwrap().set_len(to).unwrap();
+            stage.store(1, Ordering::Release);
+            thread::sleep(Duration::from_millis(300));
+            stage.store(2, Ordering::Release);
+            running.join().unwrap()
+        });
+        let lens = BTreeMap::from([(b'a', 200_000), (b'b', 1000)]);
+        for path in [&there, &here] {
+            let checked = check(&fs::read(path).unwrap(), &lens, std::slice::from_ref(&written));
+            assert_eq!(checked, Ok(()), "cut to {to}, read by {path:?}");
+        }
+    }
+}
+
+#[test]
+fn a_direct_read_sees_what_the_other_mount_synced_a_moment_ago() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut cluster = Cluster::start();
+    let second = cluster.mount_again("second");
+    let (here, there) = (cluster.mount().join("f"), second.join("f"));
+    fs::write(&here, vec![b'0'; 1 << 20]).unwrap();
+    let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&there).unwrap();
+    let mut read = vec![0; 4096];
+    for round in b'1'..=b'9' {
+        // Read in order, so that more is read ahead.
+        for place in 0..16 {
+            direct.read_exact_at(&mut read, place * 4096).unwrap();
+        }
+        let file = OpenOptions::new().write(true).open(&here).unwrap();
+        file.write_all_at(&vec![round; 1 << 20], 0).unwrap();
+        file.sync_all().unwrap();
+        for place in 16..32 {
+            direct.read_exact_at(&mut read, place * 4096).unwrap();
+            assert!(read == [round; 4096], "round {round}, block {place}");
+        }
+    }
+    File::options().write(true).open(&here).unwrap().set_len(100).unwrap();
+    assert_eq!(direct.read_at(&mut read, 0).unwrap(), 100);
+}
+
+#[test]
 fn the_check_sees_what_must_not_be() {
     let lens = BTreeMap::from([(b'a', 20), (b'b', 30)]);
     let written = [Written { name: b'a', kept: 1..3 }];
