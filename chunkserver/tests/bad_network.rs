@@ -137,6 +137,11 @@ fn appends_and_writes_are_there_exactly_once_though_the_network_between_members_
                             match client.append(&layout, n, true, &record) {
                                 Ok((offset, _)) => break offset,
                                 Err(DataFailure::Busy) => {}
+                                // Another configuration helps against neither.
+                                Err(
+                                    full @ (DataFailure::ChunkFull { .. }
+                                    | DataFailure::NoSpace { .. }),
+                                ) => panic!("{full}"),
                                 Err(_) => {
                                     reconfigured.fetch_add(1, Ordering::Relaxed);
                                     layout = configurations.after(&layout);

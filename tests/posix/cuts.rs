@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -147,14 +147,20 @@ fn run(round: &Round, a: &Path, b: &Path, name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Records that cross the ends of chunks, and cuts in, at and beyond the chunks they cross into.
-#[test]
-fn records_across_chunks_are_cut_where_the_file_is_and_nowhere_else() {
+fn two_mounts() -> Option<(Cluster, PathBuf)> {
     if let Some(reason) = no_fuse() {
-        return skipped(&reason);
+        skipped(&reason);
+        return None;
     }
     let mut cluster = Cluster::start();
     let second = cluster.mount_again("second");
+    Some((cluster, second))
+}
+
+/// Records that cross the ends of chunks, and cuts in, at and beyond the chunks they cross into.
+#[test]
+fn records_across_chunks_are_cut_where_the_file_is_and_nowhere_else() {
+    let Some((cluster, second)) = two_mounts() else { return };
     let rounds = [
         Round { chunk_size: "4KiB", lens: [1000, 700, 3000, 250], cuts: 12, to: |_, _| 1000 },
         Round {
@@ -201,11 +207,7 @@ fn records_across_chunks_are_cut_where_the_file_is_and_nowhere_else() {
 /// Makes what one mount wrote a hole on the other one; what the first writes there with what it knows is read by both.
 fn written_again_after(freed: impl Fn(&File), wait: Duration) {
     const CHUNK: usize = 64 << 10;
-    if let Some(reason) = no_fuse() {
-        return skipped(&reason);
-    }
-    let mut cluster = Cluster::start();
-    let second = cluster.mount_again("second");
+    let Some((cluster, second)) = two_mounts() else { return };
     cluster.dfs(["mkdir", "--chunk-size", "64KiB", "/d"]);
     let (here, there) = (cluster.mount().join("d/f"), second.join("d/f"));
     for round in 1..=5 {
@@ -241,11 +243,7 @@ fn what_is_written_into_a_chunk_that_another_mount_made_a_hole_is_read() {
 
 #[test]
 fn what_is_appended_after_one_cut_by_the_other_mount_is_there_when_it_is_synced() {
-    if let Some(reason) = no_fuse() {
-        return skipped(&reason);
-    }
-    let mut cluster = Cluster::start();
-    let second = cluster.mount_again("second");
+    let Some((cluster, second)) = two_mounts() else { return };
     cluster.dfs(["mkdir", "--chunk-size", "64KiB", "/d"]);
     for (round, to) in [0, 1000, 70_000, 0].into_iter().enumerate() {
         let name = format!("d/f{round}");
@@ -273,11 +271,7 @@ fn what_is_appended_after_one_cut_by_the_other_mount_is_there_when_it_is_synced(
 
 #[test]
 fn a_direct_read_sees_what_the_other_mount_synced_a_moment_ago() {
-    if let Some(reason) = no_fuse() {
-        return skipped(&reason);
-    }
-    let mut cluster = Cluster::start();
-    let second = cluster.mount_again("second");
+    let Some((cluster, second)) = two_mounts() else { return };
     let (here, there) = (cluster.mount().join("f"), second.join("f"));
     fs::write(&here, vec![b'0'; 1 << 20]).unwrap();
     let direct = OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(&there).unwrap();

@@ -55,6 +55,8 @@ impl Cluster {
         let mut config = Config::new(id, self.dirs[index].path().to_owned());
         config.fs = Some(FS);
         config.segment_bytes = 1 << 20;
+        // Not a share of the machine's disk, which may be nearly full.
+        config.capacity_bytes = Some(4096 * MIB);
         (self.change)(&mut config);
         Server::start(config).unwrap()
     }
