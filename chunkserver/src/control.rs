@@ -4,18 +4,24 @@ use std::sync::Arc;
 
 use dfs_core::ids::{BadServerId, ChunkId, ChunkVersion, Epoch, InodeNo};
 use dfs_proto::control::chunk_control_server::ChunkControl;
+use dfs_proto::control::metadata_copies_server::MetadataCopies;
 use dfs_proto::control::{
-    AdoptRequest, DeleteReply, DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest,
-    VerifyRequest,
+    self, AdoptRequest, CopyListReply, CopyListRequest, CopyReadReply, CopyReadRequest,
+    CopySettleReply, CopySettleRequest, CopyWriteReply, CopyWriteRequest, DeleteReply,
+    DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest, VerifyRequest,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::adopt::{Source, adopt};
+use crate::copies::{Complete, CopyFile};
 use crate::node::Node;
 use crate::primary;
 use crate::scrub::{self, verify};
 use crate::store::{ChunkSpec, Position, StoreError};
+
+/// Below it copies of the metadata leave the room to chunks and their journal.
+const COPY_ROOM_MIN: u64 = 32 << 20;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Control(pub(crate) Arc<Node>);
@@ -198,6 +204,89 @@ impl ChunkControl for Control {
         });
         Ok(Response::new(ReceiverStream::new(reports)))
     }
+}
+
+#[tonic::async_trait]
+impl MetadataCopies for Control {
+    async fn list(&self, _: Request<CopyListRequest>) -> Result<Response<CopyListReply>, Status> {
+        self.blocking(|node| {
+            let files = node.copies.list().map_err(|e| copy_status(&e))?;
+            let complete = node.copies.complete().unwrap_or_else(|error| {
+                tracing::error!(%error, "copy of the metadata: it counts as none");
+                None
+            });
+            let reign = node.state.reign();
+            Ok(CopyListReply {
+                files: files
+                    .into_iter()
+                    .map(|CopyFile { name, length, crc }| control::CopyFile { name, length, crc })
+                    .collect(),
+                fs: node.fs.0.to_be_bytes().to_vec(),
+                server: node.server.to_string(),
+                epoch: reign.epoch.0,
+                log_index: reign.log_index,
+                index: complete.map(|complete| complete.index),
+                at_ns: complete.map_or(0, |complete| complete.at_ns),
+            })
+        })
+        .await
+    }
+
+    async fn write(
+        &self,
+        request: Request<CopyWriteRequest>,
+    ) -> Result<Response<CopyWriteReply>, Status> {
+        let CopyWriteRequest { epoch, nonce, name, offset, data } = request.into_inner();
+        let this = self.clone();
+        self.blocking(move |node| {
+            this.obey(epoch, nonce)?;
+            if node.free_bytes() < COPY_ROOM_MIN {
+                return Err(Status::resource_exhausted("no space for a copy of the metadata"));
+            }
+            node.copies.write(&name, offset, &data).map_err(|e| copy_status(&e))?;
+            Ok(CopyWriteReply {})
+        })
+        .await
+    }
+
+    async fn settle(
+        &self,
+        request: Request<CopySettleRequest>,
+    ) -> Result<Response<CopySettleReply>, Status> {
+        let CopySettleRequest { epoch, nonce, files, index, at_ns } = request.into_inner();
+        let this = self.clone();
+        self.blocking(move |node| {
+            this.obey(epoch, nonce)?;
+            let files = files.into_iter().map(|file| (file.name, file.length)).collect();
+            let complete = Complete { index, at_ns };
+            node.copies.settle(&files, complete).map_err(|e| copy_status(&e))?;
+            Ok(CopySettleReply {})
+        })
+        .await
+    }
+
+    async fn read(
+        &self,
+        request: Request<CopyReadRequest>,
+    ) -> Result<Response<CopyReadReply>, Status> {
+        let CopyReadRequest { name, offset, length } = request.into_inner();
+        self.blocking(move |node| {
+            let data = node.copies.read(&name, offset, length).map_err(|e| copy_status(&e))?;
+            Ok(CopyReadReply { data })
+        })
+        .await
+    }
+}
+
+fn copy_status(error: &std::io::Error) -> Status {
+    use std::io::ErrorKind::{InvalidInput, NotFound, StorageFull};
+    let made = [
+        (InvalidInput, Status::invalid_argument as fn(String) -> Status),
+        (NotFound, Status::not_found),
+        (StorageFull, Status::resource_exhausted),
+    ];
+    let found = made.into_iter().find(|(kind, _)| *kind == error.kind());
+    found.map_or(Status::internal as fn(String) -> Status, |(_, make)| make)(error.to_string())
 }
 
 /// Takes a replica that nobody needs out of service, unless it is needed again.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_core::time::Timestamp;
 use dfs_proto::control::{self, RepairSource};
+use dfs_service::page::Page;
 
 use crate::node::{Node, lock, now};
 use crate::store::ReplicaReport;
@@ -86,7 +87,7 @@ impl Damage {
 }
 
 impl Node {
-    /// A block did not have its checksum.
+    /// A block did not have its checksum, or the disk did not give it.
     pub(crate) fn on_bad_block(&self, chunk: ChunkId, block: u32) {
         {
             let mut blocks = lock(&self.damage.blocks);
@@ -96,7 +97,12 @@ impl Node {
             blocks.insert((chunk, block), Due { at: now(), pause_nanos: RETRY_FIRST_NANOS });
         }
         self.metrics.bad_blocks.inc();
-        tracing::error!(chunk = chunk.0, block, "bad checksum");
+        tracing::error!(
+            chunk = chunk.0,
+            block,
+            see = %Page::BadBlock,
+            "bad block: its checksum is wrong, or the disk does not give it"
+        );
         self.on_changed(chunk);
         self.news.urgent.notify_one();
     }
@@ -124,13 +130,13 @@ impl Node {
     }
 
     /// Whether the chunk's file is where it should be.
-    pub(crate) fn on_file_seen(&self, chunk: ChunkId, wrong: Option<String>) {
+    pub(crate) fn on_file_seen(&self, chunk: ChunkId, wrong: Option<&str>) {
         let mut files = lock(&self.damage.files);
         let is_news = match wrong {
             Some(what) => {
                 let new = files.insert(chunk);
                 if new {
-                    tracing::error!(chunk = chunk.0, what, "chunk file");
+                    tracing::error!(chunk = chunk.0, what, see = %Page::BadBlock, "chunk file");
                 }
                 new
             }
@@ -160,6 +166,8 @@ impl Node {
             chunk_size: report.spec.chunk_size,
             bad_blocks,
             file_damaged,
+            file_problem: String::new(),
+            data_end: 0,
             copied_bytes: 0,
             mended_blocks: lock(&self.damage.mended).get(&report.chunk).copied().unwrap_or(0),
         }

@@ -9,6 +9,7 @@ pub mod store;
 
 mod adopt;
 mod control;
+mod copies;
 mod damage;
 mod data;
 mod error;

@@ -21,6 +21,7 @@ use crate::node::Node;
 
 const CONNECTIONS_MAX: usize = 64;
 const TOKEN_MAX: Duration = Duration::from_secs(1);
+const ACCEPT_AGAIN: Duration = Duration::from_millis(20);
 /// An asker that asks nothing for so long comes again.
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
@@ -58,7 +59,11 @@ impl LocalDoor {
                 if node.upgrade().is_none() {
                     return;
                 }
-                let Ok(stream) = stream else { continue };
+                let Ok(stream) = stream else {
+                    // No descriptors left, or closed while the last requests are answered.
+                    std::thread::sleep(ACCEPT_AGAIN);
+                    continue;
+                };
                 if CONNECTIONS_MAX <= open.fetch_add(1, Ordering::AcqRel) {
                     open.fetch_sub(1, Ordering::AcqRel);
                     continue;

@@ -18,6 +18,7 @@ use dfs_proto::control::{
 };
 use dfs_service::clock::monotonic_nanos;
 use dfs_service::conn::control_channel;
+use dfs_service::page::Page;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -140,7 +141,7 @@ impl Talk {
         while !self.stopping.asked.load(Ordering::Acquire) {
             if let Err(reason) = self.one_stream().await {
                 if self.status != reason {
-                    tracing::warn!(master = %self.master, %reason, "no heartbeats");
+                    tracing::warn!(master = %self.master, %reason, see = %Page::MasterSilent, "no heartbeats");
                     self.status = reason;
                 }
                 self.show_fence();
@@ -233,7 +234,7 @@ impl Talk {
             () = tokio::time::sleep(Duration::from_nanos(left)), if 0 < left => {}
         }
         if self.node.fence.is_closed() && 0 < left {
-            tracing::warn!(master = %self.master, "no answer for 0.8 of the time after which servers count as dead: serving stops");
+            tracing::warn!(master = %self.master, see = %Page::MasterSilent, "no answer for 0.8 of the time after which servers count as dead: serving stops");
         }
         self.show_fence();
         answer.await
@@ -332,7 +333,6 @@ impl Talk {
             nonce: reign.nonce,
             log_index: reign.log_index,
             sequence: self.sequence,
-            load_permille: 0,
             member_failures: told.failures.clone(),
             leaving,
             inventory_digest: digest,
@@ -342,6 +342,8 @@ impl Talk {
             clients,
             zone: node.config.zone.clone(),
             host: node.config.host.clone(),
+            client_read_bytes: node.metrics.read_bytes.get() + node.metrics.local_read_bytes.get(),
+            client_written_bytes: node.metrics.led_bytes.get(),
         };
         (request, told)
     }

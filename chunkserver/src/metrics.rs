@@ -31,6 +31,7 @@ pub struct Metrics {
     pub read_bytes: IntCounter,
     pub local_read_bytes: IntCounter,
     pub written_bytes: IntCounter,
+    pub led_bytes: IntCounter,
     pub replicated: IntCounter,
     pub repeated: IntCounter,
     pub syncs: IntCounter,
@@ -91,6 +92,10 @@ impl Metrics {
                 "dfs_chunkserver_written_bytes_total",
                 "Bytes of clients applied here, as primary or as member",
             ),
+            led_bytes: made.counter(
+                "dfs_chunkserver_led_bytes_total",
+                "Bytes of clients applied here as primary: summed over all servers, what clients write",
+            ),
             replicated: made.counter(
                 "dfs_chunkserver_replicated_operations_total",
                 "Operations of other primaries applied here as member",
@@ -113,7 +118,7 @@ impl Metrics {
             ),
             bad_blocks: made.counter(
                 "dfs_chunkserver_bad_blocks_total",
-                "Blocks found with a bad checksum",
+                "Blocks found with a bad checksum, or not given by the disk",
             ),
             repaired_blocks: made.counter(
                 "dfs_chunkserver_repaired_blocks_total",

@@ -13,6 +13,7 @@ use dfs_service::clock::monotonic_nanos;
 use dfs_service::shutdown::Shutdown;
 
 use crate::config::Config;
+use crate::copies::Copies;
 use crate::damage::Damage;
 use crate::fence::Fence;
 use crate::local_door::LocalDoor;
@@ -42,6 +43,7 @@ pub(crate) struct Node {
     pub(crate) local_door: Option<LocalDoor>,
     pub(crate) news: News,
     pub(crate) pace: Pace,
+    pub(crate) copies: Copies,
     /// Asked when this server stops.
     pub(crate) stopping: Shutdown,
     space: CachedSpace,
@@ -113,6 +115,7 @@ impl Node {
             local_door,
             news: News::default(),
             pace: Pace::default(),
+            copies: Copies::new(&config.data_dir),
             stopping: Shutdown::new(),
             space: CachedSpace::default(),
             store,

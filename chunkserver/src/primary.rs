@@ -486,6 +486,7 @@ fn submit(
     let effects = match applied {
         Ok(()) => {
             node.metrics.written_bytes.inc_by(data.len() as u64);
+            node.metrics.led_bytes.inc_by(data.len() as u64);
             lock(&led.state).on_applied(now(), node.server, seq)
         }
         Err(error) => {
@@ -726,9 +727,11 @@ impl Led {
     }
 }
 
-/// Looks after silent members, late syncs and announcements; called every few milliseconds.
-pub(crate) fn tick(node: &Arc<Node>) {
+/// Looks after silent members, late syncs and announcements; called every few milliseconds. Whether there was a chunk to
+/// look after.
+pub(crate) fn tick(node: &Arc<Node>) -> bool {
     let active: Vec<ChunkId> = lock(&node.leaders.active).iter().copied().collect();
+    let any = !active.is_empty();
     for chunk in active {
         let Some(led) = node.leaders.find(chunk) else {
             lock(&node.leaders.active).remove(&chunk);
@@ -753,6 +756,7 @@ pub(crate) fn tick(node: &Arc<Node>) {
         }
         perform(node, &led, effects);
     }
+    any
 }
 
 fn nanos(duration: Duration) -> u64 {

@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_proto::meta_rpc::MemberAddress;
+use dfs_service::page::Page;
 
 use crate::adopt::{fetch_block, fetch_sums, open};
 use crate::node::{Node, lock, now};
@@ -88,7 +89,7 @@ fn say(chunk: ChunkId, block: u32, outcome: Result<Option<ServerId>, String>) {
         }
         Ok(None) => tracing::debug!(chunk = chunk.0, block, "block is good"),
         Err(reason) => {
-            tracing::warn!(chunk = chunk.0, block, %reason, "bad block not repaired yet")
+            tracing::warn!(chunk = chunk.0, block, %reason, see = %Page::BadBlock, "bad block not repaired yet")
         }
     }
 }

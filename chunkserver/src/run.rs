@@ -11,8 +11,10 @@ use dfs_core::ids::FsId;
 use dfs_proto::control::StatusRequest;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::chunk_control_server::ChunkControlServer;
+use dfs_proto::control::metadata_copies_server::MetadataCopiesServer;
 use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
 use dfs_service::metrics_http::MetricsServer;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::config::Config;
@@ -26,6 +28,8 @@ use crate::{data, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
+/// While no chunk is written: an idle server wakes the processor less often.
+const IDLE_TICK: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -100,9 +104,11 @@ impl Server {
         let (control, control_taken) = tokio::sync::mpsc::channel(16);
         let (control_ended, ended) = tokio::sync::oneshot::channel::<()>();
         let service = ChunkControlServer::new(Control(Arc::clone(&node)));
+        let copies = MetadataCopiesServer::new(Control(Arc::clone(&node)));
         runtime.spawn(async move {
             let served = tonic::transport::Server::builder()
                 .add_service(service)
+                .add_service(copies)
                 .serve_with_incoming_shutdown(control_incoming(control_taken), async {
                     // Dropped or told: both end it.
                     let _ended = ended.await;
@@ -133,8 +139,9 @@ impl Server {
             std::thread::Builder::new()
                 .name("tick".to_owned())
                 .spawn(move || {
-                    while !ticker.wait_for(TICK) {
-                        primary::tick(&node);
+                    let mut pause = IDLE_TICK;
+                    while !ticker.wait_for(pause) {
+                        pause = if primary::tick(&node) { TICK } else { IDLE_TICK };
                         if node.fence.check_not_suspended().is_ok() {
                             repair::tick(&node);
                         }
@@ -289,10 +296,11 @@ fn open_store(
     // Two servers of one name would take turns in pushing each other out.
     anyhow::ensure!(
         store.server() == config.server,
-        "data directory {}: made for {}, not for {}; start it under its own name, or name another directory",
+        "data directory {}: made for {}, not for {}; start it under its own name, or name another directory; see {}",
         config.data_dir.display(),
         store.server(),
-        config.server
+        config.server,
+        Page::DirectoryRefused
     );
     Ok(store)
 }
@@ -327,7 +335,7 @@ fn ask_fs(
             Ok(Some(fs)) => return Ok(fs),
             Ok(None) => {}
             Err(reason) if reason != said => {
-                tracing::warn!(%master, %reason, "waiting for the master to say which file system to join");
+                tracing::warn!(%master, %reason, see = %Page::MasterSilent, "waiting for the master to say which file system to join");
                 said = reason;
             }
             Err(_) => {}

@@ -4,6 +4,7 @@
 //! the next one, in time. How far a round is outlives the process. What is wrong is told to the master and mended as if a
 //! client had found it.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::Path;
@@ -12,10 +13,12 @@ use std::time::{Duration, Instant};
 use dfs_core::ids::ChunkId;
 use dfs_proto::control::ReplicaReport;
 use dfs_service::clock::wall_nanos;
+use dfs_service::page::Page;
+use dfs_service::sealed::{seal, unseal};
 use dfs_service::shutdown::Shutdown;
 
 use crate::node::Node;
-use crate::store::StoreError;
+use crate::store::{ScrubbedBlock, StoreError};
 
 /// Longest sleep: the clock of the wall may be set meanwhile.
 const SLEEP_MAX: Duration = Duration::from_secs(10);
@@ -85,7 +88,9 @@ fn read_round(
             match verify(node, chunk, &mut |bytes| give_way(node, bytes, stop)) {
                 // Gone since the round began.
                 Ok(_) | Err(StoreError::NotFound { .. }) => {}
-                Err(error) => tracing::error!(chunk = chunk.0, %error, "replica cannot be read"),
+                Err(error) => {
+                    tracing::error!(chunk = chunk.0, %error, see = %Page::BadBlock, "replica cannot be read")
+                }
             }
             if stop.is_asked() {
                 return false;
@@ -142,30 +147,55 @@ pub(crate) fn verify(
     before: &mut dyn FnMut(u64),
 ) -> Result<ReplicaReport, StoreError> {
     let told = || node.store.report(chunk).ok_or(StoreError::NotFound { chunk });
+    let mut file_problem = String::new();
     match node.store.check_file(chunk) {
         Ok(()) => node.on_file_seen(chunk, None),
         Err(StoreError::Corrupt { what, .. }) => {
-            node.on_file_seen(chunk, Some(what));
-            return Ok(node.report_to_wire(&told()?));
+            node.on_file_seen(chunk, Some(&what));
+            file_problem = match node.store.make_whole(chunk) {
+                Ok(true) => format!("{what}; written anew from what the server knows"),
+                Ok(false) => {
+                    node.on_file_seen(chunk, None);
+                    let file_problem =
+                        format!("{what}; it will be copied anew from another member");
+                    let report = node.report_to_wire(&told()?);
+                    return Ok(ReplicaReport { file_problem, ..report });
+                }
+                Err(error) => {
+                    let file_problem = format!("{what}; not mended yet: {error}");
+                    tracing::error!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
+                    let report = node.report_to_wire(&told()?);
+                    return Ok(ReplicaReport { file_problem, ..report });
+                }
+            };
+            tracing::warn!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
+            node.on_file_seen(chunk, None);
         }
         Err(error) => return Err(error),
     }
     let block_bytes = told()?.spec.block_size();
-    let mut block = 0;
+    let (mut block, mut data_end) = (0, 0);
+    // One may be mended before the last block is read.
+    let mut found = BTreeSet::new();
     loop {
         before(block_bytes);
         match node.store.read_for_scrub(chunk, block) {
-            Ok(bytes) => {
+            Ok(ScrubbedBlock { bytes, data_end: end }) => {
+                data_end = end.max(data_end);
                 node.metrics.scrubbed_bytes.inc_by(bytes);
                 node.on_good_block(chunk, block);
             }
             Err(StoreError::BadBlock { .. }) => {
                 let report = told()?;
                 if report.len <= u64::from(block) * block_bytes {
-                    return Ok(node.report_to_wire(&report));
+                    let report = node.report_to_wire(&report);
+                    found.extend(&report.bad_blocks);
+                    let bad_blocks = found.into_iter().collect();
+                    return Ok(ReplicaReport { file_problem, data_end, bad_blocks, ..report });
                 }
                 // It may have come into being between the two looks.
                 if let Err(StoreError::BadBlock { .. }) = node.store.read_for_scrub(chunk, block) {
+                    found.insert(block);
                     node.on_bad_block(chunk, block);
                 }
             }
@@ -178,14 +208,11 @@ pub(crate) fn verify(
 fn text_of(round: Round) -> String {
     let Round { began, next, all_since } = round;
     let body = format!("dfs-scrub-state 1 {began} {next} {all_since}");
-    format!("{body} {:08x}\n", crc32c::crc32c(body.as_bytes()))
+    seal(&body)
 }
 
 fn parse(text: &str) -> Option<Round> {
-    let (body, crc) = text.strip_suffix('\n')?.rsplit_once(' ')?;
-    if u32::from_str_radix(crc, 16).ok()? != crc32c::crc32c(body.as_bytes()) {
-        return None;
-    }
+    let body = unseal(text)?;
     let mut words = body.strip_prefix("dfs-scrub-state 1 ")?.split(' ');
     let mut next = || words.next();
     let (began, at, all_since) = (next()?, next()?, next()?);
@@ -235,13 +262,7 @@ mod tests {
     fn scrub_state_file() {
         let round = Round { began: -1, next: u64::MAX, all_since: i64::MAX };
         let valid = [text_of(Round::default()), text_of(round)].map(String::into_bytes).to_vec();
-        let seal = |bytes: &mut Vec<u8>| {
-            let Some(at) = bytes.iter().rposition(|byte| *byte == b' ') else { return };
-            bytes.truncate(at);
-            let crc = crc32c::crc32c(bytes);
-            bytes.extend_from_slice(format!(" {crc:08x}\n").as_bytes());
-        };
-        Target::new("scrub_state", valid).repaired_by(seal).run(|bytes| {
+        Target::new("scrub_state", valid).sealed_by(seal).run(|bytes| {
             let Ok(text) = std::str::from_utf8(bytes) else { return false };
             let Some(round) = parse(text) else { return false };
             assert_eq!(parse(&text_of(round)), Some(round));

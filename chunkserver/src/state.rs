@@ -11,6 +11,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dfs_core::ids::{ClientId, Epoch};
 use dfs_proto::data_rpc::DataFailure;
+use dfs_service::sealed::{seal, unseal};
 
 const ENDED_CLIENTS: &str = "ended_clients";
 
@@ -186,7 +187,7 @@ impl ServerState {
 fn text_of(incarnation: u64, reign: Reign) -> String {
     let Reign { epoch, nonce, log_index } = reign;
     let body = format!("dfs-server-state 1 {incarnation} {} {nonce} {log_index}", epoch.0);
-    format!("{body} {:08x}\n", crc32c::crc32c(body.as_bytes()))
+    seal(&body)
 }
 
 /// Clients of all whole lines, and the bytes of these.
@@ -197,10 +198,7 @@ fn parse_ended(text: &str) -> Option<(HashSet<ClientId>, usize)> {
 }
 
 fn parse(text: &str) -> Option<(u64, Reign)> {
-    let (body, crc) = text.strip_suffix('\n')?.rsplit_once(' ')?;
-    if u32::from_str_radix(crc, 16).ok()? != crc32c::crc32c(body.as_bytes()) {
-        return None;
-    }
+    let body = unseal(text)?;
     let mut words = body.strip_prefix("dfs-server-state 1 ")?.split(' ').map(str::parse);
     let mut next = || words.next()?.ok();
     let incarnation = next()?;

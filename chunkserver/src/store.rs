@@ -31,6 +31,7 @@ mod replica;
 mod settle;
 mod space;
 mod sync;
+mod whole;
 
 #[cfg(test)]
 mod tests;
@@ -130,6 +131,14 @@ pub struct RangeSums {
     pub sums: Vec<u32>,
     /// None of it is in memory and the journal only.
     pub in_file: bool,
+}
+
+/// A block that has its checksum.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ScrubbedBlock {
+    pub bytes: u64,
+    /// Where in the chunk the byte after its last one that is not zero is; 0: all are.
+    pub data_end: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
@@ -335,20 +344,33 @@ impl Store {
         self.engine().read_for_copy(chunk, u64::from(block_index))
     }
 
-    /// Verifies one block as it is on the disk; how many bytes it has.
+    /// Verifies one block as it is on the disk.
     ///
     /// # Errors
     /// As [`Self::read_for_copy`].
-    pub fn read_for_scrub(&self, chunk: ChunkId, block_index: u32) -> Result<u64, StoreError> {
+    pub fn read_for_scrub(
+        &self,
+        chunk: ChunkId,
+        block_index: u32,
+    ) -> Result<ScrubbedBlock, StoreError> {
         self.engine().read_for_scrub(chunk, u64::from(block_index))
     }
 
-    /// Whether the file is still under its name, with the header it was made with.
+    /// Whether the file is still under its name, with the header it was made with and slots that the next start believes.
     ///
     /// # Errors
     /// `Corrupt` if not; `NotFound`: no replica; `Io`.
     pub fn check_file(&self, chunk: ChunkId) -> Result<(), StoreError> {
         self.engine().check_file(chunk)
+    }
+
+    /// Replaces the chunk's file, of which [`Self::check_file`] said that it is not right. False: what it held is out of
+    /// reach, and the replica not current any more.
+    ///
+    /// # Errors
+    /// `NoSpace`, `NotFound`, `Io`; nothing changed.
+    pub fn make_whole(&self, chunk: ChunkId) -> Result<bool, StoreError> {
+        self.engine().make_whole(chunk)
     }
 
     /// Report, checksums and client table, of one moment.

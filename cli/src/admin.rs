@@ -12,6 +12,7 @@ use dfs_proto::control::{
     LocateRequest, StatusReply, StatusRequest, WhatIfReply, WhatIfRequest,
 };
 use dfs_service::conn::{ClusterKey, Door, control_channel, dial, watched_control_channel};
+use dfs_service::page::Page;
 
 use crate::cluster::Target;
 use crate::failure::{Failure, fail};
@@ -21,13 +22,22 @@ pub(crate) fn check_reachable(target: &Target) -> anyhow::Result<()> {
     let Target { master, key, wait } = target;
     match dial(master, key, Door::Control, *wait) {
         Ok(_) => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && key.is_none() => {
+            fail(
+                format!("master {master}: {error}"),
+                "give it with --key-file FILE or DFS_KEY_FILE (a local cluster has it in DIR/cluster.key), or name a local cluster with --dir",
+            )
+        }
         Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => fail(
             format!("master {master}: {error}"),
             "name this cluster's key with --key-file, or its directory with --dir",
         ),
         Err(error) => fail(
             format!("master {master}: {error}"),
-            "is the cluster up (`dfs up`), and is this the address of its master?",
+            format!(
+                "is the cluster up (`dfs up`), and is this the address of its master? see {}",
+                Page::MasterSilent
+            ),
         ),
     }
 }

@@ -143,6 +143,8 @@ pub(crate) enum Command {
     Scrub(jobs::ScrubArgs),
     /// Show what happened to servers and chunks
     Events(servers::EventsArgs),
+    /// Watch servers, chunks, rebuild and events in the terminal
+    Top(servers::TopArgs),
     /// Long work over workers: create, report, take snapshots, look back
     Job(jobs::JobArgs),
     /// List jobs
@@ -302,9 +304,14 @@ pub(crate) struct OutputArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    after_help = "Chunks and bytes of a server are those of its last heartbeat, whose age is beside them: what was
+written or deleted since is not in them. The counts by safety are of now.
+
+Examples:
   dfs status --dir ~/dfs
-  dfs status --master 127.0.0.1:7000 --key-file cluster.key -o json")]
+  dfs status --master 127.0.0.1:7000 --key-file cluster.key -o json"
+)]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     pub output: OutputArgs,
@@ -509,13 +516,19 @@ pub(crate) struct UmountArgs {
 }
 
 #[derive(Args, Debug)]
-#[command(after_help = "Examples:
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "Examples:
   dfs master --data /var/lib/dfs/master --listen 127.0.0.1:7000
-  dfs master --data /var/lib/dfs/master --listen 10.0.0.5:7000 --key-file /etc/dfs/cluster.key")]
+  dfs master --data /var/lib/dfs/master --listen 10.0.0.5:7000 --key-file /etc/dfs/cluster.key"
+)]
 pub(crate) struct MasterArgs {
+    #[command(subcommand)]
+    pub action: Option<servers::MasterAction>,
     /// Directory for the log and the store
-    #[arg(long, value_name = "DIR")]
-    pub data: PathBuf,
+    #[arg(long, value_name = "DIR", required = true)]
+    pub data: Option<PathBuf>,
     /// Address to serve; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7000", value_parser = parse_socket)]
     pub listen: SocketAddr,
@@ -533,6 +546,9 @@ pub(crate) struct MasterArgs {
     /// Reachable replicas needed to accept a write
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole::<u32>(1..=16))]
     pub min_replicas: u32,
+    /// Give a file system that exists these numbers of replicas, too; without it they stay as they are
+    #[arg(long)]
+    pub change_replication: bool,
     /// Start although the end of the metadata log is damaged or missing: what it held is lost
     #[arg(long)]
     pub accept_loss: bool,

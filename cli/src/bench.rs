@@ -15,13 +15,14 @@ use clap::Args;
 use work::{Place, ROWS, Row, Unit};
 
 use crate::args::values::whole;
+use crate::failure::fail_usage;
 
 /// What to measure, and how often.
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   dfs bench ~/dfs/mnt                          figures of the mount alone
   dfs bench ~/dfs/mnt --baseline /var/tmp      with ratios to a local directory, in the same run
-  dfs bench ~/dfs/mnt --baseline /var/tmp --only create,stat_cold --rounds 5 -o json
+  dfs bench ~/dfs/mnt --baseline /var/tmp --only create_4k,stat_cold --rounds 5 -o json
   dfs bench ~/dfs/mnt --dir ~/dfs --only mkdir --names 1000000
                                                the master's memory with a million files
   dfs bench ~/dfs/mnt --dir ~/dfs              also prints the memory of the cluster's processes
@@ -119,11 +120,13 @@ pub(crate) fn run(args: &BenchArgs, run_dir: Option<&Path>) -> anyhow::Result<()
 
 fn chosen(only: &[String]) -> anyhow::Result<Vec<&'static Row>> {
     for name in only {
-        anyhow::ensure!(
-            ROWS.iter().any(|row| row.name == name),
-            "unknown row '{name}'; rows are {}",
-            ROWS.iter().map(|row| row.name).collect::<Vec<_>>().join(", ")
-        );
+        if !ROWS.iter().any(|row| row.name == name) {
+            let rows: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
+            return fail_usage(
+                format!("unknown row '{name}'"),
+                format!("rows are {}", rows.join(", ")),
+            );
+        }
     }
     Ok(ROWS
         .iter()
@@ -229,6 +232,24 @@ fn print_json(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn rows_named_in_the_help_are_there() {
+        let help = <BenchArgs as Args>::augment_args(clap::Command::new("bench"));
+        let help = help.get_after_help().map(ToString::to_string).unwrap_or_default();
+        let lists: Vec<&str> = help
+            .split("--only ")
+            .skip(1)
+            .filter_map(|rest| rest.split_whitespace().next())
+            .collect();
+        assert!(!lists.is_empty());
+        for list in lists {
+            let names: Vec<String> = list.split(',').map(str::to_owned).collect();
+            assert_eq!(chosen(&names).unwrap().len(), names.len(), "{list}");
+        }
+        let refused = chosen(&["create".to_owned()]).unwrap_err();
+        assert!(refused.downcast_ref::<crate::failure::Failure>().unwrap().is_usage);
+    }
 
     #[test]
     fn medians_are_of_sorted_values() {

@@ -60,6 +60,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Job(_)
         | Command::Jobs(_)
         | Command::Trash(_)
+        | Command::Top(_)
         | Command::Put(_)
         | Command::Get(_)
         | Command::Ls(_)

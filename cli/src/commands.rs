@@ -26,6 +26,7 @@ pub(crate) mod rm;
 pub(crate) mod scrub;
 pub(crate) mod stat;
 pub(crate) mod status;
+pub(crate) mod top;
 pub(crate) mod trash;
 pub(crate) mod umount;
 pub(crate) mod up;

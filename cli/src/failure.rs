@@ -3,6 +3,11 @@
 use std::fmt;
 use std::io::Write as _;
 
+use chunkserver::store::StoreError;
+use dfs_client::ClientError;
+use dfs_service::page::Page;
+use master::group::GroupError;
+
 use crate::output::printable;
 
 /// A refusal with advice. `anyhow` context added on the way goes in front of `what`.
@@ -54,6 +59,16 @@ impl fmt::Display for AlreadySaid {
 
 impl std::error::Error for AlreadySaid {}
 
+/// Which section of the manual helps, if a cause knows one.
+pub(crate) fn page_of(error: &anyhow::Error) -> Option<Page> {
+    error.chain().find_map(|cause| {
+        let of_client = cause.downcast_ref::<ClientError>().map(ClientError::page);
+        let of_master = || cause.downcast_ref::<GroupError>().map(GroupError::page);
+        let of_chunkserver = || cause.downcast_ref::<StoreError>().map(StoreError::page);
+        of_client.or_else(of_master).or_else(of_chunkserver).flatten()
+    })
+}
+
 /// Says in one line what went wrong.
 pub(crate) fn say_error(text: &str) {
     // Nothing can be said if standard error is closed.
@@ -97,6 +112,19 @@ mod tests {
         let error =
             fail::<()>("/data: not empty", "name another directory").context("up").unwrap_err();
         assert_eq!(format!("{error:#}"), "up: /data: not empty; name another directory");
+    }
+
+    #[test]
+    fn a_cause_below_names_the_page_that_helps() {
+        let file = std::path::PathBuf::from("log/1");
+        let damaged = master::journal::JournalError::Damaged { file, offset: 7, reason: "torn" };
+        let error = anyhow::Error::from(GroupError::from(damaged)).context("start the master");
+        assert_eq!(page_of(&error), Some(Page::DamagedLog));
+        let file = "label".to_owned();
+        let newer = StoreError::NewerFormat { file, found: 9, known: 1 };
+        let error = anyhow::Error::from(newer).context("open").context("start");
+        assert_eq!(page_of(&error), Some(Page::DirectoryRefused));
+        assert_eq!(page_of(&anyhow::anyhow!("no such file")), None);
     }
 
     #[test]

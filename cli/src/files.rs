@@ -425,5 +425,6 @@ fn explain(what: &str, error: ClientError) -> anyhow::Error {
             "try again; if it stays, see the logs of master and chunkservers"
         }
     };
-    Failure::new(format!("{what}: {error}"), advice).into()
+    let see = error.page().map_or_else(String::new, |page| format!("; see {page}"));
+    Failure::new(format!("{what}: {error}"), format!("{advice}{see}")).into()
 }

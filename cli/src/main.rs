@@ -44,7 +44,9 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<failure::AlreadySaid>() => ExitCode::from(FAILED),
         Err(error) => {
-            say_error(&failure::one_line(&format!("{error:#}")));
+            let see =
+                failure::page_of(&error).map_or_else(String::new, |page| format!("; see {page}"));
+            say_error(&failure::one_line(&format!("{error:#}{see}")));
             let usage = error.downcast_ref::<failure::Failure>().is_some_and(|f| f.is_usage);
             ExitCode::from(if usage { USAGE } else { FAILED })
         }
@@ -82,6 +84,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Undrain(args) => commands::drain::undrain(cluster, args),
         Command::Scrub(args) => commands::scrub::run(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),
+        Command::Top(args) => commands::top::run(cluster, args),
         Command::Job(args) => commands::job::run(cluster, args),
         Command::Trash(args) => commands::trash::run(cluster, args),
         Command::Jobs(args) => commands::job::list(cluster, args),

@@ -176,6 +176,14 @@ pub(crate) fn seconds(millis: u64) -> String {
     format!("{}.{} s", millis / 1_000, millis % 1_000 / 100)
 }
 
+/// `1.0 MiB/s, 3.0 s left`, of what moves bytes `rate` a second.
+pub(crate) fn pace(rate: u64, eta_ms: Option<u64>) -> String {
+    match eta_ms {
+        Some(eta) if 0 < rate => format!("{}/s, {} left", bytes(rate), seconds(eta)),
+        Some(_) | None => "nothing copied lately".to_owned(),
+    }
+}
+
 pub(crate) fn utc_now() -> String {
     utc(dfs_service::clock::wall_nanos().div_euclid(1_000_000_000))
 }

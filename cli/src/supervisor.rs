@@ -210,6 +210,8 @@ impl Supervisor {
                 file.replication.to_string(),
                 "--min-replicas".into(),
                 file.min_replicas.to_string(),
+                // An earlier start with fewer chunkservers lowered them.
+                "--change-replication".into(),
             ],
             Role::Chunkserver(id) => {
                 let listen = file

@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod tail;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,6 +26,7 @@ use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
 use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MetaCall, MetaReply};
+use dfs_service::page::Page;
 
 use crate::budget::Budget;
 use crate::error::{ClientError, Fault, Faults, Result};
@@ -35,6 +37,7 @@ use crate::servers::{Lane, ServerLink, Servers, reply_of};
 use crate::session::{lock, random, spawn};
 pub(crate) use faults::Patience;
 use faults::{Reports, Troubles};
+use tail::SilentTails;
 
 /// Layouts are believed for so long (DECISIONS 21).
 pub(crate) const LAYOUT_TTL: Duration = Duration::from_secs(5);
@@ -42,9 +45,6 @@ const LAYOUTS_MAX: usize = 16_384;
 const LAYOUTS_ASKED: u32 = 32;
 /// One replica's time to answer a read before another is asked; the least it has when the caller's time is over.
 const READ_ATTEMPT: Duration = Duration::from_secs(2);
-/// Longer than a configuration without a dead server takes.
-const TAIL_WAIT: Duration = Duration::from_secs(10);
-const TAIL_AGAIN: Duration = Duration::from_secs(30);
 const READ_ATTEMPT_LEAST: Duration = Duration::from_millis(300);
 const SYNC_MAX: Duration = Duration::from_secs(30);
 /// Largest single read; a frame carries at most 4 MiB.
@@ -75,8 +75,7 @@ pub(crate) struct ChunkIo {
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
     troubles: Troubles,
-    /// Files of whose last chunk no server answered, and when.
-    silent_tails: Mutex<HashMap<InodeNo, Instant>>,
+    silent_tails: Mutex<SilentTails>,
     reports: Arc<Reports>,
     /// Above every counter used for a chunk that no queue holds any more: where the next queue starts.
     counter_floor: AtomicU64,
@@ -102,7 +101,7 @@ fn on_bad_block(
     if !reports.is_due(layout.chunk, block, server) {
         return;
     }
-    tracing::warn!(chunk = layout.chunk.0, %server, block, "bad checksum: another replica is asked");
+    tracing::warn!(chunk = layout.chunk.0, %server, block, see = %Page::BadBlock, "bad checksum: another replica is asked");
     let repair = DataCall::Repair { layout: layout.clone(), block }.to_bytes();
     let told = spawn("report", move || {
         if let Err(error) = connection.send_one_way(&repair, &[]) {
@@ -414,84 +413,6 @@ impl ChunkIo {
         started.is_ok()
     }
 
-    /// How far a file that somebody is writing reaches, asked at its last chunk. Waits for a while if nobody there
-    /// answers, as when its primary died: a smaller size would hide what is acknowledged. Then it is 0.
-    pub(crate) fn tail_size(&self, attr: &Attr) -> u64 {
-        let began = Instant::now();
-        let mut backoff = Backoff::default();
-        loop {
-            if let Some(size) = self.known_tail_size(attr) {
-                lock(&self.silent_tails).remove(&attr.ino);
-                return size;
-            }
-            let waited = began.elapsed();
-            let mut silent = lock(&self.silent_tails);
-            silent.retain(|_, at| at.elapsed() < TAIL_AGAIN);
-            // Whoever lists the directory of a file with lost chunks waits for it once.
-            if silent.contains_key(&attr.ino)
-                || TAIL_WAIT.min(self.link.config().server_wait) <= waited
-            {
-                silent.insert(attr.ino, Instant::now());
-                tracing::warn!(
-                    ino = attr.ino.0,
-                    size = attr.size,
-                    "no server of the last chunk answers: what was written since the last commit is not seen"
-                );
-                return 0;
-            }
-            drop(silent);
-            std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
-        }
-    }
-
-    /// As [`Self::tail_size`]; `None` if nobody there answers.
-    pub(crate) fn known_tail_size(&self, attr: &Attr) -> Option<u64> {
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let mut first = attr.size / chunk_size;
-        let mut tails: Vec<ChunkLayout> = Vec::new();
-        loop {
-            let found = self.layouts(attr.ino, first, LAYOUTS_ASKED).ok()?;
-            let full = found.len() == LAYOUTS_ASKED as usize;
-            // One that is not the last has bytes, unless those behind it were only just made.
-            let kept = tails.len().saturating_sub(LAYOUTS_ASKED as usize);
-            tails.drain(..kept);
-            tails.extend(found);
-            first = tails.last().map_or(first, |last| last.index + 1);
-            if !full {
-                break;
-            }
-        }
-        for layout in tails.iter().rev() {
-            match self.chunk_len(layout)? {
-                // Made for a writer who has not come yet: the bytes end before it.
-                0 => {}
-                len => return Some(layout.index * chunk_size + len),
-            }
-        }
-        Some(0)
-    }
-
-    /// Bytes of a chunk, asked of its primary or, if that does not answer, of another member.
-    fn chunk_len(&self, layout: &ChunkLayout) -> Option<u64> {
-        let (primary, others): (Vec<_>, Vec<_>) =
-            layout.members.iter().partition(|member| member.member.server == layout.primary);
-        let mut without = 0;
-        for member in primary.into_iter().chain(others) {
-            let link = self.servers.link(member.member.server, &member.address);
-            let stat = DataCall::Stat { chunk: layout.chunk, version: layout.version }.to_bytes();
-            let reply =
-                self.servers.call(&link, &stat, READ_ATTEMPT).and_then(|frame| reply_of(&frame));
-            match reply {
-                Ok(DataReply::Stat { len, .. }) => return Some(len),
-                Ok(DataReply::Failed(DataFailure::NoReplica)) => without += 1,
-                Ok(other) => tracing::debug!(?other, "length of the last chunk"),
-                Err(error) => tracing::debug!(%error, "length of the last chunk"),
-            }
-        }
-        // No member has made it yet: nothing was written there.
-        (without == layout.members.len()).then_some(0)
-    }
-
     // One operation on a chunk that nobody else knows of yet.
 
     /// Moves inline content into a chunk (DECISIONS 10), whatever it is when the master takes it.
@@ -524,29 +445,41 @@ impl ChunkIo {
     }
 
     fn spill_content(&self, attr: &Attr, content: &[u8]) -> Result<()> {
-        let call =
-            MetaCall::Layout { ino: attr.ino, index: 0, write: true, spill: true, failed: None };
-        let layout = match self.link.call(&call)? {
-            MetaReply::WriteLayout { layout, .. } => layout,
-            other => return Err(unexpected("layout to spill", &other)),
-        };
-        let stored = self.store_alone(&layout, content);
-        let spilled = stored.and_then(|()| {
-            let change =
-                Change::Spill { ino: attr.ino, change_seen: attr.change, chunk: layout.chunk };
-            self.link.change(change)
-        });
-        if let Err(error) = spilled {
-            // The master takes such chunks back itself in the end.
-            if let Err(error) = self.link.change(Change::DropChunk { chunk: layout.chunk }) {
-                tracing::debug!(chunk = layout.chunk.0, %error, "chunk of a refused spill stays behind");
+        let ino = attr.ino;
+        let mut full: Vec<FailedMember> = Vec::new();
+        loop {
+            let failed = full.last().copied();
+            let call = MetaCall::Layout { ino, index: 0, write: true, spill: true, failed };
+            let layout = match self.link.call(&call)? {
+                MetaReply::WriteLayout { layout, .. } => layout,
+                other => return Err(unexpected("layout to spill", &other)),
+            };
+            let (version, chunk) = (layout.version, layout.chunk);
+            let spilled = match self.store_alone(&layout, content) {
+                Ok(None) => {
+                    let change = Change::Spill { ino, change_seen: attr.change, chunk };
+                    self.link.change(change).map(|_| None)
+                }
+                Ok(Some(server)) if full.iter().any(|known| known.server == server) => {
+                    Err(ClientError::NoSpace { reason: format!("{server} is full") })
+                }
+                stored => stored,
+            };
+            if let Ok(None) = spilled {
+                return Ok(());
             }
-            return Err(error);
+            // The master takes such chunks back itself in the end.
+            if let Err(error) = self.link.change(Change::DropChunk { chunk }) {
+                tracing::debug!(chunk = chunk.0, %error, "chunk of a refused spill stays behind");
+            }
+            if let Some(server) = spilled? {
+                full.push(FailedMember { version, server, full: true });
+            }
         }
-        Ok(())
     }
 
-    fn store_alone(&self, layout: &ChunkLayout, content: &[u8]) -> Result<()> {
+    /// A server: it has no room, and nothing was stored.
+    fn store_alone(&self, layout: &ChunkLayout, content: &[u8]) -> Result<Option<ServerId>> {
         let unavailable =
             |reason: String| ClientError::ChunkUnavailable { reason, waited: Duration::ZERO };
         let link = self.primary_link(layout).map_err(|error| unavailable(error.to_string()))?;
@@ -572,9 +505,7 @@ impl ChunkIo {
                 .map_err(|error| unavailable(format!("{}: {error}", link.server())))?;
             match reply {
                 DataReply::Mutated { .. } | DataReply::Synced { .. } => {}
-                DataReply::Failed(DataFailure::NoSpace { server }) => {
-                    return Err(ClientError::NoSpace { reason: format!("{server} is full") });
-                }
+                DataReply::Failed(DataFailure::NoSpace { server }) => return Ok(Some(server)),
                 DataReply::Failed(failure) => {
                     return Err(unavailable(format!("{}: {failure}", link.server())));
                 }
@@ -585,7 +516,7 @@ impl ChunkIo {
                 }
             }
         }
-        Ok(())
+        Ok(None)
     }
 
     pub(crate) fn primary_link(&self, layout: &ChunkLayout) -> io::Result<Arc<ServerLink>> {

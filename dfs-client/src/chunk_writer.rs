@@ -38,7 +38,7 @@ use crate::session::{lock, random, spawn};
 use body::Body;
 pub(crate) use body::{Appended, Order};
 use cut::refuse;
-use trouble::{Trouble, failed_member};
+use trouble::{Failure, Trouble, failed_member};
 
 /// An extent this long is sent without waiting for more.
 const OP_BYTES: usize = 1 << 20;
@@ -586,9 +586,6 @@ impl ChunkWriter {
             state.syncing = None;
             state.recovering = true;
             let refused = match &trouble {
-                Trouble::Failed(DataFailure::NoSpace { server }) => {
-                    Some(ClientError::NoSpace { reason: format!("{server} is full") })
-                }
                 Trouble::Failed(DataFailure::BadRequest { reason }) => {
                     Some(ClientError::Protocol { reason: reason.clone() })
                 }
@@ -596,7 +593,9 @@ impl ChunkWriter {
             };
             match (refused, counter) {
                 (Some(error), Some(counter)) => freed = refuse(&mut state, counter, error),
-                (Some(error), None) => tracing::warn!(ino = self.ino.0, %error, "sync refused"),
+                (Some(error), None) => {
+                    tracing::warn!(ino = self.ino.0, %error, see = error.page().map(tracing::field::display), "sync refused")
+                }
                 (None, _) => {
                     state.troubled_since.get_or_insert_with(Instant::now);
                 }
@@ -605,25 +604,21 @@ impl ChunkWriter {
         };
         self.free(freed);
         self.changed.notify_all();
-        self.recover_later(Some((failed, trouble)));
+        self.recover_later(Some(Failure { trouble, member: failed, counter }));
     }
 
     // Recovery, on its own thread.
 
-    fn recover_later(self: &Arc<Self>, failure: Option<(Option<FailedMember>, Trouble)>) {
+    fn recover_later(self: &Arc<Self>, failure: Option<Failure>) {
         let writer = Arc::clone(self);
         if let Err(error) = spawn("layout", move || writer.recover(failure)) {
             self.give_up(error);
         }
     }
 
-    fn recover(self: Arc<Self>, failure: Option<(Option<FailedMember>, Trouble)>) {
+    fn recover(self: Arc<Self>, failure: Option<Failure>) {
         let wait = self.io.link.config().server_wait;
-        let (failed, trouble) = match failure {
-            Some((failed, trouble)) => (failed, Some(trouble)),
-            None => (None, None),
-        };
-        if let Some(trouble) = &trouble {
+        if let Some(Failure { trouble, .. }) = &failure {
             let (pause, troubled) = {
                 let mut state = self.lock();
                 let first = state.backoff == Backoff::default();
@@ -633,15 +628,12 @@ impl ChunkWriter {
                 (pause, state.troubled_since.map_or(Duration::ZERO, |since| since.elapsed()))
             };
             if wait <= troubled {
-                self.give_up(ClientError::ChunkUnavailable {
-                    reason: trouble.to_string(),
-                    waited: troubled,
-                });
+                self.give_up(trouble.to_error(troubled));
                 return;
             }
             std::thread::sleep(Duration::from_millis(pause));
         }
-        let (layout, cuts) = match self.io.layout_to_write(self.ino, self.index, failed) {
+        let (layout, cuts) = match self.layout_after(failure.as_ref()) {
             Ok(found) => found,
             Err(error) => return self.give_up(error),
         };
@@ -680,7 +672,7 @@ impl ChunkWriter {
                     state.attempt += 1;
                     state.syncing = None;
                 }
-                Some(_) if trouble.is_some() => state.queue.resend_unanswered(),
+                Some(_) if failure.is_some() => state.queue.resend_unanswered(),
                 Some(_) | None => {}
             }
             state.recovering = false;
@@ -688,6 +680,28 @@ impl ChunkWriter {
         self.free(freed);
         self.changed.notify_all();
         self.pump();
+    }
+
+    /// Where to go on. An operation for which no server has room is refused first, it alone.
+    fn layout_after(&self, failure: Option<&Failure>) -> Result<(Arc<ChunkLayout>, u64)> {
+        let member = failure.and_then(|failure| failure.member);
+        let found = self.io.layout_to_write(self.ino, self.index, member);
+        let (Err(ClientError::NoSpace { reason }), Some(FailedMember { full: true, .. })) =
+            (&found, member)
+        else {
+            return found;
+        };
+        if let Some(counter) = failure.and_then(|failure| failure.counter) {
+            let freed = {
+                let mut state = self.lock();
+                state.troubled_since = None;
+                state.backoff.reset();
+                refuse(&mut state, counter, ClientError::NoSpace { reason: reason.clone() })
+            };
+            self.free(freed);
+            self.changed.notify_all();
+        }
+        self.io.layout_to_write(self.ino, self.index, None)
     }
 
     /// What was written and not acknowledged is lost to the caller: told once.
@@ -700,7 +714,7 @@ impl ChunkWriter {
                 "the file is gone: nothing to write to"
             );
         } else {
-            tracing::warn!(ino = self.ino.0, index = self.index, %error, "bytes given up");
+            tracing::warn!(ino = self.ino.0, index = self.index, %error, see = error.page().map(tracing::field::display), "bytes given up");
         }
         let freed = {
             let mut state = self.lock();

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_core::namespace::NamespaceError;
+use dfs_service::page::Page;
 
 /// What a caller of the file system sees go wrong. It can be kept and reported to several callers.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -37,6 +38,26 @@ pub enum ClientError {
     /// The session was closed.
     #[error("the session is closed")]
     Closed,
+}
+
+impl ClientError {
+    /// Which section of the manual helps.
+    #[must_use]
+    pub fn page(&self) -> Option<Page> {
+        match self {
+            Self::NoSpace { .. } => Some(Page::FullDisk),
+            Self::MasterSilent { .. } => Some(Page::MasterSilent),
+            Self::NoCurrentReplica { faults, .. } if !faults.is_anybody_away() => Some(Page::Lost),
+            Self::NoCurrentReplica { .. } | Self::ChunkUnavailable { .. } => {
+                Some(Page::Unavailable)
+            }
+            Self::Refused(_)
+            | Self::OutcomeUnknown
+            | Self::Interrupted
+            | Self::Protocol { .. }
+            | Self::Closed => None,
+        }
+    }
 }
 
 /// Why a member of a chunk gave no bytes.
@@ -134,8 +155,8 @@ impl OpenId {
     }
 }
 
-/// Errors of bytes that were written behind and lost: told once to the next writer, and to each open that writes until
-/// it has synced. A close is told and changes nothing: the same open may have other descriptors, and a child that ends
+/// Errors of bytes that were written behind and lost: told once to the next writer, and to each open for writing until
+/// it has synced, whether it wrote or not, as Linux does with write-back errors. A close is told and changes nothing: the same open may have other descriptors, and a child that ends
 /// closes them too. A write that fails may reach its program as a short one without the error, so telling writers is
 /// not enough.
 #[derive(Default, Debug)]
@@ -216,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn each_open_that_writes_is_told_until_it_has_synced() {
+    fn each_open_for_writing_is_told_until_it_has_synced() {
         let [a, b, late] = [1, 2, 3].map(|number| OpenId::new(number, true));
         let reader = OpenId::new(4, false);
         let mut kept = Kept::default();

@@ -573,7 +573,7 @@ impl FileState {
         let begun = spawn("late commit", move || {
             let committed = file.commit_all(Until::Closed);
             if let Err(error) = &committed {
-                tracing::warn!(ino = file.ino.0, %error, "written after the last close, and lost");
+                tracing::warn!(ino = file.ino.0, %error, see = error.page().map(tracing::field::display), "written after the last close, and lost");
             }
             file.lock().touched = Instant::now();
             file.committing_late.store(false, Ordering::Release);

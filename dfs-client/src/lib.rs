@@ -16,6 +16,7 @@ mod keeper;
 mod local_files;
 mod master_link;
 mod own_changes;
+mod pool;
 mod readahead;
 mod recent_dirs;
 mod servers;

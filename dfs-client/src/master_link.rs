@@ -9,8 +9,8 @@
 )]
 
 use std::collections::BTreeMap;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use dfs_core::client::backoff::Backoff;
@@ -24,9 +24,11 @@ use dfs_proto::codec::Wire;
 use dfs_proto::frame_conn::LoneClient;
 use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest, Welcome};
 use dfs_service::conn::{self, Door};
+use dfs_service::page::Page;
 
 use crate::error::{ClientError, Result};
 use crate::own_changes::OwnChanges;
+use crate::pool::{Pool, Taken};
 use crate::recent_dirs::RecentDirs;
 use crate::session::{SessionConfig, lock, random};
 
@@ -47,19 +49,12 @@ struct Registration {
     welcomed_at: Instant,
 }
 
-#[derive(Default)]
-struct Pool {
-    idle: Vec<LoneClient>,
-    open: usize,
-}
-
 /// The connection to the master, shared by everything of a session.
 pub(crate) struct MasterLink {
     config: SessionConfig,
     client: ClientId,
     ops: Mutex<OpCounters>,
-    pool: Mutex<Pool>,
-    pool_changed: Condvar,
+    pool: Pool<LoneClient>,
     registration: Mutex<Option<Registration>>,
     opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
     /// What of the change numbers is this client's doing.
@@ -92,8 +87,7 @@ impl MasterLink {
             config,
             client: ClientId(u128::from_le_bytes(id)),
             ops: Mutex::new(OpCounters::default()),
-            pool: Mutex::default(),
-            pool_changed: Condvar::new(),
+            pool: Pool::new(MASTER_CONNECTIONS_MAX),
             registration: Mutex::new(None),
             opens: Mutex::default(),
             own_changes: OwnChanges::default(),
@@ -192,41 +186,18 @@ impl MasterLink {
     }
 
     fn take_connection(&self, deadline: Duration) -> std::io::Result<LoneClient> {
-        {
-            let until = Instant::now() + deadline;
-            let mut pool = lock(&self.pool);
-            loop {
-                if let Some(connection) = pool.idle.pop() {
-                    return Ok(connection);
-                }
-                if pool.open < MASTER_CONNECTIONS_MAX {
-                    pool.open += 1;
-                    break;
-                }
-                let left = until.saturating_duration_since(Instant::now());
-                if left.is_zero() {
-                    let text = format!("all {MASTER_CONNECTIONS_MAX} connections are busy");
-                    return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text));
-                }
-                let waited = self.pool_changed.wait_timeout(pool, left);
-                pool = waited.unwrap_or_else(PoisonError::into_inner).0;
+        match self.pool.take(deadline) {
+            Taken::Idle(connection) => Ok(connection),
+            Taken::New => self.connect().inspect_err(|_| self.pool.lose()),
+            Taken::Busy => {
+                let text = format!("all {MASTER_CONNECTIONS_MAX} connections are busy");
+                Err(std::io::Error::new(std::io::ErrorKind::TimedOut, text))
             }
         }
-        self.connect().inspect_err(|_| self.drop_connection())
-    }
-
-    fn drop_connection(&self) {
-        lock(&self.pool).open -= 1;
-        self.pool_changed.notify_one();
     }
 
     pub(crate) fn connections(&self) -> u64 {
-        lock(&self.pool).open as u64
-    }
-
-    fn give_back(&self, connection: LoneClient) {
-        lock(&self.pool).idle.push(connection);
-        self.pool_changed.notify_one();
+        self.pool.open() as u64
     }
 
     pub(crate) fn attempt(
@@ -237,14 +208,13 @@ impl MasterLink {
         let mut connection = self.take_connection(deadline)?;
         match self.call_on(&mut connection, call, deadline) {
             Ok(reply) => {
-                self.give_back(connection);
+                self.pool.give_back(connection);
                 *lock(&self.asked_at) = Instant::now();
                 Ok(reply)
             }
             Err(error) => {
                 // The others were to the same master and are as dead, if it is.
-                let idle = std::mem::take(&mut lock(&self.pool).idle);
-                (0..=idle.len()).for_each(|_| self.drop_connection());
+                self.pool.lose_all_idle();
                 Err(error)
             }
         }
@@ -307,7 +277,7 @@ impl MasterLink {
                     {
                         tracing::warn!(
                             master = %self.config.master, %error, wait = ?self.config.server_wait,
-                            "the master does not answer: requests wait"
+                            see = %Page::MasterSilent, "the master does not answer: requests wait"
                         );
                     }
                     if error.kind() == std::io::ErrorKind::PermissionDenied {
@@ -431,7 +401,7 @@ impl MasterLink {
     pub(crate) fn release(&self, ino: InodeNo, write: bool, nonce: u64) -> std::io::Result<()> {
         let mut connection = self.take_connection(self.config.io_deadline)?;
         if self.nonce() != nonce {
-            self.give_back(connection);
+            self.pool.give_back(connection);
             return Ok(());
         }
         let told = self.call_on(
@@ -441,11 +411,11 @@ impl MasterLink {
         );
         match told {
             Ok(_) => {
-                self.give_back(connection);
+                self.pool.give_back(connection);
                 Ok(())
             }
             Err(error) => {
-                self.drop_connection();
+                self.pool.lose();
                 Err(error)
             }
         }
@@ -513,9 +483,11 @@ mod tests {
     fn a_call_does_not_wait_for_ever_for_a_connection() {
         let key = ClusterKey::none();
         let link = MasterLink::new(SessionConfig::new("127.0.0.1:1", key, "test")).unwrap();
-        lock(&link.pool).open = MASTER_CONNECTIONS_MAX;
+        for _ in 0..MASTER_CONNECTIONS_MAX {
+            assert!(matches!(link.pool.take(Duration::ZERO), Taken::New));
+        }
         let refused = link.attempt(&MetaCall::Ping, Duration::from_millis(20)).unwrap_err();
         assert_eq!(refused.kind(), std::io::ErrorKind::TimedOut);
-        assert_eq!(lock(&link.pool).open, MASTER_CONNECTIONS_MAX, "none of them was given up");
+        assert_eq!(link.pool.open(), MASTER_CONNECTIONS_MAX, "none of them was given up");
     }
 }

@@ -486,7 +486,7 @@ impl Session {
         }
         for file in self.all_files() {
             if let Err(error) = file.flush() {
-                tracing::error!(ino = file.ino().0, %error, "flush at the end of the session");
+                tracing::error!(ino = file.ino().0, %error, see = error.page().map(tracing::field::display), "flush at the end of the session");
             }
         }
         let began = Instant::now();

@@ -314,6 +314,7 @@ impl<'a> Walk<'a> {
             attached,
             born,
             sealed: _,
+            stored: _,
         } = chunk;
         self.chunk_count += 1;
         self.known_chunk_id(key, id);

@@ -52,6 +52,8 @@ pub struct Chunk {
     pub born: bool,
     /// Sealed record-log chunk: no more appends.
     pub sealed: bool,
+    /// A disk was seen to hold it: when none does any more it is lost, not unwritten.
+    pub stored: bool,
 }
 
 impl Chunk {
@@ -114,6 +116,7 @@ pub(crate) mod samples {
             attached: true,
             born: true,
             sealed: false,
+            stored: false,
         }
     }
 }

@@ -5,16 +5,17 @@
 //! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
 
 pub mod flapping;
-mod missed;
 pub mod overlay;
+mod place;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use overlay::{OverlayKind, Room};
+pub use place::room_for_new_chunk;
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
-use crate::plan::rebuild::{Place, mix};
+use crate::plan::rebuild::Place;
 use crate::time::Timestamp;
 
 /// When silence means something. `dead_after` is at least three intervals.
@@ -155,6 +156,8 @@ pub struct ServerRow {
     pub place: Place,
     /// Chunks placed here since the last heartbeat: its free space does not show them yet.
     recent_placements: u64,
+    /// It refused bytes for want of room, and told of no more room since.
+    is_full: bool,
     /// Grows with every chunk it is given, faster the less room it has.
     burden: u64,
 }
@@ -176,14 +179,15 @@ pub struct Cluster {
     placements: u64,
     /// As the log has them.
     overlays: BTreeMap<ServerId, Vec<OverlayKind>>,
-    missed: missed::Missed,
+    /// Replicas told of that may be the first of their chunk, since the last [`Self::take_told`].
+    told: BTreeSet<ChunkId>,
 }
 
 impl Cluster {
     #[must_use]
     pub fn new(profile: LivenessProfile) -> Self {
         let (rows, overlays) = (BTreeMap::new(), BTreeMap::new());
-        Self { profile, rows, overlays, placements: 0, missed: missed::Missed::default() }
+        Self { profile, rows, overlays, placements: 0, told: BTreeSet::new() }
     }
 
     /// As if `server` had never been heard of.
@@ -227,7 +231,7 @@ impl Cluster {
         self.rows.get(&server)
     }
 
-    /// Takes a heartbeat. An older incarnation than the one known changes nothing and asks for nothing.
+    /// Takes a heartbeat. An older incarnation of the same disk changes nothing and asks for nothing; a new disk's begin anew.
     pub fn on_heartbeat(&mut self, now: Timestamp, heartbeat: Heartbeat) -> Heard {
         let Heartbeat {
             server,
@@ -246,7 +250,8 @@ impl Cluster {
             place,
         } = heartbeat;
         let returned = self.liveness(now, server) != Liveness::Alive;
-        if self.rows.get(&server).is_some_and(|row| incarnation < row.incarnation) {
+        let is_old = |row: &ServerRow| row.disk == disk && incarnation < row.incarnation;
+        if self.rows.get(&server).is_some_and(is_old) {
             return Heard { want_full_inventory: false, returned: false };
         }
         let fresh = || ServerRow {
@@ -267,16 +272,16 @@ impl Cluster {
             total_bytes: 0,
             place: Place::default(),
             recent_placements: 0,
+            is_full: false,
             burden: 0,
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
-            if row.disk == disk {
-                self.missed.expect(server, row.replicas.keys().copied());
-            }
             let joined_at = if row.disk == disk { row.joined_at } else { now };
             *row = ServerRow { joined_at, burden: row.burden, ..fresh() };
         }
+        let first = |(_, replica): &&(ChunkId, Replica)| replica.version.0 == 1;
+        self.told.extend(replicas.iter().filter(first).map(|(chunk, _)| *chunk));
         if full_inventory {
             row.replicas = replicas.into_iter().collect();
             row.damaged = damaged.into_iter().collect();
@@ -301,19 +306,24 @@ impl Cluster {
                 row.damaged.remove(chunk);
             }
         }
-        if row.inventory_complete {
-            self.missed.reported(server, |chunk| row.replicas.contains_key(&chunk));
-        }
         row.address = address;
         row.connected = true;
         row.heard_at = now;
         row.chunk_count = chunk_count;
         row.used_bytes = used_bytes;
         row.free_bytes = free_bytes;
+        row.is_full &= free_bytes < room_for_new_chunk(u64::MAX);
         row.total_bytes = total_bytes;
         row.place = place;
         row.recent_placements = 0;
         Heard { want_full_inventory: !row.inventory_complete && !row.inventory_pages, returned }
+    }
+
+    /// Up to `most` chunks of which a server told, once each.
+    pub fn take_told(&mut self, most: usize) -> Vec<ChunkId> {
+        let rest = self.told.iter().nth(most).copied();
+        let rest = rest.map(|from| self.told.split_off(&from)).unwrap_or_default();
+        std::mem::replace(&mut self.told, rest).into_iter().collect()
     }
 
     /// `member` answered that it holds `chunk` so: known before its next heartbeat says it.
@@ -367,9 +377,12 @@ impl Cluster {
                 for block in damage.blocks.iter().filter(|_| !damage.whole) {
                     *bad.entry(*block).or_default() += 1;
                 }
-            } else if row
-                .is_none_or(|row| row.replicas.contains_key(&chunk) || !row.inventory_complete)
-            {
+            } else if row.is_none_or(|row| {
+                // An older one is never a source: whoever holds that has lost what is asked for.
+                let replica = row.replicas.get(&chunk);
+                replica.is_some_and(|replica| record.active.version <= replica.version)
+                    || !row.inventory_complete
+            }) {
                 may_return = true;
             }
         }
@@ -461,114 +474,18 @@ impl Cluster {
     pub fn address(&self, now: Timestamp, member: &Member) -> Option<&str> {
         self.row(member.server).filter(|_| self.is_up(now, member)).map(|row| row.address.as_str())
     }
-
-    /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: one after the other, in a
-    /// zone and on a host that has none yet, if there is one. Over time each gets chunks in proportion to the free share
-    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports.
-    pub fn place(
-        &mut self,
-        now: Timestamp,
-        count: usize,
-        chunk_bytes: u64,
-        avoid: &[ServerId],
-    ) -> Vec<Member> {
-        let alive: Vec<ServerId> = self.rows.keys().copied().collect();
-        let alive: Vec<ServerId> =
-            alive.into_iter().filter(|id| self.liveness(now, *id) == Liveness::Alive).collect();
-        let rows = || alive.iter().filter_map(|server| Some((*server, self.rows.get(server)?)));
-        let chunks: u64 = rows().map(|(_, row)| row.chunks()).sum();
-        let shares: u64 = rows().map(|(_, row)| row.free_share(0)).sum();
-        // Whoever was away or is new catches up by a few chunks, not by all it missed.
-        let front = rows().map(|(_, row)| row.burden).max().unwrap_or(0);
-        let mut candidates: Vec<Candidate<'_>> = rows()
-            .filter(|(server, _)| !avoid.contains(server) && self.room(*server) != Room::Closed)
-            .filter_map(|(server, row)| {
-                // A chunk is rarely full at once: a sixteenth of it per placement is kept free until the report.
-                let promised = row.recent_placements.saturating_mul(chunk_bytes / 16);
-                let share = row.free_share(promised);
-                // What was promised is a guess, good enough to choose by; whether bytes fit the server knows.
-                let room = chunk_bytes.clamp(1, 64 << 10) <= row.free_bytes;
-                let due = chunks * share / shares.max(1);
-                let fewer = ((due + 10) * 100 / (row.chunks() + 10)).clamp(50, 200);
-                let cost = BURDEN_OF_FULL_DISK / (share * fewer / 100).max(1);
-                let burden = row.burden.max(front.saturating_sub(BURDEN_BEHIND_MAX)) + cost;
-                // By lot among those that are about even: the members of a server's chunks are then all others, and
-                // all of them help when it is lost.
-                let lot = mix(ChunkId(self.placements), server);
-                let rank = (burden / BURDEN_EVEN, lot);
-                let last = self.room(server);
-                let member = Member { server, disk: row.disk };
-                room.then_some(Candidate { last, rank, burden, member, place: &row.place })
-            })
-            .collect();
-        let mut taken: Vec<&Place> =
-            avoid.iter().filter_map(|server| Some(&self.rows.get(server)?.place)).collect();
-        let mut chosen = Vec::with_capacity(count);
-        while chosen.len() < count {
-            let shared = |place: &Place| taken.iter().map(|other| other.shared_with(place)).max();
-            let best = candidates
-                .iter()
-                .enumerate()
-                .min_by_key(|(_, c)| (c.last, shared(c.place), c.rank));
-            let Some((best, _)) = best else { break };
-            let Candidate { burden, member, place, .. } = candidates.swap_remove(best);
-            chosen.push((member, burden));
-            taken.push(place);
-        }
-        self.placements += 1;
-        for (member, burden) in &chosen {
-            if let Some(row) = self.rows.get_mut(&member.server) {
-                row.recent_placements += 1;
-                row.burden = *burden;
-            }
-        }
-        chosen.into_iter().map(|(member, _)| member).collect()
-    }
-}
-
-/// What a chunk costs a server with a thousandth of its disk free.
-const BURDEN_OF_FULL_DISK: u64 = 1_000_000_000;
-/// Four chunks of a server that is empty.
-const BURDEN_BEHIND_MAX: u64 = 4 * BURDEN_OF_FULL_DISK / 1000;
-const BURDEN_EVEN: u64 = 3 * BURDEN_OF_FULL_DISK / 1000;
-
-/// A server that a chunk could go to.
-struct Candidate<'a> {
-    /// Whether it is only taken if there is nobody else.
-    last: Room,
-    /// Less is better.
-    rank: (u64, u64),
-    /// Its own, if it is chosen.
-    burden: u64,
-    member: Member,
-    place: &'a Place,
-}
-
-impl ServerRow {
-    /// Those it said it has, and those it was given since.
-    fn chunks(&self) -> u64 {
-        self.chunk_count + self.recent_placements
-    }
-
-    /// Permille of the disk that is free, less `promised` bytes.
-    fn free_share(&self, promised: u64) -> u64 {
-        let free = u128::from(self.free_bytes.saturating_sub(promised));
-        u64::try_from(free * 1000 / u128::from(self.total_bytes.max(1))).unwrap_or(1000)
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
     use crate::chunk::samples;
 
-    fn at(millis: u64) -> Timestamp {
+    pub(super) fn at(millis: u64) -> Timestamp {
         Timestamp(millis * 1_000_000)
     }
 
-    fn beat(server: u32, free: u64) -> Heartbeat {
+    pub(super) fn beat(server: u32, free: u64) -> Heartbeat {
         Heartbeat {
             server: ServerId(server),
             disk: DiskId(u128::from(server)),
@@ -615,11 +532,11 @@ mod tests {
             Replica { version: ChunkVersion(3), seq: 1, len: 1, not_current: false, digest: 0 };
         cluster.on_heartbeat(
             at(0),
-            Heartbeat { replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },
+            Heartbeat { incarnation: 7, replicas: vec![(ChunkId(1), replica)], ..beat(1, 500) },
         );
         let heard = cluster.on_heartbeat(
             at(1),
-            Heartbeat { incarnation: 2, disk: DiskId(99), full_inventory: false, ..beat(1, 500) },
+            Heartbeat { disk: DiskId(99), full_inventory: false, ..beat(1, 500) },
         );
         assert!(heard.want_full_inventory);
         assert!(cluster.row(ServerId(1)).unwrap().replicas.is_empty());
@@ -674,95 +591,6 @@ mod tests {
         cluster.on_heartbeat(at(1), last);
         let row = cluster.row(ServerId(1)).unwrap();
         assert!(row.inventory_complete && row.replicas.len() == INVENTORY_PAGE + 5);
-    }
-
-    #[test]
-    fn placement_takes_the_emptiest_and_counts_what_it_just_placed() {
-        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
-        for (server, free) in [(1, 100), (2, 900), (3, 800), (4, 700)] {
-            cluster.on_heartbeat(
-                at(0),
-                Heartbeat { free_bytes: free << 30, total_bytes: 1000 << 30, ..beat(server, 0) },
-            );
-        }
-        let placed =
-            |members: Vec<Member>| members.into_iter().map(|m| m.server.0).collect::<BTreeSet<_>>();
-        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[])), [2, 3, 4].into());
-        assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1].into());
-        cluster.on_disconnect(ServerId(3), 1);
-        assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1].into());
-    }
-
-    #[test]
-    fn placement_is_even_between_reports_and_goes_by_room() {
-        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
-        let beat = |server, free: u64, chunk_count| Heartbeat {
-            free_bytes: free << 30,
-            total_bytes: 1000 << 30,
-            chunk_count,
-            ..beat(server, 0)
-        };
-        // One of six shows a little less room, one has a third of the room.
-        for (server, free) in [(1, 900), (2, 899), (3, 900), (4, 900), (5, 900), (6, 300)] {
-            cluster.on_heartbeat(at(0), beat(server, free, 0));
-        }
-        let mut given = [0_u64; 7];
-        for _ in 0..400 {
-            for member in cluster.place(at(1), 3, 1 << 20, &[]) {
-                given[member.server.0 as usize] += 1;
-            }
-        }
-        let [_, a, b, c, d, e, small] = given;
-        let most = [a, b, c, d, e].into_iter().max().unwrap();
-        let least = [a, b, c, d, e].into_iter().min().unwrap();
-        assert!(most - least <= 12 && small < least / 2 && least / 4 < small, "{given:?}");
-        // A new one gets more than the others, and not everything.
-        cluster.on_heartbeat(at(2), beat(7, 900, 0));
-        let times = (0..100).filter(|_| {
-            cluster.place(at(3), 3, 1 << 20, &[]).iter().any(|member| member.server.0 == 7)
-        });
-        let times = times.count();
-        assert!((60..=98).contains(&times), "{times}");
-    }
-
-    #[test]
-    fn many_chunks_between_two_heartbeats_fill_no_small_server() {
-        let mut cluster = Cluster::new(LivenessProfile::DRILL);
-        for server in 1..=3 {
-            let (free_bytes, total_bytes) = (30 << 20, 64 << 20);
-            cluster.on_heartbeat(at(0), Heartbeat { free_bytes, total_bytes, ..beat(server, 0) });
-        }
-        for _ in 0..100 {
-            assert_eq!(cluster.place(at(1), 3, 64 << 20, &[]).len(), 3);
-        }
-        for server in 1..=3 {
-            let full = Heartbeat { free_bytes: 0, total_bytes: 64 << 20, ..beat(server, 0) };
-            cluster.on_heartbeat(at(2), full);
-        }
-        assert!(cluster.place(at(2), 3, 64 << 20, &[]).is_empty());
-    }
-
-    #[test]
-    fn placement_leaves_out_who_goes_and_takes_who_flaps_last() {
-        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
-        for server in 1..=4 {
-            cluster.on_heartbeat(
-                at(0),
-                Heartbeat { free_bytes: 1 << 30, total_bytes: 2 << 30, ..beat(server, 0) },
-            );
-        }
-        let wished = [(1, OverlayKind::Probation), (2, OverlayKind::Suspended)];
-        let wished = wished.map(|(server, kind)| (ServerId(server), vec![kind]));
-        cluster.set_overlays(wished.into_iter().collect());
-        let mut placed = |count| {
-            let members = cluster.place(at(1), count, 64 << 20, &[]);
-            let mut servers: Vec<u32> = members.into_iter().map(|m| m.server.0).collect();
-            // The lot decides between those two.
-            servers[..2].sort_unstable();
-            servers
-        };
-        assert_eq!(placed(2), [3, 4]);
-        assert_eq!(placed(4), [3, 4, 1], "never on one that is suspended");
     }
 
     #[test]

@@ -81,7 +81,8 @@ pub struct Lock {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Change {
     // Reign and clients.
-    /// First command of every reign; refused if `epoch` is not above the recorded one.
+    /// First command of every reign; refused if `epoch` is not above the recorded one. The numbers of replicas hold from
+    /// here on, for chunks that exist too.
     Start {
         epoch: Epoch,
         nonce: u64,
@@ -276,6 +277,12 @@ pub enum Change {
     /// All members of `chunk`'s garbage record have deleted it (or are gone for good).
     ForgetGarbage {
         chunk: ChunkId,
+    },
+    /// Ids above the last one known may have been given out: none of the next 2^32 is used. After a restore.
+    SkipIds,
+    /// Disks hold these: said by heartbeats.
+    NoteStored {
+        chunks: Vec<ChunkId>,
     },
     RegisterServer {
         server: ServerId,

@@ -32,6 +32,8 @@ mod names;
 
 mod mem_store;
 pub mod read;
+#[cfg(test)]
+mod samples;
 
 pub use chunk_map::MEMBERS_MAX;
 pub use locks::FILE_LOCKS_MAX;

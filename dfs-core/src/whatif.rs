@@ -103,6 +103,8 @@ pub fn held(
         None if !record.born => Held::Unwritten,
         None if unreported || !row.inventory_complete => Held::Unreported,
         None => Held::Missing,
+        // It promised to take up a configuration, and has nothing.
+        Some(replica) if replica.version.0 == 0 => Held::Missing,
         Some(replica) if replica.not_current => Held::NotCurrent,
         Some(replica) if replica.version != record.active.version => Held::Stale,
         Some(_) if row.damaged.contains_key(&chunk) => Held::Damaged,
@@ -127,6 +129,8 @@ pub enum Doing {
     NoTarget { needed: usize, alive: usize },
     /// Too much is gone at once.
     Held(Hold),
+    /// No live server has it, and none that is away is known to.
+    Lost,
     /// A copy is made when it is its turn.
     Due,
 }
@@ -163,6 +167,9 @@ impl fmt::Display for Doing {
                 f,
                 "no server could take another copy: {alive} are alive, {needed} copies on as many servers are wanted"
             ),
+            Self::Lost => f.write_str(
+                "no disk that is known holds it: bring back a server or a disk that does, or remove the file or write it anew",
+            ),
             Self::Held(hold) => write!(f, "copies wait: {hold}"),
             Self::Due => f.write_str("a copy on another server is made when it is its turn"),
         }
@@ -179,6 +186,9 @@ pub fn doing(
     replication: usize,
     exposed_since: Option<Timestamp>,
 ) -> Doing {
+    if copies.good == 0 && !copies.may_return {
+        return Doing::Lost;
+    }
     if let Some(preparing) = &record.preparing {
         return Doing::Changing { learner: preparing.learner.map(|member| member.server) };
     }

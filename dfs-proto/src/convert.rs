@@ -120,6 +120,7 @@ wire_enum!(NamespaceError {
 
 wire_struct!(Member { server, disk });
 wire_list!(Member);
+wire_list!(ChunkId);
 wire_struct!(Configuration { version, members, primary });
 wire_struct!(Preparing { version, members, learner, after_wait });
 wire_struct!(Chunk {
@@ -131,7 +132,8 @@ wire_struct!(Chunk {
     next_version,
     attached,
     born,
-    sealed
+    sealed,
+    stored
 });
 wire_struct!(Garbage { members, version });
 wire_struct!(ChunkIdentity { chunk, ino, index, chunk_size });
@@ -263,6 +265,8 @@ wire_enum!(Change {
     60 = Reconfigure { chunk, version, members, learner, after_wait },
     61 = Activate { chunk, configuration, done_by },
     62 = ForgetGarbage { chunk },
+    68 = SkipIds,
+    67 = NoteStored { chunks },
     63 = RegisterServer { server, disk },
     64 = SetOverlay { server, kind, until, by, cause },
     65 = ClearOverlay { server, kind, only_until, by },

@@ -308,12 +308,15 @@ impl Drop for FrameClient {
 pub struct LoneClient {
     input: io::BufReader<TcpStream>,
     next_request: u64,
+    /// As the stream has it: callers mostly give the same one.
+    deadline: Option<Duration>,
 }
 
 impl LoneClient {
     #[must_use]
     pub fn new(stream: TcpStream) -> Self {
-        Self { input: io::BufReader::with_capacity(64 << 10, stream), next_request: 1 }
+        let input = io::BufReader::with_capacity(64 << 10, stream);
+        Self { input, next_request: 1, deadline: None }
     }
 
     /// # Errors
@@ -326,7 +329,11 @@ impl LoneClient {
     ) -> io::Result<Frame> {
         let request = self.next_request;
         self.next_request += 1;
-        self.input.get_ref().set_read_timeout(Some(deadline.max(Duration::from_millis(1))))?;
+        let deadline = Some(deadline.max(Duration::from_millis(1)));
+        if self.deadline != deadline {
+            self.input.get_ref().set_read_timeout(deadline)?;
+            self.deadline = deadline;
+        }
         write_frame(self.input.get_mut(), FrameKind::Request, request, args, payload, None)?;
         match read_frame(&mut self.input)? {
             Some(frame) if frame.header.request == request => Ok(frame),
@@ -369,6 +376,29 @@ mod tests {
             }
         });
         stream
+    }
+
+    #[test]
+    fn each_call_of_a_lone_client_has_its_own_deadline() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        // Another's wish, from before.
+        stream.set_read_timeout(Some(Duration::from_secs(9))).unwrap();
+        let served = listener.accept().unwrap().0;
+        std::thread::spawn(move || {
+            let writer = FrameWriter::new(served.try_clone().unwrap());
+            let mut input = io::BufReader::new(served);
+            while let Ok(Some(frame)) = read_frame(&mut input) {
+                writer.reply(frame.header.request, &frame.args, &[], None).unwrap();
+            }
+        });
+        let mut client = LoneClient::new(stream);
+        for seconds in [60, 60, 70, 60] {
+            let deadline = Duration::from_secs(seconds);
+            assert_eq!(client.call(b"a", &[], deadline).unwrap().args, b"a");
+            let set = client.input.get_ref().read_timeout().unwrap();
+            assert_eq!(set, Some(deadline));
+        }
     }
 
     #[test]

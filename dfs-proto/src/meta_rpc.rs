@@ -139,6 +139,8 @@ pub enum MetaCall {
 pub struct FailedMember {
     pub version: ChunkVersion,
     pub server: ServerId,
+    /// It refused bytes for want of room, and is well otherwise.
+    pub full: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -279,7 +281,7 @@ impl Wire for MetaRequest {
         Ok(Self { client, results, call })
     }
 }
-wire_struct!(FailedMember { version, server });
+wire_struct!(FailedMember { version, server, full });
 wire_list!(Attr, (InodeNo, u32), EntryPlus, NameBytes, ChunkLayout, MemberAddress);
 wire_enum!(MetaCall {
     1 = Hello { name, known },

@@ -12,7 +12,7 @@
 
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,6 +23,8 @@ use std::time::{Duration, Instant};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::page::Page;
 
 const MAGIC: [u8; 5] = *b"DFSH\x01";
 const NONCE: usize = 16;
@@ -150,6 +152,10 @@ impl Door {
     }
 }
 
+fn refused_key(text: &str) -> io::Error {
+    refused(&format!("{text}; see {}", Page::KeyRefused))
+}
+
 fn refused(text: &str) -> io::Error {
     io::Error::new(io::ErrorKind::PermissionDenied, text.to_owned())
 }
@@ -211,12 +217,15 @@ pub fn dial(addr: &str, key: &ClusterKey, door: Door, timeout: Duration) -> io::
         io::ErrorKind::NotFound,
         format!("'{addr}' names no address (expected host:port)"),
     );
-    for resolved in addr
-        .to_socket_addrs()
-        .map_err(|e| io::Error::new(e.kind(), format!("address '{addr}': {e}")))?
-    {
-        let began = Instant::now();
-        match TcpStream::connect_timeout(&resolved, timeout) {
+    let began = Instant::now();
+    let found = crate::lookup::resolve(addr, timeout)
+        .map_err(|e| io::Error::new(e.kind(), format!("address '{addr}': {e}")))?;
+    let mut untried = u32::try_from(found.len()).unwrap_or(u32::MAX);
+    for resolved in found {
+        // What is left is shared out: one address that drops everything does not cost the others their turn.
+        let share = timeout.saturating_sub(began.elapsed()) / untried;
+        untried -= 1;
+        match TcpStream::connect_timeout(&resolved, share.max(Duration::from_millis(1))) {
             Err(e) => last = e,
             Ok(stream) => {
                 stream.set_nodelay(true)?;
@@ -251,9 +260,12 @@ fn ask(mut stream: Timed<'_>, key: &ClusterKey, door: Door) -> io::Result<()> {
     }
     let mut server = [0; NONCE];
     server.copy_from_slice(&answer[6..6 + NONCE]);
-    key.proof(b"server", door.byte(), &asker, &server)
-        .verify_slice(&answer[6 + NONCE..])
-        .map_err(|_| refused("the server has another cluster key"))?;
+    key.proof(b"server", door.byte(), &asker, &server).verify_slice(&answer[6 + NONCE..]).map_err(
+        |_| match key.is_none() {
+            true => refused_key("no cluster key was given, and the server has one"),
+            false => refused_key("the server has another cluster key"),
+        },
+    )?;
     stream.write_all(&key.proof(b"asker", door.byte(), &asker, &server).finalize().into_bytes())?;
     let mut ok = [0; 1];
     stream.read_exact(&mut ok).map_err(|error| {
@@ -313,7 +325,7 @@ fn answer(stream: &TcpStream, key: &ClusterKey, limit: Duration) -> io::Result<D
     stream.read_exact(&mut proof)?;
     key.proof(b"asker", door.byte(), &asker, &nonce)
         .verify_slice(&proof)
-        .map_err(|_| refused("the asker has another cluster key"))?;
+        .map_err(|_| refused_key("the asker has another cluster key"))?;
     stream.write_all(&[1])?;
     stream.end()?;
     Ok(door)

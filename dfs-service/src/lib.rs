@@ -4,7 +4,10 @@
 pub mod clock;
 pub mod conn;
 pub mod log;
+mod lookup;
 pub mod memory;
 pub mod metrics;
 pub mod metrics_http;
+pub mod page;
+pub mod sealed;
 pub mod shutdown;

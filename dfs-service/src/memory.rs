@@ -60,14 +60,15 @@ pub fn keep_little() {
 }
 
 /// Gives pages that hold nothing back to the kernel. Takes milliseconds for a hundred MiB; who allocates meanwhile may
-/// wait for that.
-pub fn give_back() {
+/// wait for that. True: there were some.
+pub fn give_back() -> bool {
     #[cfg(target_env = "gnu")]
     #[expect(unsafe_code, reason = "nothing safe calls malloc_trim(3)")]
     // SAFETY: it takes a number, may be called by any thread at any time, and touches free memory only.
-    unsafe {
-        libc::malloc_trim(0);
-    }
+    let given = unsafe { libc::malloc_trim(0) } != 0;
+    #[cfg(not(target_env = "gnu"))]
+    let given = false;
+    given
 }
 
 #[cfg(test)]
@@ -83,6 +84,24 @@ mod tests {
         assert_eq!(looks([120, 120, 125, 125, 125, 125]), [false; 6], "too little since");
         assert_eq!(looks([160, 160, 160, 161, 161, 161]), [false; 6], "work goes on");
         assert_eq!(looks([161, 161, 161, 161, 161, 161])[..2], [true, false]);
+    }
+
+    #[test]
+    #[cfg(target_env = "gnu")]
+    fn what_lies_between_pieces_in_use_goes_back() {
+        const PIECES: usize = 2_000;
+        let resident_kib = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
+            line.split_whitespace().next().unwrap().parse::<u64>().unwrap()
+        };
+        let pieces: Vec<_> = (0..PIECES).map(|_| (vec![1_u8; 32 << 10], vec![1_u8; 64])).collect();
+        let kept: Vec<_> = pieces.into_iter().map(|(_, kept)| kept).collect();
+        let before = resident_kib();
+        assert!(give_back());
+        let after = resident_kib();
+        assert!(after + (32 << 10) < before, "{before} KiB before, {after} KiB after");
+        drop(kept);
     }
 
     #[test]

@@ -7,8 +7,8 @@ use std::convert::Infallible;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -25,6 +25,9 @@ const CONNECTIONS_MAX: usize = 32;
 const CONNECTION_MAX: Duration = Duration::from_secs(10);
 const HEAD_MAX: Duration = Duration::from_secs(5);
 const HEAD_BYTES_MAX: usize = 16 << 10;
+/// Lines about connections that make no sense, in each [`TOLD_EVERY`]: nobody had to show a key to make them.
+const TOLD_MAX: u32 = 10;
+const TOLD_EVERY: Duration = Duration::from_secs(10);
 
 /// What the pages of one process say.
 pub struct Pages {
@@ -105,9 +108,10 @@ async fn accept(listener: std::net::TcpListener, pages: Arc<Pages>) {
         Err(error) => return tracing::error!(%error, "metrics are not served"),
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let told = Arc::new(Mutex::new(Told { began: Instant::now(), lines: 0, left_out: 0 }));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, or the asker was gone: both pass.
                 tracing::debug!(%error, "accept");
@@ -116,7 +120,7 @@ async fn accept(listener: std::net::TcpListener, pages: Arc<Pages>) {
             }
         };
         let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let pages = Arc::clone(&pages);
+        let (pages, told) = (Arc::clone(&pages), Arc::clone(&told));
         tokio::spawn(async move {
             let serve = service_fn(move |request| answer(Arc::clone(&pages), request));
             let connection = hyper::server::conn::http1::Builder::new()
@@ -127,11 +131,49 @@ async fn accept(listener: std::net::TcpListener, pages: Arc<Pages>) {
                 .serve_connection(TokioIo::new(stream), serve);
             match tokio::time::timeout(CONNECTION_MAX, connection).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "metrics connection"),
-                Err(_) => tracing::debug!("metrics connection took too long"),
+                Ok(Err(error)) if error.is_parse() || error.is_timeout() => {
+                    tell(&told, peer, &error.to_string());
+                }
+                // Such as one that was closed by the asker.
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "metrics connection"),
+                Err(_) => tell(&told, peer, "it took too long"),
             }
             drop(place);
         });
+    }
+}
+
+/// What was said lately about connections.
+#[derive(Debug)]
+struct Told {
+    began: Instant,
+    lines: u32,
+    left_out: u64,
+}
+
+impl Told {
+    /// Whether a line may be said now; with how many were not since the last one.
+    fn next(&mut self, now: Instant) -> Option<u64> {
+        if TOLD_EVERY <= now.duration_since(self.began) {
+            (self.began, self.lines) = (now, 0);
+        }
+        if TOLD_MAX <= self.lines {
+            self.left_out += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.left_out))
+    }
+}
+
+fn tell(told: &Mutex<Told>, peer: SocketAddr, reason: &str) {
+    let next = told.lock().unwrap_or_else(PoisonError::into_inner).next(Instant::now());
+    match next {
+        Some(0) => tracing::warn!(%peer, reason, "metrics connection refused"),
+        Some(more) => {
+            tracing::warn!(%peer, reason, more, "metrics connection refused, and others before it");
+        }
+        None => {}
     }
 }
 
@@ -253,6 +295,16 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_of_refused_connections_is_a_few_lines() {
+        let began = Instant::now();
+        let mut told = Told { began, lines: 0, left_out: 0 };
+        let said = (0..1000).filter(|_| told.next(began).is_some()).count();
+        assert_eq!(said, TOLD_MAX as usize);
+        assert_eq!(told.next(began + TOLD_EVERY), Some(1000 - u64::from(TOLD_MAX)));
+        assert_eq!(told.next(began + TOLD_EVERY), Some(0));
+    }
+
+    #[test]
     fn garbage_and_silence_hold_nothing() {
         let server = start(Arc::new(AtomicBool::new(true)));
         let long = [b"GET /".as_slice(), &vec![b'a'; 64 << 10], b" HTTP/1.1\r\n\r\n"].concat();
@@ -266,9 +318,9 @@ mod tests {
         let silent: Vec<_> = (0..CONNECTIONS_MAX * 2)
             .map(|_| TcpStream::connect(server.address()).unwrap())
             .collect();
-        let until = std::time::Instant::now() + CONNECTION_MAX * 6;
+        let until = Instant::now() + CONNECTION_MAX * 6;
         while !get(&server, "/healthz").ends_with("ok\n") {
-            assert!(std::time::Instant::now() < until, "silent connections hold all places");
+            assert!(Instant::now() < until, "silent connections hold all places");
             std::thread::sleep(Duration::from_millis(200));
         }
         drop(silent);

@@ -54,7 +54,7 @@ impl From<ClientError> for Errno {
     fn from(error: ClientError) -> Self {
         let errno = Self::from(&error);
         if errno == Self::IO {
-            tracing::warn!(%error, "a request fails with EIO");
+            tracing::warn!(%error, see = error.page().map(tracing::field::display), "a request fails with EIO");
         }
         errno
     }

@@ -35,6 +35,7 @@ pub struct Metrics {
     pub unsent_bytes: IntGauge,
     pub unsent_limit_bytes: IntGauge,
     pub readahead_bytes: IntGauge,
+    pub memory_given_back: IntCounter,
     pub master_connections: IntGauge,
     pub master_reachable: IntGauge,
 }
@@ -108,6 +109,10 @@ impl Metrics {
             ),
             readahead_bytes: made
                 .gauge("dfs_mount_readahead_bytes", "Memory that bytes fetched ahead take now"),
+            memory_given_back: made.counter(
+                "dfs_mount_memory_given_back_total",
+                "Times that memory was given back to the kernel after a burst of writing",
+            ),
             master_connections: made
                 .gauge("dfs_mount_master_connections", "Connections to the master open now"),
             master_reachable: made.gauge(

@@ -137,7 +137,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     let options = Options { lifetimes, lock_wait_max };
     let fs = Arc::new(FileSystem::new(Arc::clone(&session), options, Arc::clone(&metrics)));
 
-    let adapter = Adapter::new(Arc::clone(&fs), metrics, threads);
+    let adapter = Adapter::new(Arc::clone(&fs), Arc::clone(&metrics), threads);
     let mut connection = fuser::Session::new(adapter, &at, &fuse_config(threads, read_only))
         .with_context(|| format!("mount {}", at.display()))?;
     fs.set_kernel(Box::new(Notifications(connection.notifier())));
@@ -165,8 +165,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     while !shutdown.wait_for(Duration::from_millis(100)) && !ended.is_asked() {
         if LOOK <= looked_at.elapsed() {
             looked_at = Instant::now();
-            if trimmer.on_look(session.figures().freed_bytes) {
-                memory::give_back();
+            if trimmer.on_look(session.figures().freed_bytes) && memory::give_back() {
+                metrics.memory_given_back.inc();
             }
         }
     }
@@ -174,7 +174,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     if !ended.is_asked() {
         // What can fail while the mount still shows it, fails now.
         if let Err(error) = session.sync_all() {
-            tracing::error!(%error, "not all written data could be sent before unmounting");
+            tracing::error!(%error, see = error.page().map(tracing::field::display), "not all written data could be sent before unmounting");
         }
         if let Err(error) = unmounter.unmount() {
             tracing::warn!(%error, at = %at.display(), "still in use; detached, its users see ENOTCONN");

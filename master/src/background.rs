@@ -10,6 +10,7 @@ use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
 use dfs_core::meta::{self, Client, Key, MetaStore, Record};
 use dfs_core::time::Timestamp;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::chunks::WRITE_LAYOUT_MS;
@@ -22,6 +23,8 @@ use crate::trash;
 const TICK: Duration = Duration::from_millis(250);
 const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
 const RECLAIM_BATCH: usize = 256;
+const STORED_BATCH: usize = 512;
+const STORED_BATCHES: usize = 64;
 
 /// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
 pub async fn reclaim(master: Arc<Master>, mut inodes: tokio::sync::mpsc::Receiver<InodeNo>) {
@@ -70,6 +73,9 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
             end_leases(master);
             master.finish_truncations();
         }
+        if round % 4 == 2 {
+            note_stored(master);
+        }
         if round % 4 == 3 {
             settle::begin(master);
         }
@@ -80,6 +86,30 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
         if snapshot_at + master.config.snapshot_entries <= index {
             snapshot_at = index;
             snapshot(master);
+        }
+    }
+    note_stored(master);
+}
+
+/// Logs of which chunks a disk was seen to hold a replica. What is not logged is told again with the next full
+/// inventory.
+fn note_stored(master: &Arc<Master>) {
+    for _ in 0..STORED_BATCHES {
+        let mut chunks = lock(&master.cluster).take_told(STORED_BATCH);
+        if chunks.is_empty() {
+            return;
+        }
+        let reader = master.reader();
+        chunks.retain(|chunk| {
+            let record = meta::chunk(&reader, *chunk);
+            record.is_some_and(|record| record.active.version.0 == 1 && !record.stored)
+        });
+        if chunks.is_empty() {
+            continue;
+        }
+        if let Err(error) = master.propose(None, Change::NoteStored { chunks }) {
+            tracing::debug!(%error, "note stored chunks");
+            return;
         }
     }
 }
@@ -163,8 +193,9 @@ fn end_leases(master: &Arc<Master>) {
     let expired = lock(&master.clients).expired(now(), lease_ms);
     for client in expired {
         master.notice(format!(
-            "client {client} was silent for {} s: its locks and opens end",
-            lease_ms / 1000
+            "client {client} was silent for {} s: its locks and opens end; see {}",
+            lease_ms / 1000,
+            Page::ClientSilent
         ));
         if let Err(error) = fence_client(master, client) {
             tracing::debug!(%client, %error, "fence client");
@@ -213,10 +244,15 @@ fn end_refused(master: &Arc<Master>) {
 fn snapshot(master: &Arc<Master>) {
     match master.group.snapshot() {
         Ok(info) => tracing::info!(?info, "snapshot written and read back"),
-        Err(error) => return master.notice(format!("snapshot failed, the log is kept: {error}")),
+        Err(error) => {
+            return master.notice(format!(
+                "snapshot failed, the log is kept: {error}; see {}",
+                Page::DamagedLog
+            ));
+        }
     }
     match master.group.purge_behind(u64::MAX) {
         Ok(purged) => tracing::info!(?purged, "log purged"),
-        Err(error) => master.notice(format!("log not purged: {error}")),
+        Err(error) => master.notice(format!("log not purged: {error}; see {}", Page::DamagedLog)),
     }
 }

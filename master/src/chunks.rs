@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::{Chunk, Member};
-use dfs_core::cluster::Liveness;
 use dfs_core::cluster::overlay::Room;
+use dfs_core::cluster::{Liveness, room_for_new_chunk};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, InodeNo, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_core::namespace::{Body, FileKind, Inode, NamespaceError};
 use dfs_proto::control::chunk_control_client::ChunkControlClient;
+use dfs_proto::control::metadata_copies_client::MetadataCopiesClient;
 use dfs_proto::control::{ReplicaReport, ReportRequest};
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember, MemberAddress, MetaFailure, MetaReply};
 use dfs_service::conn;
+use tonic::transport::Channel;
 
 use crate::reconfigure::PROMISE_MAX;
 use crate::state::{Master, accepted, lock, now};
@@ -28,8 +30,6 @@ const LAYOUT_WAIT: Duration = Duration::from_secs(2);
 pub const WRITE_LAYOUT_MS: u64 = 10_000;
 /// As long as a client waits for servers by default.
 const ABOUT_TO_BE_BACK_MS: u64 = 60_000;
-/// As in [`dfs_core::cluster::Cluster::place`].
-const SPACE_FOR_A_CHUNK: u64 = 64 << 10;
 
 /// Which chunk of which file, and what for.
 #[derive(Clone, Copy, Debug)]
@@ -136,6 +136,9 @@ impl Master {
         let deadline = Instant::now() + LAYOUT_WAIT;
         let mut failed = request.failed;
         let mut spilled = None;
+        if let Some(FailedMember { server, full: true, .. }) = failed {
+            self.on_full(server);
+        }
         loop {
             let seen = self.changed.count();
             let chunk = match spilled {
@@ -148,8 +151,15 @@ impl Master {
             let Some(record) = self.chunk(chunk) else {
                 return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
             };
-            let reported =
-                failed.take().is_some_and(|failed| failed.version == record.active.version);
+            let reported = failed.take().filter(|it| it.version == record.active.version);
+            // A chunk that is to be spilled to was made without it.
+            if let Some(FailedMember { server, full: true, .. }) = reported
+                && !request.spill
+            {
+                self.replace_full(chunk, &record, server)?;
+                continue;
+            }
+            let reported = reported.is_some_and(|it| !it.full);
             let all_up = {
                 let cluster = lock(&self.cluster);
                 record.active.members.iter().all(|member| cluster.is_up(now(), member))
@@ -223,25 +233,23 @@ impl Master {
         if self.may_be_cut(request.ino, request.index, inode.layout.chunk_size) {
             return Err(MetaFailure::Busy { retry_after_ms: 2 });
         }
-        match &inode.body {
-            Body::Chunks { writing, .. } => {
-                if !writing {
-                    lock(&self.clients).mark(request.ino);
-                    accepted(self.propose(None, Change::BeginWrite { ino: request.ino })?)?;
-                }
-            }
-            Body::Inline(_) if request.spill => {}
-            Body::Inline(_) if inode.size == 0 => {
-                lock(&self.clients).mark(request.ino);
-                accepted(self.propose(None, Change::BeginWrite { ino: request.ino })?)?;
-            }
+        let unmarked = match &inode.body {
+            Body::Chunks { writing, .. } => !writing,
+            Body::Inline(_) if request.spill => false,
+            Body::Inline(_) if inode.size == 0 => true,
             Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => {
                 return Err(MetaFailure::Refused(NamespaceError::LayoutChanged));
             }
+        };
+        if unmarked {
+            lock(&self.clients).mark(request.ino);
         }
         if !request.spill
             && let Some(chunk) = self.file_chunk(request.ino, request.index)
         {
+            if unmarked {
+                accepted(self.propose(None, Change::BeginWrite { ino: request.ino })?)?;
+            }
             return Ok(chunk);
         }
         let members = {
@@ -249,7 +257,7 @@ impl Master {
             cluster.place(now(), self.replication as usize, inode.layout.chunk_size, &[])
         };
         if members.len() < self.min_replicas as usize {
-            return Err(self.too_few_servers(members.len()));
+            return Err(self.too_few_servers(members.len(), inode.layout.chunk_size));
         }
         let primary = self.choose_primary(&members);
         let change = Change::AddChunk {
@@ -267,7 +275,7 @@ impl Master {
         }
     }
 
-    fn too_few_servers(&self, found: usize) -> MetaFailure {
+    fn too_few_servers(&self, found: usize, chunk_bytes: u64) -> MetaFailure {
         // Others may be about to report, and those that did their space: only then is it known that there is none.
         if self.is_warming() {
             return MetaFailure::Warming { retry_after_ms: 100 };
@@ -280,7 +288,7 @@ impl Master {
         let spacious = cluster.rows().iter().filter(|(server, row)| {
             cluster.room(**server) != Room::Closed
                 && now.nanos_since(row.heard_at) < ABOUT_TO_BE_BACK_MS * 1_000_000
-                && (SPACE_FOR_A_CHUNK <= row.free_bytes || row.total_bytes == 0)
+                && (room_for_new_chunk(chunk_bytes) <= row.free_bytes || row.total_bytes == 0)
         });
         let needed = self.min_replicas as usize;
         if needed <= alive && spacious.count() < needed {
@@ -370,15 +378,22 @@ impl Master {
         })
     }
 
-    pub fn control(&self, address: &str) -> ChunkControlClient<tonic::transport::Channel> {
-        let channel = lock(&self.channels)
+    pub fn control(&self, address: &str) -> ChunkControlClient<Channel> {
+        ChunkControlClient::new(self.channel(address))
+    }
+
+    pub(crate) fn copies_at(&self, address: &str) -> MetadataCopiesClient<Channel> {
+        MetadataCopiesClient::new(self.channel(address))
+    }
+
+    fn channel(&self, address: &str) -> Channel {
+        lock(&self.channels)
             .entry(address.to_owned())
             .or_insert_with(|| {
                 let _in_runtime = self.runtime.enter();
                 conn::control_channel(address, &self.config.key)
             })
-            .clone();
-        ChunkControlClient::new(channel)
+            .clone()
     }
 
     /// Chunk `index` in a configuration that can be written now, waiting up to `wait` for one.

@@ -27,11 +27,16 @@ pub struct Config {
     pub metrics_file: Option<PathBuf>,
     pub key: ClusterKey,
     pub profile: LivenessProfile,
-    /// Copies of each chunk, and below how many reachable ones writes wait. Taken at the first start, kept after.
+    /// Copies of each chunk, and below how many reachable ones writes wait. Taken at the first start, and at later ones
+    /// with `change_replication`.
     pub replication: u32,
     pub min_replicas: u32,
+    pub change_replication: bool,
     /// Start although what is found on disk shows that acknowledged changes are missing.
     pub accept_loss: bool,
+    /// Reigns up to this epoch may have logged more than a restored directory knows of; 0: it was not restored. Read
+    /// from the directory.
+    pub restored_after: u64,
     /// Size of a log segment in bytes.
     pub segment_bytes: u64,
     /// A client not heard for so long ends (DECISIONS 12).
@@ -56,7 +61,9 @@ impl Config {
             profile: LivenessProfile::STANDARD,
             replication: 3,
             min_replicas: 2,
+            change_replication: false,
             accept_loss: false,
+            restored_after: 0,
             segment_bytes: SEGMENT_BYTES,
             client_lease_ms: crate::clients::LEASE_MS,
             orphan_wait_ms: ORPHAN_WAIT_MS,

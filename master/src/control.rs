@@ -19,6 +19,7 @@ use dfs_proto::control::{
     RepairSource, ReplicaReport, ServerStatus, StatusReply, StatusRequest, WhatIfReply,
     WhatIfRequest,
 };
+use dfs_service::page::Page;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
@@ -59,7 +60,10 @@ impl MasterControl for Control {
                         reply
                     }
                     Err(Refused { status, reason }) => {
-                        master.notice(format!("heartbeat refused: {reason}"));
+                        master.notice(format!(
+                            "heartbeat refused: {reason}; see {}",
+                            Page::DirectoryRefused
+                        ));
                         HeartbeatReply {
                             sequence,
                             status: status.to_owned(),
@@ -171,9 +175,10 @@ async fn take(
     }
     let damaged: Vec<_> = beat.replicas.iter().filter_map(damage_of).collect();
     for (chunk, damage) in &damaged {
-        tracing::warn!(%server, chunk = chunk.0, ?damage, "damaged replica");
+        tracing::warn!(%server, chunk = chunk.0, ?damage, see = %Page::BadBlock, "damaged replica");
     }
     lock(&master.health).on_heartbeat(server, &beat);
+    lock(&master.traffic).on_heartbeat(now(), server, &beat);
     let replicas = beat
         .replicas
         .iter()
@@ -253,8 +258,10 @@ impl Master {
         let ahead =
             self.epoch.0 < beat.epoch || (self.epoch.0 == beat.epoch && self.nonce != beat.nonce);
         // An earlier reign whose log was longer than what this one began with: the end of that log is gone.
-        let longer =
-            beat.epoch < self.epoch.0 && self.began_at < beat.log_index && !self.config.accept_loss;
+        let longer = beat.epoch < self.epoch.0
+            && self.config.restored_after < beat.epoch
+            && self.began_at < beat.log_index
+            && !self.config.accept_loss;
         let text = if ahead {
             format!(
                 "this directory is older than the cluster: {server} has served epoch {}, here it is {}",
@@ -268,7 +275,10 @@ impl Master {
         } else {
             return Ok(());
         };
-        tracing::error!("{text}; start with --accept-loss to go on with what is here");
+        tracing::error!(
+            "{text}; start with --accept-loss to go on with what is here; see {}",
+            Page::DirectoryRefused
+        );
         // Nothing of ours may reach the cluster any more.
         crate::run::stop_older_than_cluster(beat.epoch);
         Err(text)
@@ -481,28 +491,36 @@ fn status(master: &Arc<Master>) -> StatusReply {
     };
     let known_servers: BTreeMap<ServerId, meta::Server> =
         meta::servers(&master.reader()).into_iter().collect();
+    let traffic = lock(&master.traffic).clone();
+    let applied = master.group.applied_index().unwrap_or(0);
+    let (holders, metadata_lag_ms) = lock(&master.copies).state(now(), applied);
     let cluster = lock(&master.cluster);
     let now = now();
     let servers = known_servers
         .iter()
         .map(|(server, record)| (server, record.overlays.iter().map(overlay_to_wire).collect()))
         .map(|(server, overlays)| match cluster.row(*server) {
-            Some(row) => ServerStatus {
-                id: server.to_string(),
-                state: match cluster.liveness(now, *server) {
-                    Liveness::Alive => "alive",
-                    Liveness::Suspect => "suspect",
-                    Liveness::Dead => "dead",
+            Some(row) => {
+                let (client_read_rate, client_written_rate) = traffic.rates(now, *server);
+                ServerStatus {
+                    id: server.to_string(),
+                    state: match cluster.liveness(now, *server) {
+                        Liveness::Alive => "alive",
+                        Liveness::Suspect => "suspect",
+                        Liveness::Dead => "dead",
+                    }
+                    .to_owned(),
+                    address: row.address.clone(),
+                    chunks: row.chunk_count,
+                    used_bytes: row.used_bytes,
+                    free_bytes: row.free_bytes,
+                    last_heartbeat_ms_ago: i64::try_from(now.nanos_since(row.heard_at) / 1_000_000)
+                        .unwrap_or(i64::MAX),
+                    overlays,
+                    client_read_rate,
+                    client_written_rate,
                 }
-                .to_owned(),
-                address: row.address.clone(),
-                chunks: row.chunk_count,
-                used_bytes: row.used_bytes,
-                free_bytes: row.free_bytes,
-                last_heartbeat_ms_ago: i64::try_from(now.nanos_since(row.heard_at) / 1_000_000)
-                    .unwrap_or(i64::MAX),
-                overlays,
-            },
+            }
             None => ServerStatus {
                 id: server.to_string(),
                 state: if master.is_warming() { "suspect" } else { "dead" }.to_owned(),
@@ -536,6 +554,9 @@ fn status(master: &Arc<Master>) -> StatusReply {
         copy_backlog_bytes: outlook.backlog_bytes,
         copy_rate: outlook.copy_rate,
         copy_eta_ms: outlook.eta_ms,
+        metadata_copies: holders.iter().map(ToString::to_string).collect(),
+        metadata_lag_ms,
+        diverging_chunks: lock(&master.rebuild.diverging).len() as u64,
         fs: master.fs.0.to_be_bytes().to_vec(),
         epoch: master.epoch.0,
         inodes: superblock.inode_count,

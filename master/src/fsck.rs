@@ -11,6 +11,7 @@ use dfs_core::chunk::{Chunk, Member};
 use dfs_core::cluster::Liveness;
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_core::meta::{Key, MetaStore, Record};
+use dfs_core::namespace::Body;
 use dfs_proto::control::{ReplicaReport, VerifyRequest};
 use tokio::sync::mpsc;
 
@@ -92,9 +93,13 @@ fn look(
 ) -> BTreeSet<ChunkId> {
     let mut wanted: BTreeMap<Member, Vec<u64>> = BTreeMap::new();
     let mut versions = BTreeMap::new();
+    let mut ends = BTreeMap::new();
     for chunk in chunks {
         let Some(record) = master.chunk(*chunk) else { continue };
         versions.insert(*chunk, record.active.version);
+        if let Some(end) = quiet_end(master, &record) {
+            ends.insert(*chunk, end);
+        }
         for member in &record.active.members {
             wanted.entry(*member).or_default().push(chunk.0);
         }
@@ -128,8 +133,19 @@ fn look(
         let Some(record) = master.chunk(chunk) else { continue };
         let mut violations = Vec::new();
         judge(master, chunk, &record, found.get(&chunk), &mut |text| violations.push(text));
+        // Whoever wrote or cut the file meanwhile says so in it.
+        let end = ends.get(&chunk).filter(|end| quiet_end(master, &record).as_ref() == Some(end));
+        if let (Some(end), Some(found)) = (end, found.get(&chunk)) {
+            check_end(chunk, &record, end, found, &mut |text| violations.push(text));
+        }
         let has_moved = record.preparing.is_some() || record.active.version != version;
         if spare && has_moved && !violations.is_empty() {
+            // What the disks have is wrong in any configuration, and may be mended when it is looked at again.
+            for (server, report) in found.get(&chunk).into_iter().flatten() {
+                for what in file_problem(report).into_iter().chain(damage(report)) {
+                    tell("violation", format!("chunk {}: {server} {what}", chunk.0), *checked);
+                }
+            }
             moving.insert(chunk);
             continue;
         }
@@ -138,6 +154,53 @@ fn look(
         }
     }
     moving
+}
+
+/// Where a file that nobody writes or cuts ends.
+#[derive(PartialEq, Eq)]
+struct QuietEnd {
+    change: u64,
+    cuts: u64,
+    /// In this chunk.
+    at: u64,
+}
+
+fn quiet_end(master: &Master, record: &Chunk) -> Option<QuietEnd> {
+    let inode = master.inode(record.ino).ok()?;
+    let (size, chunk_size) = (inode.size, inode.layout.chunk_size.max(1));
+    let quiet = matches!(inode.body, Body::Chunks { writing: false, .. })
+        // Its writers pad chunks, and leave what they give up.
+        && !inode.layout.record_log
+        && !master.may_be_cut(record.ino, record.index, chunk_size);
+    let at = size.saturating_sub(record.index.saturating_mul(chunk_size));
+    quiet.then_some(QuietEnd { change: inode.change, cuts: inode.cuts, at })
+}
+
+/// Bytes behind the file's end would be read when somebody writes behind them.
+fn check_end(
+    chunk: ChunkId,
+    record: &Chunk,
+    end: &QuietEnd,
+    found: &BTreeMap<ServerId, ReplicaReport>,
+    violation: &mut dyn FnMut(String),
+) {
+    let version = record.active.version.0;
+    let current = |report: &ReplicaReport| report.version == version && !report.not_current;
+    let beyond = |report: &ReplicaReport| current(report) && end.at < report.data_end;
+    let servers: Vec<String> = found
+        .iter()
+        .filter(|(_, report)| beyond(report))
+        .map(|(server, _)| server.to_string())
+        .collect();
+    if !servers.is_empty() {
+        violation(format!(
+            "chunk {} (inode {}, index {}) version {version}: bytes behind the file's end on {}; truncating the file to the size it has removes them",
+            chunk.0,
+            record.ino.0,
+            record.index,
+            servers.join(", ")
+        ));
+    }
 }
 
 /// Has all live servers read their replicas, each of them one after the other.
@@ -198,7 +261,9 @@ fn judge(
     let found = found.unwrap_or(&none);
     for member in &record.active.members {
         let read = found.get(&member.server);
-        let problem = problem_of(master, chunk, record, member, read);
+        let file = read.and_then(file_problem);
+        // A replica that lost its file is not current for that reason.
+        let problem = file.or_else(|| problem_of(master, chunk, record, member, read));
         for problem in problem.into_iter().chain(read.and_then(damage)) {
             violation(format!("{place}: {} {problem}", member.server));
         }
@@ -222,13 +287,14 @@ fn judge(
     }
 }
 
+/// What is wrong beside the blocks.
+fn file_problem(report: &ReplicaReport) -> Option<String> {
+    let what = &report.file_problem;
+    (!what.is_empty()).then(|| format!("has a chunk file that is not right: {what}"))
+}
+
 /// What cannot be read of a replica.
 fn damage(report: &ReplicaReport) -> Option<String> {
-    if report.file_damaged {
-        return Some(
-            "lost the chunk's file; its next start will miss it, and copy it anew".to_owned(),
-        );
-    }
     let named: Vec<String> =
         report.bad_blocks.iter().take(NAMED_MAX).map(ToString::to_string).collect();
     let more = match report.bad_blocks.len().saturating_sub(NAMED_MAX) {
@@ -270,6 +336,7 @@ fn problem_of(
     match master.fresh_report(member, chunk) {
         None if record.born => Some("does not hold it".to_owned()),
         None => None,
+        Some(report) if report.version == 0 => record.born.then(|| "does not hold it".to_owned()),
         Some(report) if report.not_current => Some("rebooted with unsynced data".to_owned()),
         Some(report) if report.version != record.active.version.0 => {
             Some(format!("holds version {}", report.version))

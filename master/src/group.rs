@@ -12,6 +12,7 @@
 //! The log is never purged by itself. [`Group::snapshot`] writes a snapshot and reads it back;
 //! [`Group::purge_behind`] purges behind the older of the two newest, after reading both again.
 
+mod driver;
 mod log_store;
 mod machine;
 mod network;
@@ -24,18 +25,23 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+use dfs_service::page::Page;
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
-use tokio::runtime::Runtime;
 
-use crate::journal::{Cut, Journal, JournalConfig, JournalError, OnFailure, Position, SavedVote};
+use crate::journal::disk::LogFile;
+use crate::journal::{
+    Cut, DurableSegment, Journal, JournalConfig, JournalError, OnFailure, Position, SavedVote,
+};
+use driver::Driver;
 use log_store::LogStore;
 use machine::Machine;
 use proposer::Proposer;
@@ -159,6 +165,24 @@ pub enum GroupError {
     Raft(String),
 }
 
+impl GroupError {
+    /// Which section of the manual helps.
+    #[must_use]
+    pub fn page(&self) -> Option<Page> {
+        match self {
+            Self::Journal(JournalError::Foreign { .. } | JournalError::Newer { .. }) => {
+                Some(Page::DirectoryRefused)
+            }
+            Self::Journal(JournalError::Damaged { .. })
+            | Self::Snapshot(_)
+            | Self::LogBehindStore { .. }
+            | Self::StoreBehindLog { .. }
+            | Self::GroupState(_) => Some(Page::DamagedLog),
+            Self::Journal(_) | Self::Runtime(_) | Self::Raft(_) => None,
+        }
+    }
+}
+
 /// What became of a proposal that has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
@@ -199,8 +223,43 @@ struct Inner {
     journal: Mutex<Option<Journal>>,
     /// Held while a snapshot is made: openraft does not note a second one meanwhile.
     snapshotting: Mutex<()>,
-    runtime: Mutex<Option<Runtime>>,
-    handle: tokio::runtime::Handle,
+    driver: Driver,
+}
+
+/// A file of which another disk may have a copy.
+#[derive(Debug)]
+pub struct CopySource {
+    /// Unlike any other of this group.
+    pub name: String,
+    /// The first so many are durable.
+    pub bytes: u64,
+    file: SourceFile,
+}
+
+#[derive(Debug)]
+enum SourceFile {
+    Snapshot(std::fs::File),
+    Segment(Arc<dyn LogFile>),
+}
+
+impl CopySource {
+    /// Up to `length` bytes from `offset` on, fewer where the durable ones end.
+    ///
+    /// # Errors
+    /// I/O errors; `UnexpectedEof` if the file is shorter than it was.
+    pub fn read(&self, offset: u64, length: u64) -> io::Result<Vec<u8>> {
+        let length = length.min(self.bytes.saturating_sub(offset));
+        let mut data = vec![0; usize::try_from(length).map_err(io::Error::other)?];
+        match &self.file {
+            SourceFile::Snapshot(file) => file.read_exact_at(&mut data, offset)?,
+            SourceFile::Segment(file) => {
+                if file.read_at(offset, &mut data)? < data.len() {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+            }
+        }
+        Ok(data)
+    }
 }
 
 impl fmt::Debug for Group {
@@ -209,8 +268,6 @@ impl fmt::Debug for Group {
     }
 }
 
-/// Raft core, state machine and proposer wait for each other: on one thread they hand over without a switch.
-const RUNTIME_THREADS: usize = 1;
 /// How long a purge or a snapshot's registration may take before it is given up for this time.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -226,18 +283,12 @@ impl Group {
         let machine = Machine::new(Box::new(applier), files);
         reconcile(&journal, &machine, node_id, accept_loss)?;
 
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(RUNTIME_THREADS)
-            .thread_name("group")
-            .enable_all()
-            .build()
-            .map_err(GroupError::Runtime)?;
-        let handle = runtime.handle().clone();
+        let driver = Driver::start().map_err(GroupError::Runtime)?;
         let (proposer, queue) = proposer::channel();
         let started = {
             let machine = machine.clone();
             let log_store = LogStore::new(journal.clone());
-            on_runtime(&handle, async move {
+            driver.run(async move {
                 let raft = start(node_id, log_store, machine).await?;
                 tokio::spawn(queue.run(raft.clone()));
                 Ok(raft)
@@ -246,11 +297,11 @@ impl Group {
         let raft = match started {
             Some(Ok(raft)) => raft,
             Some(Err(err)) => {
-                stop_runtime(runtime);
+                driver.stop();
                 return Err(err);
             }
             None => {
-                stop_runtime(runtime);
+                driver.stop();
                 return Err(GroupError::Raft("it ended while starting".to_owned()));
             }
         };
@@ -262,8 +313,7 @@ impl Group {
                 machine,
                 journal: Mutex::new(Some(journal)),
                 snapshotting: Mutex::new(()),
-                runtime: Mutex::new(Some(runtime)),
-                handle,
+                driver,
             }),
         })
     }
@@ -279,7 +329,11 @@ impl Group {
         command: Bytes,
     ) -> impl Future<Output = Result<(u64, Bytes), ProposeError>> + Send + use<> {
         let queued = self.inner.proposer.queue(command);
-        async move { queued?.await.unwrap_or(Err(ProposeError::OutcomeUnknown)) }
+        let queued = queued.map(|replied| (replied, self.inner.driver.drive()));
+        async move {
+            let (replied, _driving) = queued?;
+            replied.await.unwrap_or(Err(ProposeError::OutcomeUnknown))
+        }
     }
 
     /// [`Group::propose`] for a plain thread; panics within an async task.
@@ -288,7 +342,7 @@ impl Group {
     /// See [`ProposeError`].
     pub fn propose_blocking(&self, command: Bytes) -> Result<(u64, Bytes), ProposeError> {
         let replied = self.inner.proposer.queue(command)?;
-        replied.blocking_recv().unwrap_or(Err(ProposeError::OutcomeUnknown))
+        self.inner.driver.wait(replied).unwrap_or(Err(ProposeError::OutcomeUnknown))
     }
 
     /// What open removed from the end of the log, if anything.
@@ -326,7 +380,7 @@ impl Group {
         let info = self.inner.machine.build()?;
         let raft = self.inner.raft.clone();
         let index = info.position.index;
-        let registered = on_runtime(&self.inner.handle, async move {
+        let registered = self.inner.driver.run(async move {
             raft.trigger().snapshot().await.map_err(|_| SnapshotError::Stopped)?;
             let wait = raft.wait(Some(REGISTER_TIMEOUT));
             let known = wait.metrics(
@@ -355,7 +409,7 @@ impl Group {
         if purged(&raft).is_some_and(|purged| upto <= purged) {
             return Ok(purged(&raft));
         }
-        let done = on_runtime(&self.inner.handle, async move {
+        let done = self.inner.driver.run(async move {
             raft.trigger().purge_log(upto).await.map_err(|_| SnapshotError::Stopped)?;
             let wait = raft.wait(Some(REGISTER_TIMEOUT));
             let known = wait.metrics(
@@ -368,6 +422,35 @@ impl Group {
         done.unwrap_or(Err(SnapshotError::Stopped))
     }
 
+    /// Snapshots and log as far as they are durable: together they hold all entries up to [`Self::applied_index`] as
+    /// it was before this call. Snapshots first: no entry is purged before a snapshot holds it.
+    ///
+    /// # Errors
+    /// What kept a file from being opened.
+    pub fn copy_sources(&self) -> io::Result<Vec<CopySource>> {
+        let segments = match &*self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(journal) => journal.durable_segments()?,
+            None => return Ok(Vec::new()),
+        };
+        let mut sources = Vec::new();
+        let paths =
+            self.inner.machine.files().paths().map_err(|e| io::Error::other(e.to_string()))?;
+        for path in paths {
+            let file = match std::fs::File::open(&path) {
+                // An older one goes when a newer one is there.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                file => file?,
+            };
+            let bytes = file.metadata()?.len();
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            sources.push(CopySource { name, bytes, file: SourceFile::Snapshot(file) });
+        }
+        sources.extend(segments.into_iter().map(|DurableSegment { name, file, bytes }| {
+            CopySource { name, bytes, file: SourceFile::Segment(file) }
+        }));
+        Ok(sources)
+    }
+
     /// Stops the group: what was proposed and not answered gets `OutcomeUnknown`, the log is synced
     /// and closed. Blocks. Later calls find it stopped. Dropping the last handle does the same.
     pub fn shutdown(&self) {
@@ -377,14 +460,11 @@ impl Group {
 
 impl Inner {
     fn stop(&self) {
-        let runtime = self.runtime.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let Some(runtime) = runtime else { return };
         let raft = self.raft.clone();
-        let stopped = on_runtime(runtime.handle(), async move { raft.shutdown().await });
-        if let Some(Err(err)) = stopped {
+        if let Some(Err(err)) = self.driver.run(async move { raft.shutdown().await }) {
             tracing::error!(%err, "raft did not stop in order");
         }
-        stop_runtime(runtime);
+        self.driver.stop();
         self.journal.lock().unwrap_or_else(PoisonError::into_inner).take();
     }
 }
@@ -393,29 +473,6 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Stops a runtime from wherever the caller is, and waits until its tasks are gone and with them
-/// their handles to log and store.
-fn stop_runtime(runtime: Runtime) {
-    let stopper = std::thread::spawn(move || runtime.shutdown_timeout(REGISTER_TIMEOUT));
-    if stopper.join().is_err() {
-        tracing::error!("the group's runtime did not stop in order");
-    }
-}
-
-/// Runs a future on the group's runtime and waits for it, wherever the caller is; `None` if the
-/// runtime stopped first.
-fn on_runtime<T: Send + 'static>(
-    handle: &tokio::runtime::Handle,
-    future: impl Future<Output = T> + Send + 'static,
-) -> Option<T> {
-    let (done, waiting) = mpsc::sync_channel(1);
-    handle.spawn(async move {
-        // Fails only if the waiting thread is gone.
-        let _ = done.send(future.await);
-    });
-    waiting.recv().ok()
 }
 
 /// Makes log, store and snapshots agree before openraft sees them.
@@ -451,6 +508,7 @@ fn reconcile(
         tracing::error!(
             ?last,
             applied = at.index,
+            see = %Page::DamagedLog,
             "the log ends before the store's state, going on with the store's state, as told"
         );
     }
@@ -485,7 +543,7 @@ fn install_newest(machine: &Machine, purged: u64) -> Result<bool, SnapshotError>
             }
             Ok(false) => {}
             Err(error @ SnapshotError::Damaged { .. }) => {
-                tracing::error!(%error, "a snapshot cannot be used, trying the one before it");
+                tracing::error!(%error, see = %Page::DamagedLog, "a snapshot cannot be used, trying the one before it");
                 first_error.get_or_insert(error);
             }
             Err(error) => return Err(error),

@@ -10,6 +10,7 @@ use dfs_core::plan::scrub::{Divergence, divergence};
 use dfs_core::time::{Timestamp, WallTime};
 use dfs_proto::control::HeartbeatRequest;
 use dfs_service::clock;
+use dfs_service::page::Page;
 
 use crate::state::{Master, lock, now};
 
@@ -117,7 +118,7 @@ impl Health {
             } else {
                 format!("{place}: {} differs from {}, and is made equal", list(others), list(most))
             };
-            master.notice(cause.clone());
+            master.notice(format!("{cause}; see {}", Page::ReplicasDiffer));
             let server = if let [one] = others[..] { Some(one) } else { None };
             events.push(event(EventKind::Diverged, server, cause, None));
         }

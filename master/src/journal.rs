@@ -27,6 +27,7 @@ mod fuzz;
 #[cfg(test)]
 mod tests;
 
+use dfs_service::page::Page;
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
@@ -150,7 +151,7 @@ impl Default for JournalConfig {
             accept_loss: false,
             cache_bytes: 16 << 20,
             on_failure: Arc::new(|failure| {
-                tracing::error!(error = %failure.error, "the log cannot be written, ending the process");
+                tracing::error!(error = %failure.error, see = %Page::DamagedLog, "the log cannot be written, ending the process");
                 std::process::abort();
             }),
             sync_seconds: None,
@@ -167,6 +168,17 @@ impl fmt::Debug for JournalConfig {
             .field("cache_bytes", cache_bytes)
             .finish_non_exhaustive()
     }
+}
+
+/// One segment as far as it is durable: its first `bytes` change no more, but for the marker at their end.
+#[derive(Clone, Debug)]
+pub struct DurableSegment {
+    /// Of its file.
+    pub name: String,
+    /// The file, which may be removed meanwhile and still reads.
+    pub file: Arc<dyn LogFile>,
+    /// How far.
+    pub bytes: u64,
 }
 
 /// Told once whether the records it was handed in with are durable.
@@ -333,6 +345,15 @@ impl Journal {
                 _lock: lock,
             }),
         })
+    }
+
+    /// All segments, the oldest first; none when the log is closed.
+    ///
+    /// # Errors
+    /// What kept a segment from being measured.
+    pub fn durable_segments(&self) -> io::Result<Vec<DurableSegment>> {
+        let pen = self.inner.shared.pen.lock().unwrap_or_else(PoisonError::into_inner);
+        pen.as_ref().map_or_else(|| Ok(Vec::new()), Segments::durable)
     }
 
     /// What open removed from the log's end, if anything.

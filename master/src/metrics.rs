@@ -57,6 +57,8 @@ pub struct Fields {
     pub copied_bytes: IntCounter,
     pub copy_rate: IntGauge,
     pub copy_eta: Gauge,
+    pub metadata_copies: IntGauge,
+    pub metadata_lag: Gauge,
     pub survey_seconds: Histogram,
     pub servers: IntGaugeVec,
     pub heartbeat_age: GaugeVec,
@@ -154,6 +156,14 @@ impl Metrics {
             survey_seconds: made.seconds(
                 "dfs_master_survey_seconds",
                 "Time one look at all chunks takes, from which the safety figures come",
+            ),
+            metadata_copies: made.gauge(
+                "dfs_master_metadata_copies",
+                "Chunkservers that hold a copy of this master's log and snapshots",
+            ),
+            metadata_lag: made.real_gauge(
+                "dfs_master_metadata_lag_seconds",
+                "For how long the copy of the log that is furthest behind lacks something that is logged; +Inf without any copy",
             ),
             servers: made.gauges(
                 "dfs_master_servers",

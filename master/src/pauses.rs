@@ -7,6 +7,7 @@ use dfs_core::ids::ChunkId;
 use dfs_core::time::Timestamp;
 
 const PAUSE_MIN_MS: u64 = 20;
+pub(crate) const PAUSE_MIN: std::time::Duration = std::time::Duration::from_millis(PAUSE_MIN_MS);
 /// A member that returns is not kept waiting for longer.
 const PAUSE_MAX_MS: u64 = 1_000;
 /// Chunks in trouble that are remembered; beyond, those whose pause is over are forgotten.

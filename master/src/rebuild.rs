@@ -20,6 +20,7 @@ use dfs_core::plan::rebuild::{
 };
 use dfs_core::plan::scrub::Divergence;
 use dfs_core::time::Timestamp;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::balance::{Listed, count_listed, disks, expect_moves, movable};
@@ -330,13 +331,7 @@ impl Rebuild {
             .rows()
             .iter()
             .filter(|(server, _)| cluster.liveness(now, **server) == Liveness::Alive);
-        let of_room = |room: Room| {
-            let mut alive = alive.clone();
-            alive.any(|(server, _)| cluster.room(*server) == room)
-        };
-        // One that goes, or flaps, is given nothing while there is another.
-        let room = if of_room(Room::Free) { Room::Free } else { Room::Last };
-        let open = alive.clone().filter(|(server, _)| cluster.room(**server) == room);
+        let open = alive.filter(|(server, _)| cluster.room(**server) != Room::Closed);
         let targets = open.map(|(server, row)| Target {
             member: Member { server: *server, disk: row.disk },
             place: row.place.clone(),
@@ -345,6 +340,7 @@ impl Rebuild {
             chunk_count: row.chunk_count,
             incoming: incoming.get(server).copied().unwrap_or(0),
             given: self.given.get(server).copied().unwrap_or(0),
+            is_last: cluster.room(*server) == Room::Last,
         });
         (targets.collect(), places)
     }
@@ -383,7 +379,10 @@ impl Rebuild {
         if self.said != hold && !self.found.short.is_empty() {
             match &hold {
                 Some(hold) => {
-                    master.notice(format!("copies of chunks with more than one wait: {hold}"));
+                    master.notice(format!(
+                        "copies of chunks with more than one wait: {hold}; see {}",
+                        Page::CopiesWait
+                    ));
                 }
                 None => master.notice("copies are made again".to_owned()),
             }
@@ -472,7 +471,7 @@ impl Rebuild {
                         found.short.push((short, version));
                     }
                 }
-            } else if can_be_mended {
+            } else if can_be_mended || lists_one_for_nothing(master, record) {
                 found.at_once.push(at_once(None));
             } else if let Some(of) = of() {
                 found.moves.push((of, version));
@@ -569,7 +568,7 @@ fn finish(master: &Master, task: &Task, outcome: Result<(), String>) {
     }
 }
 
-/// An attempt was left unfinished, or a live member is behind or rebooted while dirty.
+/// An attempt was left unfinished, or a live member is behind or rebooted while dirty, or is ahead of a restored master.
 fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
     let cluster = lock(&master.cluster);
     let now = now();
@@ -577,7 +576,7 @@ fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
         cluster.is_up(now, member)
             && cluster.row(member.server).is_some_and(|row| {
                 row.replicas.get(&chunk).is_some_and(|replica| {
-                    replica.not_current || replica.version < record.active.version
+                    replica.not_current || replica.version != record.active.version
                 })
             })
     });
@@ -661,6 +660,16 @@ fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
         holders,
         leaver: None,
     }))
+}
+
+/// It has members enough without one that is lost, as after a copy that was not needed any more when it was made.
+fn lists_one_for_nothing(master: &Master, record: &Chunk) -> bool {
+    let (cluster, now) = (lock(&master.cluster), now());
+    let (lost, staying): (Vec<&Member>, Vec<&Member>) =
+        record.active.members.iter().partition(|member| is_lost(&cluster, now, member));
+    !lost.is_empty()
+        && master.replication as usize <= staying.len()
+        && staying.iter().all(|member| cluster.is_up(now, member))
 }
 
 /// Dead, or come back with another disk.

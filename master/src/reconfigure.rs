@@ -13,6 +13,7 @@ use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_core::job::JobId;
 use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+use dfs_service::page::Page;
 
 use crate::state::{Master, lock, now};
 
@@ -54,15 +55,21 @@ impl Master {
     /// As there.
     pub fn change(&self, chunk: ChunkId, step: Step) -> Result<(), String> {
         if !lock(&self.reconfiguring).insert(chunk) {
-            let seen = self.changed.count();
+            let seen = self.turns.count();
             if lock(&self.reconfiguring).contains(&chunk) {
-                self.changed.wait(seen, Duration::from_millis(500));
+                self.turns.wait(seen, Duration::from_millis(500));
             }
             return Ok(());
         }
+        let next_version = || self.chunk(chunk).map(|record| record.next_version);
+        let before = next_version();
         let outcome = self.change_unless_paused(chunk, step);
         lock(&self.reconfiguring).remove(&chunk);
-        self.changed.tell();
+        self.turns.tell();
+        // Who asks again and again until something changes must not wake itself by asking.
+        if outcome.is_ok() || before != next_version() {
+            self.changed.tell();
+        }
         let label = if outcome.is_ok() { "activated" } else { "failed" };
         self.metrics.reconfigurations.with_label_values(&[label]).inc();
         outcome
@@ -167,13 +174,6 @@ impl Master {
         let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
         let source = match choose_source(record, preparing, &reports) {
             Source::Adopt(report) => Some(report),
-            // Nobody holds it, but somebody did.
-            Source::Empty if record.born && lock(&self.cluster).has_missed(chunk) => {
-                return Err(Failed::Final(format!(
-                    "no member of chunk {} finds what it held: their data is gone",
-                    chunk.0
-                )));
-            }
             Source::Empty => None,
             Source::OnlyRebooted => {
                 self.check_wait(record, preparing)?;
@@ -195,8 +195,8 @@ impl Master {
             self.check_wait(record, preparing)?;
             if let Some(report) = &source {
                 self.notice(format!(
-                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back",
-                    chunk.0, report.member.server
+                    "chunk {} goes on with what {} has on its disk: no member that did not reboot came back; see {}",
+                    chunk.0, report.member.server, Page::Unavailable
                 ));
             }
         }

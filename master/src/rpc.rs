@@ -346,6 +346,8 @@ fn change_of_client(
         | Change::BeginWork { .. }
         | Change::AdvanceJob { .. }
         | Change::ForgetGarbage { .. }
+        | Change::NoteStored { .. }
+        | Change::SkipIds
         | Change::RegisterServer { .. }
         | Change::SetOverlay { .. }
         | Change::ClearOverlay { .. }

@@ -28,15 +28,18 @@ use dfs_proto::control::wishes_server::WishesServer;
 use dfs_service::clock;
 use dfs_service::conn::{Acceptor, Limits, control_incoming};
 use dfs_service::metrics_http::MetricsServer;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::apply::StoreApplier;
 use crate::background;
 use crate::config::Config;
 use crate::control::Control;
+use crate::copies;
 use crate::group::{Group, GroupConfig};
 use crate::metrics::Metrics;
 use crate::rebuild;
+use crate::restore::Note;
 use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
 use crate::survey;
@@ -71,7 +74,8 @@ pub fn run(config: Config) -> anyhow::Result<()> {
             server.stop();
             anyhow::bail!(
                 "this directory is older than the cluster: a chunkserver has served epoch {later}; restore a newer copy, \
-                 or start with --accept-loss to go on with what is here"
+                 or start with --accept-loss to go on with what is here; see {}",
+                Page::DirectoryRefused
             );
         }
     }
@@ -90,7 +94,7 @@ pub struct Server {
     pub master: Arc<Master>,
     acceptor: dfs_service::conn::AcceptorHandle,
     pages: Option<MetricsServer>,
-    background: [std::thread::JoinHandle<()>; 5],
+    background: [std::thread::JoinHandle<()>; 6],
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
 }
@@ -110,6 +114,8 @@ impl Server {
         // Names and small files are in it: the permissions inside count for nothing to who reads it here.
         std::fs::set_permissions(&config.dir, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("close {} to others", config.dir.display()))?;
+        let restored_after = Note::read(&config.dir)?.map_or(0, |note| note.epoch.0);
+        let config = Config { restored_after, ..config };
         let acceptor = Acceptor::bind(config.listen, config.key.clone(), Limits::default())?;
         let address = acceptor.local_addr().context("read the bound address")?;
         let metrics = Metrics::new();
@@ -153,7 +159,8 @@ impl Server {
         master.refresh_overlays();
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
-        let threads: [(&str, Work); 5] = [
+        let threads: [(&str, Work); 6] = [
+            ("copies", copies::run),
             ("background", background::run),
             ("rebuild", rebuild::run),
             ("survey", survey::run),
@@ -167,8 +174,8 @@ impl Server {
                 .spawn(move || run(&master, &shutdown))
                 .with_context(|| format!("start the thread {name}"))
         });
-        let [background, rebuild, survey, watch, work] = started;
-        let background = [background?, rebuild?, survey?, watch?, work?];
+        let [copies, background, rebuild, survey, watch, work] = started;
+        let background = [copies?, background?, rebuild?, survey?, watch?, work?];
         let (control, connections) = tokio::sync::mpsc::channel(16);
         let service = Control(Arc::clone(&master));
         runtime.spawn(async move {
@@ -249,13 +256,16 @@ pub(crate) fn store_path(dir: &Path) -> PathBuf {
 }
 
 /// Opens log and store; a store that cannot be read is made anew from the log, of which it is a cache.
-fn open_state(config: &Config, metrics: &Metrics) -> anyhow::Result<(Group, Arc<RedbStore>)> {
+pub(crate) fn open_state(
+    config: &Config,
+    metrics: &Metrics,
+) -> anyhow::Result<(Group, Arc<RedbStore>)> {
     let path = store_path(&config.dir);
     let store = match RedbStore::open(&path) {
         Ok(store) => store,
         // Only then: a store that another master has open, or a disk that fails, is not ours to move.
         Err(error @ StoreError::Damaged(_)) => {
-            tracing::warn!(%error, path = %path.display(), "the state cannot be read: made anew from snapshot and log");
+            tracing::warn!(%error, path = %path.display(), see = %Page::DamagedLog, "the state cannot be read: made anew from snapshot and log");
             let aside = path.with_extension("damaged");
             std::fs::rename(&path, &aside).with_context(|| {
                 format!("put the damaged {} aside as {}", path.display(), aside.display())
@@ -272,7 +282,7 @@ fn open_state(config: &Config, metrics: &Metrics) -> anyhow::Result<(Group, Arc<
     let group = Group::open(group_config, StoreApplier::new(Arc::clone(&store)))
         .with_context(|| format!("open the log in {}", config.dir.display()))?;
     if let Some(cut) = group.cut() {
-        tracing::warn!(?cut, "the log's end was cut");
+        tracing::warn!(?cut, see = %Page::DamagedLog, "the log's end was cut");
     }
     Ok((group, store))
 }
@@ -287,40 +297,44 @@ fn begin_reign(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Res
         Some(superblock) => superblock.fs,
         None => FsId(random128()?),
     };
-    if let Some(superblock) = &before
-        && (superblock.replication, superblock.min_replicas)
-            != (config.replication, config.min_replicas)
-    {
+    let asked = (config.replication, config.min_replicas);
+    let kept = before.as_ref().map_or(asked, |it| (it.replication, it.min_replicas));
+    let (replication, min_replicas) = match config.change_replication {
+        true => asked,
+        false => kept,
+    };
+    if kept != (replication, min_replicas) {
+        tracing::info!(replication, min_replicas, before = ?kept, "replication changes");
+    } else if kept != asked {
         tracing::info!(
-            replication = superblock.replication,
-            min_replicas = superblock.min_replicas,
-            "replication stays as it was when the file system was made"
+            replication,
+            min_replicas,
+            "replication stays as it was; --change-replication changes it"
         );
     }
     let known = before.as_ref().map_or(0, |superblock| superblock.epoch.0);
-    let epoch = Epoch(
-        known.max(LATER_REIGN.load(Ordering::Acquire)) + if config.accept_loss { 1_000 } else { 1 },
-    );
+    let restored = Note::read(&config.dir)?;
+    let seen = restored.map_or(0, |note| note.epoch.0).max(LATER_REIGN.load(Ordering::Acquire));
+    let pending = restored.filter(|note| note.skip_ids);
+    let step = if config.accept_loss || pending.is_some() { 1_000 } else { 1 };
+    let epoch = Epoch(known.max(seen) + step);
     let nonce = u64::try_from(random128()? >> 64)?;
-    let start = Change::Start {
-        epoch,
-        nonce,
-        fs,
-        replication: config.replication,
-        min_replicas: config.min_replicas,
-    };
-    let command = Command {
-        at: WallTime(clock::wall_nanos()),
-        id: None,
-        results: Results::default(),
-        change: start,
-    };
-    let (_, outcome) = group
-        .propose_blocking(Bytes::from(command.to_bytes()))
-        .context("log the start of this reign")?;
-    match Outcome::from_bytes(&outcome).context("read the answer to the start")? {
-        Outcome::Done => {}
-        other => anyhow::bail!("the start of reign {} was answered {other:?}", epoch.0),
+    let start = Change::Start { epoch, nonce, fs, replication, min_replicas };
+    log(group, start).context("log the start of this reign")?;
+    if let Some(note) = pending {
+        log(group, Change::SkipIds).context("log that ids are skipped")?;
+        Note { skip_ids: false, ..note }.write(&config.dir)?;
+        tracing::warn!("this directory was restored: what was logged last may be missing");
     }
     meta::superblock(&store.reader()).context("the superblock is missing after the start")
+}
+
+fn log(group: &Group, change: Change) -> anyhow::Result<()> {
+    let at = WallTime(clock::wall_nanos());
+    let command = Command { at, id: None, results: Results::default(), change };
+    let (_, outcome) = group.propose_blocking(Bytes::from(command.to_bytes()))?;
+    match Outcome::from_bytes(&outcome).context("read the answer")? {
+        Outcome::Done => Ok(()),
+        other => anyhow::bail!("the answer was {other:?}"),
+    }
 }

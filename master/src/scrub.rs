@@ -14,6 +14,7 @@ use dfs_core::job::{Job, JobId, JobPhase, JobWork, WorkProgress};
 use dfs_core::meta::jobs::fetch_state;
 use dfs_core::meta::{Key, MetaStore, Record};
 use dfs_proto::control::{ReplicaReport, VerifyRequest};
+use dfs_service::page::Page;
 
 use crate::state::{Master, lock, now};
 use crate::work::Standing;
@@ -197,7 +198,7 @@ async fn read(master: Arc<Master>, id: JobId, server: ServerId, at: Arc<At>) {
                 let now_first = lock(&at.left).front().copied();
                 tries = if now_first == tries.0 { (tries.0, tries.1 + 1) } else { (now_first, 1) };
                 if TRIES <= tries.1 {
-                    tracing::warn!(%server, chunk = first.0, reason, "a replica cannot be read");
+                    tracing::warn!(%server, chunk = first.0, reason, see = %Page::BadBlock, "a replica cannot be read");
                     at.pass(now_first.unwrap_or(first), true);
                 }
                 tokio::time::sleep(AGAIN).await;
@@ -265,7 +266,7 @@ async fn until_paused_or_dead(master: &Master, id: JobId, server: ServerId) {
 }
 
 fn is_damaged(report: &ReplicaReport) -> bool {
-    report.file_damaged || !report.bad_blocks.is_empty()
+    report.file_damaged || !report.file_problem.is_empty() || !report.bad_blocks.is_empty()
 }
 
 /// Copies that are elsewhere by now were compared with their checksums when they were made.

@@ -50,6 +50,8 @@ pub struct Master {
     pub pauses: Mutex<crate::pauses::Pauses>,
     /// Told when a configuration, a server or a lock changed.
     pub changed: Changed,
+    /// Told when a thread is done with a chunk of `reconfiguring`, whatever came of it.
+    pub turns: Changed,
     /// Who was given a layout to write with, and when (DECISIONS 8).
     pub write_layouts: Mutex<HashMap<ChunkId, BTreeMap<ClientId, Timestamp>>>,
     /// Freed chunks that somebody else may still try to write, and since when: only their replicas, by the version they
@@ -63,6 +65,8 @@ pub struct Master {
     pub works: crate::work::Works,
     /// What was told of damage and divergence.
     pub health: Mutex<crate::health::Health>,
+    pub traffic: Mutex<crate::traffic::Traffic>,
+    pub copies: Mutex<crate::copies::Copies>,
     /// Replicas that nobody needs.
     pub surplus: Mutex<crate::surplus::Noted>,
     pub runtime: tokio::runtime::Handle,
@@ -166,6 +170,7 @@ impl Master {
             reconfiguring: Mutex::default(),
             pauses: Mutex::default(),
             changed: Changed::default(),
+            turns: Changed::default(),
             write_layouts: Mutex::default(),
             fenced: Mutex::default(),
             truncating: Mutex::default(),
@@ -173,6 +178,8 @@ impl Master {
             surplus: Mutex::default(),
             works: crate::work::Works::default(),
             health: Mutex::default(),
+            traffic: Mutex::default(),
+            copies: Mutex::default(),
             surveyed: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),

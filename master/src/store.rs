@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 
 use dfs_core::meta::MetaStore;
 use dfs_proto::codec::{DecodeError, Reader, Wire};
+use dfs_service::page::Page;
 use redb::{
     Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend,
     TableDefinition, TableError,
@@ -427,7 +428,7 @@ fn fatal<T, E: std::fmt::Display>(result: Result<T, E>, doing: &'static str) -> 
     match result {
         Ok(value) => value,
         Err(error) => {
-            tracing::error!(%error, "{doing}: ending the process");
+            tracing::error!(%error, see = %Page::DamagedLog, "{doing}: ending the process");
             panic!("{doing}: {error}");
         }
     }

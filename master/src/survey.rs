@@ -148,6 +148,10 @@ fn refresh(master: &Master) {
         let outlook = surveyed.outlook(&surveyed.last);
         metrics.oldest_exposure.set(seconds(outlook.oldest_exposure_ms.unwrap_or(0)));
         metrics.backlog_bytes.set(whole(outlook.backlog_bytes));
+        let applied = master.group.applied_index().unwrap_or(0);
+        let (holders, lag_ms) = lock(&master.copies).state(now(), applied);
+        metrics.metadata_copies.set(whole(holders.len() as u64));
+        metrics.metadata_lag.set(lag_ms.map_or(f64::INFINITY, seconds));
         metrics.copy_rate.set(whole(outlook.copy_rate));
         metrics.copy_eta.set(outlook.eta_ms.map_or(f64::INFINITY, seconds));
     }

@@ -17,6 +17,7 @@ use dfs_core::meta;
 use dfs_core::time::{Timestamp, WallTime};
 use dfs_proto::control::DrillReply;
 use dfs_service::clock;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::state::{Master, lock, now};
@@ -192,7 +193,7 @@ impl Watch {
                 Liveness::Dead => EventKind::Dead,
             };
             if state == Liveness::Dead {
-                master.notice(format!("{server} is dead: {cause}"));
+                master.notice(format!("{server} is dead: {cause}; see {}", Page::DeadServer));
             } else {
                 tracing::info!(%server, %kind, cause, "server");
             }

@@ -12,6 +12,7 @@ use dfs_client::session::{LockRequest, Session, SessionConfig};
 use dfs_core::command::{Change, LockKind, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, Layout, NamespaceError};
+use dfs_core::time::WallTime;
 use dfs_service::conn::ClusterKey;
 use tests::{Cluster, Options, signal, wait_until};
 
@@ -131,6 +132,33 @@ fn what_one_session_closes_another_reads() {
 
 /// Random operations on one file from two sessions, each flushed before the other goes on, against a plain buffer.
 /// `DFS_TEST_SEED` tries another run. With `deaths` a server dies and comes back now and then.
+#[test]
+fn a_time_that_is_set_behind_a_write_is_logged_with_it() {
+    let cluster = start("never");
+    let (writer, reader) = (session(&cluster, "writer"), session(&cluster, "reader"));
+    let then = WallTime(1_600_000_000 * 1_000_000_000);
+    for (name, layout, len) in [("inline", None, 3000), ("chunks", chunks(64 << 10), 200_000)] {
+        let file = create(&writer, name, layout);
+        assert_eq!(file.flush_at(then).unwrap(), None, "{name}: nothing was written");
+        let content = pattern(7, len);
+        file.write(0, &content).unwrap();
+        let before = writer.getattr(file.ino()).unwrap();
+        let attr = file.flush_at(then).unwrap().expect("it went with the bytes");
+        assert_eq!((attr.mtime, attr.size), (then, len as u64), "{name}");
+        assert!(then < attr.ctime, "{name}: a change is a change");
+        // A mark is cleared with it; nothing else was logged.
+        let opened = reader.open(file.ino(), false).unwrap();
+        assert_eq!((opened.mtime, opened.size), (then, len as u64), "{name}");
+        assert_eq!(opened.change, before.change + 1, "{name}: one step, bytes and time");
+        check_same(&read_all(&reader.file(file.ino())), &content);
+        // Later than now is for the master to set: what it logs with bytes is never in its future.
+        file.write(0, &content[..10]).unwrap();
+        assert_eq!(file.flush_at(WallTime(i64::MAX >> 1)).unwrap(), None, "{name}");
+        let attr = writer.getattr(file.ino()).unwrap();
+        assert!(then < attr.mtime && attr.mtime < WallTime(i64::MAX >> 1), "{name}");
+    }
+}
+
 fn check_against_a_buffer(
     layout: Option<Layout>,
     size_max: usize,
@@ -229,7 +257,7 @@ fn check_against_a_buffer(
     files[1 - who].invalidate();
     check_same(&read_all(&files[0]), &model);
     check_same(&read_all(&files[1]), &model);
-    wait_until("fsck finds nothing wrong", || cluster.try_dfs(["fsck"]).status.success());
+    cluster.until_clean();
 }
 
 #[test]
@@ -430,7 +458,7 @@ fn a_master_that_dies_and_returns_is_waited_for() {
 
 /// More changes than the master keeps answers for, all younger than one that waits for servers.
 #[test]
-fn a_truncate_that_waits_for_servers_holds_up_no_other_request_of_its_session() {
+fn a_truncate_that_waits_for_servers_holds_up_no_other_request_and_no_close() {
     let cluster = start("never");
     let mut config = config(&cluster, "one that waits");
     config.server_wait = Duration::from_secs(120);
@@ -438,6 +466,8 @@ fn a_truncate_that_waits_for_servers_holds_up_no_other_request_of_its_session() 
     let file = create(&session, "file", chunks(1 << 20));
     file.write(0, &pattern(12, MIB)).unwrap();
     file.fsync().unwrap();
+    // Its last word: from here on a close has nothing to say.
+    file.flush().unwrap();
     let servers = ["cs-1", "cs-2", "cs-3"].map(|name| cluster.pid(name).unwrap());
     servers.iter().for_each(|pid| signal(*pid, rustix::process::Signal::STOP));
     std::thread::scope(|scope| {
@@ -457,6 +487,7 @@ fn a_truncate_that_waits_for_servers_holds_up_no_other_request_of_its_session() 
         for n in 0..2000 {
             session.change(mkdir(n)).unwrap();
         }
+        file.flush().unwrap();
         let waited = !truncating.is_finished();
         servers.iter().for_each(|pid| signal(*pid, rustix::process::Signal::CONT));
         truncating.join().unwrap().unwrap();

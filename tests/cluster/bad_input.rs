@@ -92,6 +92,31 @@ fn an_unreachable_master_is_named() {
     accepts.join().unwrap();
 }
 
+#[test]
+fn a_cluster_named_without_its_key_says_how_to_give_it() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let master = cluster.master_address();
+    let with_env = |name: &str, value: &Path| {
+        let mut command = Command::new(dfs_program());
+        command.args(["ls", "/"]).env_remove("DFS_DIR").env("DFS_MASTER", &master);
+        run(command.env_remove("DFS_KEY_FILE").env(name, value), PATIENCE)
+    };
+    let none = Path::new("1");
+    let page = "docs/operations.md#a-key-is-refused";
+    let how = ["no cluster key was given", "--key-file", "DFS_KEY_FILE", "--dir", page];
+    check_refused(&with_env("UNRELATED", none), 1, &how);
+    for verb in [&["status"][..], &["fsck"], &["events"], &["cat", "/f"]] {
+        check_refused(&dfs(&[verb, &["--master", &master]].concat()), 1, &how);
+    }
+    let wrong = cluster.scratch().join("wrong.key");
+    std::fs::write(&wrong, "07".repeat(32)).unwrap();
+    std::fs::set_permissions(&wrong, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+    check_refused(&with_env("DFS_KEY_FILE", &wrong), 1, &["another cluster key"]);
+    let right = with_env("DFS_KEY_FILE", &cluster.dir().join("cluster.key"));
+    assert!(right.status.success(), "{right:?}");
+}
+
 /// One that lets everybody in and then says nothing, as a process does that is stopped.
 #[test]
 fn a_silent_master_is_given_up() {

@@ -165,7 +165,7 @@ fn bytes_that_are_damaged_everywhere_are_said_to_be_and_waited_for_once() {
     assert!((3..=2 * 6 * 3).contains(&told), "{told}");
 }
 
-/// Whoever else closes or syncs: each open that writes is told of what was lost, and nobody reads it afterwards.
+/// Whoever else closes or syncs: each open for writing is told of what was lost, and nobody reads it afterwards.
 #[test]
 fn bytes_that_are_given_up_are_told_to_their_writer_and_not_read_again() {
     need_fuse!();
@@ -185,7 +185,7 @@ fn bytes_that_are_given_up_are_told_to_their_writer_and_not_read_again() {
     let is_eio = |result: std::io::Result<()>| {
         result.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
     };
-    assert!(is_eio(other.sync_all()), "another open that writes");
+    assert!(is_eio(other.sync_all()), "an open for writing that wrote nothing");
     servers.iter().for_each(|pid| tests::signal(*pid, Signal::CONT));
     wait_until("the servers answer", || {
         let state = |id| cluster.server_state(id);
@@ -226,7 +226,7 @@ fn a_flipped_byte_is_never_returned_and_is_repaired() {
         bytes == content[AT..AT + 64]
     };
     wait_until("the blocks are repaired", || flipped.iter().all(is_right));
-    wait_until("the check is clean", || cluster.try_dfs(["fsck"]).status.success());
+    cluster.until_clean();
 }
 
 #[test]
@@ -287,34 +287,167 @@ fn a_file_of_which_every_copy_was_removed_is_an_error_not_zeros() {
     });
     let read = cluster.try_dfs(["cat", "/f", "--server-wait", "5s"]);
     assert!(!read.status.success() && read.stdout.is_empty(), "{read:?}");
-    let chunks = &cluster.dfs_json(["status"])["chunks"];
-    assert!(chunks["lost"] == 1 || chunks["unavailable"] == 1, "{chunks}");
+    wait_until("it counts as lost", || cluster.dfs_json(["status"])["chunks"]["lost"] == 1);
     let events = cluster.dfs(["events"]);
     assert!(events.contains("1 chunk(s) are on no disk that is known"), "{events}");
     assert!(!cluster.try_dfs(["fsck"]).status.success());
 }
 
+/// The file of the one chunk that `content` fills.
+fn chunk_file(cluster: &Cluster, server: &str, content: &[u8]) -> PathBuf {
+    let at = content.len() / 2;
+    let mut found = places(cluster, server, content, at);
+    found.retain(|(path, _)| !is_of_journal(path));
+    assert_eq!(found.len(), 1, "{found:?}");
+    found.remove(0).0
+}
+
+fn flip_at(path: &Path, at: u64) {
+    let file = File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ 0x40], at).unwrap();
+}
+
+/// A start goes on with the round of before, which found no chunk: the first one is read at once, and damage there mended
+/// before anybody asks.
+fn unscrubbed() -> Cluster {
+    let timing = &["--scrub-period", "0"];
+    Cluster::start_with(Options { timing, ..Options::default() })
+}
+
+/// Two copies of the header, and the second slot (the first one to be written).
+const HEADER_AT: [u64; 2] = [20, 2048 + 20];
+const SLOT_B_AT: u64 = (2 << 20) + 40;
+
 #[test]
-fn a_chunk_file_that_somebody_removed_is_missed_and_copied_anew() {
+fn a_file_of_which_every_copy_was_removed_while_nothing_ran_is_an_error_too() {
     need_fuse!();
-    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    let cluster = Cluster::start_with(Options::default());
+    let content = pattern(300_000, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    cluster.up();
+    wait_until("its copies are reported", || cluster.dfs_json(["status"])["chunks"]["safe"] == 1);
+    cluster.down();
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        std::fs::remove_file(chunk_file(&cluster, server, &content)).unwrap();
+    }
+    cluster.up();
+    wait_until("it counts as lost", || cluster.dfs_json(["status"])["chunks"]["lost"] == 1);
+    let read = cluster.try_dfs(["cat", "/f", "--server-wait", "5s"]);
+    assert!(!read.status.success() && read.stdout.is_empty(), "{read:?}");
+}
+
+#[test]
+fn a_chunk_file_that_somebody_removed_is_missed_and_made_anew_while_the_server_runs() {
+    need_fuse!();
+    let cluster = Cluster::start();
     let content = pattern(3 << 20, 1);
     write_synced(&cluster.mount().join("f"), &content);
-    let removed: Vec<PathBuf> = places(&cluster, "cs-2", &content, 2_000_000)
-        .into_iter()
-        .map(|(path, _)| path)
-        .filter(|path| !is_of_journal(path))
-        .collect();
-    for path in &removed {
-        std::fs::remove_file(path).unwrap();
+    let pid = cluster.pid("cs-2");
+    let path = chunk_file(&cluster, "cs-2", &content);
+    std::fs::remove_file(&path).unwrap();
+    let checked = cluster.try_dfs(["fsck"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(said.contains("cs-2 has a chunk file that is not right: the file is gone"), "{said}");
+    cluster.until_clean();
+    assert!(path.exists() && cluster.pid("cs-2") == pid);
+    for server in ["cs-1", "cs-3"] {
+        cluster.kill(server);
+    }
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+}
+
+#[test]
+fn a_flipped_byte_outside_the_data_is_told_of_and_mended_by_the_check() {
+    need_fuse!();
+    let cluster = unscrubbed();
+    let contents: Vec<_> = (0..3).map(|n| pattern(500_000 + n, n as u64 + 1)).collect();
+    for (number, content) in contents.iter().enumerate() {
+        write_synced(&cluster.mount().join(number.to_string()), content);
+    }
+    // A clean stop writes the slots.
+    cluster.down();
+    cluster.up();
+    cluster.until_clean();
+    let places: [(&[u64], &str); 3] = [
+        (&HEADER_AT[..1], "the first copy of the header is damaged"),
+        (&HEADER_AT, "both copies of the header are damaged"),
+        (&[SLOT_B_AT], "slot B is damaged"),
+    ];
+    let mut files = Vec::new();
+    for (content, (places, _)) in contents.iter().zip(places) {
+        let path = chunk_file(&cluster, "cs-2", content);
+        let mut header = [0; 4096];
+        File::open(&path).unwrap().read_exact_at(&mut header, 0).unwrap();
+        places.iter().for_each(|at| flip_at(&path, *at));
+        files.push((path, header));
     }
     let checked = cluster.try_dfs(["fsck"]);
     let said = String::from_utf8_lossy(&checked.stdout).into_owned();
-    assert!(said.contains("cs-2 lost the chunk's file"), "{said}");
-    cluster.kill("cs-2");
-    wait_until("the check is clean", || cluster.try_dfs(["fsck"]).status.success());
-    assert!(removed.iter().all(|path| path.exists()), "{removed:?}");
-    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    for (_, what) in places {
+        let line = format!("cs-2 has a chunk file that is not right: {what}");
+        assert!(said.contains(&line), "{said}");
+    }
+    cluster.until_clean();
+    for (path, header) in files {
+        let mut found = [0; 4096];
+        File::open(path).unwrap().read_exact_at(&mut found, 0).unwrap();
+        assert!(found == header);
+    }
+}
+
+#[test]
+fn a_flipped_byte_outside_the_data_is_survived_by_the_next_start() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let contents: Vec<_> = (0..4).map(|n| pattern(500_000 + n, n as u64 + 1)).collect();
+    for (number, content) in contents.iter().enumerate() {
+        write_synced(&cluster.mount().join(number.to_string()), content);
+    }
+    cluster.down();
+    let places: [&[u64]; 4] =
+        [&HEADER_AT[..1], &HEADER_AT, &[SLOT_B_AT], &[HEADER_AT[0], HEADER_AT[1], SLOT_B_AT]];
+    for (content, places) in contents.iter().zip(places) {
+        let path = chunk_file(&cluster, "cs-2", content);
+        places.iter().for_each(|at| flip_at(&path, *at));
+    }
+    cluster.up();
+    cluster.until_clean();
+    // cs-2 has all of it again, and believes in it after another start.
+    cluster.down();
+    cluster.up();
+    cluster.until_clean();
+    for (number, content) in contents.iter().enumerate() {
+        let name = format!("/{number}");
+        check_bytes("cat", &cluster.try_dfs(["cat", &name]).stdout, content);
+    }
+}
+
+#[test]
+fn fsck_tells_of_a_block_that_is_mended_while_it_reads_on() {
+    need_fuse!();
+    let cluster = unscrubbed();
+    let content = pattern(10 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    // What was written is put in place.
+    cluster.down();
+    cluster.up();
+    let mut found = places(&cluster, "cs-1", &content, 1000);
+    found.retain(|(path, _)| !is_of_journal(path));
+    let (path, at) = &found[0];
+    flip_at(path, *at);
+    let checked = cluster.try_dfs(["fsck"]);
+    let said = String::from_utf8_lossy(&checked.stdout).into_owned();
+    assert_eq!(checked.status.code(), Some(1), "{said}");
+    assert!(said.contains("cs-1 has a bad checksum in block 0;"), "{said}");
+    assert!(said.ends_with("see docs/operations.md#fsck-finds-something\n"), "{said}");
+    let log = std::fs::read_to_string(cluster.dir().join("log/cs-1.log")).unwrap();
+    assert!(log.contains("see=docs/operations.md#a-block-is-bad"), "{log}");
+    cluster.until_clean();
 }
 
 #[test]

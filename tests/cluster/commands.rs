@@ -38,6 +38,63 @@ fn help_completions_and_manual_come_from_the_program() {
     assert!(!temp.path().join("a").exists());
 }
 
+/// A `dfs events -f`, which ends when this is dropped.
+struct Following {
+    child: std::process::Child,
+    /// Standard error.
+    said: std::path::PathBuf,
+}
+
+impl Following {
+    fn start(cluster: &Cluster, arguments: &[&str]) -> Self {
+        let (said, shown) =
+            (cluster.scratch().join("events.err"), cluster.scratch().join("events.out"));
+        let child = cluster
+            .command([&["events", "-f"], arguments].concat())
+            .stdout(std::fs::File::create(&shown).unwrap())
+            .stderr(std::fs::File::create(&said).unwrap())
+            .spawn()
+            .unwrap();
+        wait_until("events are shown", || shown.metadata().unwrap().len() != 0);
+        Self { child, said }
+    }
+
+    fn lines_with(&self, word: &str) -> usize {
+        let said = std::fs::read_to_string(&self.said).unwrap();
+        said.lines().filter(|line| line.contains(word)).count()
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+#[test]
+fn whoever_follows_events_is_told_once_that_the_master_is_away_and_that_it_is_back() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let following = Following::start(&cluster, &["--server-wait", "1s"]);
+    let master = cluster.pid("master").unwrap();
+    const AWAY: &str = "trying until it answers";
+    const BACK: &str = "answers again";
+    // What a busy machine made it say before does not matter.
+    let mut earlier = 0;
+    for _ in 0..2 {
+        tests::signal(master, rustix::process::Signal::STOP);
+        wait_until("it says that the master is away", || earlier < following.lines_with(AWAY));
+        // For two attempts more.
+        std::thread::sleep(std::time::Duration::from_secs(5));
+        let (away, back) = (following.lines_with(AWAY), following.lines_with(BACK));
+        tests::signal(master, rustix::process::Signal::CONT);
+        assert_eq!(away, back + 1, "one line for each time");
+        wait_until("it says that the master is back", || back < following.lines_with(BACK));
+        earlier = following.lines_with(AWAY);
+    }
+}
+
 #[test]
 fn files_go_in_and_out_without_a_mount() {
     need_fuse!();

@@ -365,6 +365,13 @@ fn a_server_that_goes_and_comes_is_given_no_new_chunks_for_a_while() {
         let located = cluster.dfs_json(["locate", &name]);
         assert!(!located["chunks"][0]["servers"].to_string().contains("cs-1\""), "{located}");
     }
+    // Where there is no other place, that one is better than none.
+    cluster.dfs(["failover", "cs-2", "--force"]);
+    wait_until("a third copy is made there", || {
+        let located = cluster.dfs_json(["locate", "/f0"]);
+        located["chunks"][0]["servers"].to_string().contains("cs-1\"")
+    });
+    assert_eq!(overlays(&cluster, "cs-1"), ["probation"], "not only because it was over");
 }
 
 #[test]

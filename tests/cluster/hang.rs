@@ -60,3 +60,56 @@ fn writes_go_on_before_heartbeats_are_missed() {
     need_fuse!();
     check_goes_on("standard");
 }
+
+/// All its threads: until then it may answer.
+fn has_stopped(pid: u32) -> bool {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().all(|task| {
+        let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
+    })
+}
+
+/// What is waited for is said in one line: a directory of files whose servers hang costs one wait, not one each.
+#[test]
+fn sizes_of_many_files_being_written_are_waited_for_once() {
+    need_fuse!();
+    const FILES: usize = 6;
+    let mut cluster = Cluster::start_with(Options { profile: "standard", ..Options::default() });
+    let dir = cluster.mount().join("d");
+    std::fs::create_dir(&dir).unwrap();
+    let name = |number: usize| format!("f{number}");
+    let mut open = Vec::new();
+    for number in 0..FILES {
+        let mut file = File::create(dir.join(name(number))).unwrap();
+        file.write_all(&pattern(300_000, 1)).unwrap();
+        file.sync_all().unwrap();
+        open.push(file);
+    }
+    let second = cluster.mount_again("second").join("d");
+    let log = cluster.scratch().join("second.log");
+    let waits = || {
+        let log = std::fs::read_to_string(&log).unwrap();
+        log.lines().filter(|line| line.contains("no server of the last chunk")).count()
+    };
+    let look_at_all = || {
+        let len = |number| second.join(name(number)).metadata().unwrap().len();
+        let lens: Vec<u64> = (0..FILES).map(len).collect();
+        assert_eq!(lens, [300_000; FILES], "what was committed is seen");
+    };
+    let servers = ["cs-1", "cs-2", "cs-3"].map(|id| cluster.pid(id).unwrap());
+    servers.iter().for_each(|pid| tests::signal(*pid, Signal::STOP));
+    wait_until("they have stopped", || servers.iter().all(|pid| has_stopped(*pid)));
+    open.iter_mut().for_each(|file| file.write_all(b"more").unwrap());
+    // Until the master knows that they are being written.
+    wait_until("somebody waits for them", || {
+        look_at_all();
+        0 < waits()
+    });
+    look_at_all();
+    // A machine that is slow enough may come to the next wait, half a minute later.
+    let waits = waits();
+    servers.iter().for_each(|pid| tests::signal(*pid, Signal::CONT));
+    assert!((1..=2).contains(&waits), "{waits} waits");
+    wait_until("its writer can go on", || open.iter().all(|file| file.sync_all().is_ok()));
+}

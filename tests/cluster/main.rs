@@ -7,15 +7,18 @@ mod bad_luck;
 mod commands;
 mod drain;
 mod failover;
+mod full_disk;
 mod hang;
 mod jobs;
 mod memory;
+mod metadata;
 mod pages;
 mod ports;
 mod predictions;
 mod put;
 mod rebuild;
 mod scrub;
+mod top;
 mod trash;
 mod up_down;
 

@@ -7,9 +7,12 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tests::{Cluster, Options, wait_until};
 
 use crate::need_fuse;
+use crate::pages::{address, get, value};
 
 const FILES: usize = 800;
 const RECORD: usize = 10_000;
+/// What lives on, and twice what is not worth giving back.
+const IDLE_KIB_MAX: u64 = 40 << 10;
 
 /// A number of `/proc/PID/status`.
 fn status(pid: u32, key: &str) -> u64 {
@@ -41,9 +44,11 @@ fn many_files_that_are_appended_to_have_a_bounded_number_of_threads_and_bytes() 
     let resident_kib = status(mount, "VmHWM");
     assert!(resident_kib < 256 << 10, "{resident_kib} KiB");
     drop(files);
-    wait_until("what is free goes back to the kernel", || {
-        status(mount, "RssAnon") * 2 < resident_kib
-    });
+    let page = || get(&address(&cluster, "mount"), "/metrics").1;
+    let given_back = || 0.0 < value(&page(), "dfs_mount_memory_given_back_total");
+    wait_until("memory was given back", || given_back() || !cfg!(target_env = "gnu"));
+    // How much a burst leaves depends on the machine: the bound holds for all of it.
+    wait_until("what is free goes back to the kernel", || status(mount, "RssAnon") < IDLE_KIB_MAX);
     let expected: Vec<u8> = (0..4).flat_map(|round| [b'a' + round; RECORD]).collect();
     for n in [0, FILES / 2, FILES - 1] {
         assert!(std::fs::read(dir.join(n.to_string())).unwrap() == expected, "file {n}");

@@ -53,8 +53,8 @@ fn events(cluster: &Cluster, kind: &str, server: &str) -> Vec<String> {
 }
 
 /// Makes a replica hold another byte, with the checksum of that.
-fn diverge(cluster: &Cluster, server: &str, content: &[u8]) -> (PathBuf, u64) {
-    let (path, at) = flip(cluster, &[server], content, AT).remove(0);
+fn diverge(cluster: &Cluster, server: &str, content: &[u8], at: usize) -> (PathBuf, u64) {
+    let (path, at) = flip(cluster, &[server], content, at).remove(0);
     let file = File::options().read(true).write(true).open(&path).unwrap();
     let slots = [SLOT_A_AT, SLOT_B_AT].into_iter().filter_map(|slot_at| {
         let mut bytes = vec![0; SLOT_BYTES];
@@ -77,7 +77,7 @@ fn a_replica_that_differs_with_good_checksums_is_found_and_made_equal_to_the_oth
     let content = pattern(3 << 20, 1);
     write_synced(&cluster.mount().join("f"), &content);
     cluster.down();
-    let place = diverge(&cluster, "cs-2", &content);
+    let place = diverge(&cluster, "cs-2", &content, AT);
     assert!(!is_right(&content, &place));
     cluster.up();
     wait_until("it is made equal", || !events(&cluster, "diverged", "cs-2").is_empty());
@@ -96,6 +96,23 @@ fn a_replica_that_differs_with_good_checksums_is_found_and_made_equal_to_the_oth
     assert!(cluster.dfs(["fsck"]).contains("clean"));
     let page = get(&address(&cluster, "master"), "/metrics").1;
     assert_eq!(value(&page, "dfs_master_diverging_chunks"), 0.0);
+}
+
+#[test]
+fn replicas_of_which_nobody_knows_the_right_one_are_counted_until_the_file_is_gone() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(3 << 20, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    cluster.down();
+    diverge(&cluster, "cs-1", &content, AT);
+    diverge(&cluster, "cs-2", &content, AT / 2);
+    cluster.up();
+    let count = || cluster.dfs_json(["status"])["chunks"]["diverging"].as_u64();
+    wait_until("it is counted", || count() == Some(1));
+    assert!(cluster.dfs(["status"]).contains("; 1 diverging"));
+    cluster.dfs(["rm", "/f"]);
+    wait_until("it is gone", || count() == Some(0));
 }
 
 fn scrub_off(chunkservers: u32, restart: &'static str) -> Cluster {

@@ -64,6 +64,11 @@ fn a_running_directory_is_not_started_again() {
     let said = String::from_utf8_lossy(&second.stderr).into_owned();
     assert!(said.contains("running already") && said.contains("dfs down"), "{said}");
     assert!(is_mounted(&cluster.mount()), "the first one goes on");
+    cluster.dfs([std::ffi::OsStr::new("umount"), cluster.mount().as_os_str()]);
+    wait_until("it is unmounted", || !is_mounted(&cluster.mount()));
+    let third = cluster.try_dfs(["up", "--detach"]);
+    let said = String::from_utf8_lossy(&third.stderr).into_owned();
+    assert!(!third.status.success() && said.contains("nothing is mounted at"), "{said}");
 }
 
 /// Runs commands at the same time, the later ones `apart` behind each other.
@@ -254,7 +259,11 @@ fn fewer_chunkservers_lower_replication_more_are_added_fewer_refused() {
 
     let more = cluster.dfs(["up", "--detach", "--chunkservers", "2"]);
     assert!(more.contains("only 2 chunkservers"), "{more}");
+    assert!(more.contains("replication raised from 1 to 2"), "{more}");
     check_content(&cluster.mount().join("f"), &content);
+    cluster.until_clean();
+    let status = cluster.dfs_json(["status"]);
+    assert_eq!((&status["replication"], &status["minReplicas"]), (&2.into(), &1.into()));
     cluster.down();
 
     let fewer = cluster.try_dfs(["up", "--detach", "--chunkservers", "1"]);
@@ -263,8 +272,18 @@ fn fewer_chunkservers_lower_replication_more_are_added_fewer_refused() {
     assert!(said.contains("--chunkservers 1") && said.contains('2'), "{said}");
 
     // Without the flag: as many as last time.
-    stdout_of(&cluster.try_dfs(["up", "--detach"]));
+    let same = stdout_of(&cluster.try_dfs(["up", "--detach"]));
+    assert!(!same.contains("raised"), "{same}");
     assert_eq!(cluster.dfs_json(["status"])["servers"].as_array().unwrap().len(), 2);
+    cluster.down();
+
+    let three = cluster.dfs(["up", "--detach", "--chunkservers", "3"]);
+    assert!(three.contains("replication raised from 2 to 3"), "{three}");
+    let status = cluster.dfs_json(["status"]);
+    assert_eq!((&status["replication"], &status["minReplicas"]), (&3.into(), &2.into()));
+    cluster.until_clean();
+    write_synced(&cluster.mount().join("g"), &content);
+    check_content(&cluster.mount().join("f"), &content);
 }
 
 #[test]

@@ -312,7 +312,7 @@ fn kill_under_load(stream: u64, victims: &[&str]) {
     for ((dir, _), rewritten) in REWRITERS.iter().zip(&rewritten) {
         rewritten.check(&mount.join(dir));
     }
-    tests::wait_until("dfs fsck is clean", || cluster.try_dfs(["fsck"]).status.success());
+    cluster.until_clean();
 }
 
 fn wait_for_progress(done: &AtomicU64, operations: u64) {

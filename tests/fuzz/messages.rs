@@ -391,6 +391,8 @@ fn messages_of_the_control_plane() {
         chunk_size: 65536,
         bad_blocks: vec![0, u32::MAX],
         file_damaged: true,
+        file_problem: "gone".into(),
+        data_end: 5,
         copied_bytes: 4096,
         mended_blocks: 1,
     };
@@ -427,6 +429,7 @@ fn messages_of_the_control_plane() {
     let status = control::StatusReply {
         servers: vec![control::ServerStatus { id: "cs-1".into(), ..Default::default() }],
         chunks: Some(control::ChunkTotals { total: 3, ..Default::default() }),
+        diverging_chunks: 1,
         notices: vec![control::Notice { text: "n".into(), at_ns: -1 }],
         client_list: vec![control::ClientStatus {
             last_heard_ms_ago: -1,

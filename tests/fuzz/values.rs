@@ -94,6 +94,7 @@ fn chunk() -> Chunk {
         attached: true,
         born: false,
         sealed: true,
+        stored: true,
     }
 }
 
@@ -253,6 +254,8 @@ fn changes() -> Vec<Change> {
             configuration: chunk().active,
             done_by: Some((JobId(4), ServerId(2))),
         },
+        Change::SkipIds,
+        Change::NoteStored { chunks: vec![CHUNK] },
         Change::ForgetGarbage { chunk: CHUNK },
         Change::RegisterServer { server: ServerId(1), disk: DiskId(2) },
         Change::Note {
@@ -482,7 +485,11 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
             index: 1,
             write: true,
             spill: false,
-            failed: Some(FailedMember { version: ChunkVersion(2), server: ServerId(1) }),
+            failed: Some(FailedMember {
+                version: ChunkVersion(2),
+                server: ServerId(1),
+                full: true,
+            }),
         },
         MetaCall::Layouts { ino: INO, first: 0, max: 9 },
         MetaCall::Truncate { op: 1, ino: INO, size: 2 },

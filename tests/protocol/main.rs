@@ -2,6 +2,7 @@
 #![allow(clippy::wildcard_enum_match_arm, clippy::cast_possible_truncation, reason = "tests")]
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod behind;
 mod ends;
 mod surplus;
 mod wait;
@@ -206,7 +207,8 @@ impl Client {
                 Ok(()) => return layout,
                 Err(why) => {
                     println!("version {}: {why}", layout.version.0);
-                    let failed = FailedMember { version: layout.version, server: layout.primary };
+                    let (version, server) = (layout.version, layout.primary);
+                    let failed = FailedMember { version, server, full: false };
                     layout = self.layout(ino, Some(failed));
                 }
             }

@@ -365,6 +365,28 @@ impl Cluster {
         run(&mut self.command(arguments), PATIENCE * 2)
     }
 
+    /// Waits until `dfs fsck` finds nothing, at most [`PATIENCE`] and one more check.
+    ///
+    /// # Panics
+    /// If it still finds something then: with what it said.
+    #[track_caller]
+    pub fn until_clean(&self) {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let checked = self.try_dfs(["fsck"]);
+            if checked.status.success() {
+                return;
+            }
+            assert!(
+                Instant::now() < until,
+                "not clean within {PATIENCE:?}: {}{}",
+                String::from_utf8_lossy(&checked.stdout),
+                String::from_utf8_lossy(&checked.stderr)
+            );
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Runs `dfs` with this cluster and returns its standard output.
     ///
     /// # Panics

@@ -28,4 +28,8 @@ impl Random {
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) % limit
     }
+
+    pub fn byte(&mut self) -> u8 {
+        self.below(256).to_le_bytes()[0]
+    }
 }

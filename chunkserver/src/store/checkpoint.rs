@@ -11,7 +11,7 @@ use dfs_proto::chunk_file::Slot;
 use dfs_proto::chunk_journal::Event;
 
 use super::disk::{ChunkDisk, DiskFile};
-use super::engine::{Cell, Engine, Snapshot};
+use super::engine::{Cell, Engine, Snapshot, State};
 use super::error::StoreError;
 use super::files::chunk_dir;
 use super::journal::lock;
@@ -101,25 +101,8 @@ impl Engine {
         if state.replica.is_none() {
             return Ok(None);
         }
-        self.put_in_place(&mut state, chunk)?;
-        if !state.pending.is_empty() {
-            // Came since: finish them under the lock.
-            if let Some(bulk) = &state.bulk {
-                let (file, up_to) = (Arc::clone(&bulk.file), bulk.last);
-                file.sync().map_err(|err| self.fate.fatal("sync a chunk", &err))?;
-                if state.name_unsynced {
-                    let synced = self.disk.sync_dir(&chunk_dir(chunk));
-                    synced.map_err(|err| self.fate.fatal("sync a directory", &err))?;
-                }
-                let mark = self.append(chunk, &mut state, Event::DataSynced { up_to }, &[])?;
-                state.mark = Some((up_to, mark));
-            }
-            let lsn = state.held(chunk)?.lsn;
-            self.journal.wait_durable(lsn)?;
-            self.put_in_place(&mut state, chunk)?;
-            if !state.pending.is_empty() {
-                return Ok(None);
-            }
+        if !self.put_all_in_place(&mut state, chunk)? {
+            return Ok(None);
         }
         let file = self.file_to_write(&mut state, chunk)?;
         let replica = state.held(chunk)?;
@@ -132,6 +115,33 @@ impl Engine {
         };
         state.snapshot = Some(Snapshot { lsn: replica.lsn, first_after: None, floor: replica.len });
         Ok(Some(write))
+    }
+
+    /// Under the lock; false if there is no room.
+    pub(super) fn put_all_in_place(
+        &self,
+        state: &mut State,
+        chunk: ChunkId,
+    ) -> Result<bool, StoreError> {
+        self.put_in_place(state, chunk)?;
+        if state.pending.is_empty() {
+            return Ok(true);
+        }
+        // Came since the chunk was settled.
+        if let Some(bulk) = &state.bulk {
+            let (file, up_to) = (Arc::clone(&bulk.file), bulk.last);
+            file.sync().map_err(|err| self.fate.fatal("sync a chunk", &err))?;
+            if state.name_unsynced {
+                let synced = self.disk.sync_dir(&chunk_dir(chunk));
+                synced.map_err(|err| self.fate.fatal("sync a directory", &err))?;
+            }
+            let mark = self.append(chunk, state, Event::DataSynced { up_to }, &[])?;
+            state.mark = Some((up_to, mark));
+        }
+        let lsn = state.held(chunk)?.lsn;
+        self.journal.wait_durable(lsn)?;
+        self.put_in_place(state, chunk)?;
+        Ok(state.pending.is_empty())
     }
 
     fn slot_written(&self, cell: &Cell, number: u64) {

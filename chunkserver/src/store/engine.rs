@@ -18,7 +18,7 @@ use super::journal::{Fate, Journal, lock};
 use super::replica::{Effect, Replica, block_number, index};
 use super::space::Accounts;
 use super::sync::Signal;
-use super::{Mutation, OpTag, RangeSums, ReplicaReport, Seen, StoreConfig};
+use super::{Mutation, OpTag, RangeSums, ReplicaReport, ScrubbedBlock, Seen, StoreConfig};
 
 /// Longer writes beyond the end go to the file first and are written once.
 pub(super) const BULK_BYTES_MIN: usize = (128 << 10) + 1;
@@ -495,7 +495,13 @@ impl Engine {
         let to = end.next_multiple_of(size).min(replica.len);
         out.resize(index(to - from), 0);
         let file = self.file(chunk)?;
-        read_range(&state, &*file, from, out)?;
+        if let Err(error) = read_range(&state, &*file, from, out) {
+            // Which of them it is.
+            for block in from / size..to.div_ceil(size) {
+                read_block(chunk, &state, &*file, block)?;
+            }
+            return Err(error);
+        }
         for (block, bytes) in (from / size..).zip(out.chunks(index(size))) {
             if crc32c::crc32c(bytes) != replica.sum(block) {
                 return Err(bad_block(chunk, block));
@@ -538,36 +544,24 @@ impl Engine {
         Ok((read_block(chunk, &state, &*self.file(chunk)?, block)?, sum))
     }
 
-    /// As [`Self::read_for_copy`], from the disk and not from memory; how many bytes.
-    pub(super) fn read_for_scrub(&self, chunk: ChunkId, block: u64) -> Result<u64, StoreError> {
+    /// As [`Self::read_for_copy`], from the disk and not from memory.
+    pub(super) fn read_for_scrub(
+        &self,
+        chunk: ChunkId,
+        block: u64,
+    ) -> Result<ScrubbedBlock, StoreError> {
         let cell = self.cell(chunk)?;
         let state = cell.read();
         let block_bytes = state.held(chunk)?.block_size();
         let file = self.file(chunk)?;
         file.uncache(DATA_AT + block * block_bytes, block_bytes);
-        Ok(read_block(chunk, &state, &*file, block)?.len() as u64)
-    }
-
-    pub(super) fn check_file(&self, chunk: ChunkId) -> Result<(), StoreError> {
-        let cell = self.cell(chunk)?;
-        let state = cell.read();
-        state.held(chunk)?;
-        let path = chunk_path(chunk);
-        let corrupt = |what: String| StoreError::Corrupt { file: path.clone(), offset: 0, what };
-        // Anew: a descriptor that is still open would also read a file that was removed.
-        let file = match self.disk.open(&path, OpenMode::Existing) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Err(corrupt("the file is gone".to_owned()));
-            }
-            file => file?,
-        };
-        let mut bytes = vec![0; 4096];
-        file.read_at(0, &mut bytes)?;
-        let header = ChunkHeader::decode(&bytes).map_err(|error| corrupt(error.to_string()))?;
-        if header.chunk != chunk || header.fs_id != self.label.fs_id {
-            return Err(corrupt("the file is of another chunk".to_owned()));
-        }
-        Ok(())
+        let content = read_block(chunk, &state, &*file, block)?;
+        let last = content.iter().rposition(|byte| *byte != 0);
+        let start = block * block_bytes;
+        Ok(ScrubbedBlock {
+            bytes: content.len() as u64,
+            data_end: last.map_or(0, |last| start + last as u64 + 1),
+        })
     }
 
     pub(super) fn block_sums(
@@ -693,12 +687,20 @@ impl Engine {
         let at = DATA_AT + block * replica.block_size();
         file.write_at(at, data).map_err(|err| self.write_error(err, expected))?;
         file.sync().map_err(|err| self.fate.fatal("sync a repaired block", &err))?;
-        Ok(())
+        // A disk may take bytes and not give them back.
+        file.uncache(at, expected);
+        read_block(chunk, &state, &*file, block).map(drop)
     }
 }
 
 pub(super) fn is_full(err: &io::Error) -> bool {
     matches!(err.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Whether a read says that the medium does not give these bytes any more, and not that something else went wrong.
+fn is_lost(err: &io::Error) -> bool {
+    let lost = [libc::EIO, libc::ENODATA, libc::EILSEQ, libc::EBADMSG, libc::EUCLEAN];
+    err.raw_os_error().is_some_and(|code| lost.contains(&code))
 }
 
 pub(super) fn bad_block(chunk: ChunkId, block: u64) -> StoreError {
@@ -774,7 +776,14 @@ pub(super) fn read_block(
 ) -> Result<Vec<u8>, StoreError> {
     let replica = state.held(chunk)?;
     let mut bytes = vec![0; index(replica.block_len(block, replica.len))];
-    read_range(state, file, block * replica.block_size(), &mut bytes)?;
+    match read_range(state, file, block * replica.block_size(), &mut bytes) {
+        // The disk lost it: as good as a bad checksum.
+        Err(StoreError::Io(error)) if is_lost(&error) => {
+            tracing::debug!(chunk = chunk.0, block, %error, "block cannot be read");
+            return Err(bad_block(chunk, block));
+        }
+        read => read?,
+    }
     if bytes.is_empty() || crc32c::crc32c(&bytes) != replica.sum(block) {
         return Err(bad_block(chunk, block));
     }

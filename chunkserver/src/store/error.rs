@@ -4,6 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, FsId};
+use dfs_service::page::Page;
 
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -20,8 +21,8 @@ pub enum StoreError {
     /// May lack operations it once acknowledged; ends by adoption only.
     #[error("{chunk:?} is not current")]
     NotCurrent { chunk: ChunkId },
-    /// Read it elsewhere, repair it here.
-    #[error("{chunk:?}: block {index} has a bad checksum")]
+    /// Its checksum is wrong or the disk does not give it: read it elsewhere, repair it here.
+    #[error("{chunk:?}: block {index} is bad")]
     BadBlock { chunk: ChunkId, index: u32 },
     /// Nothing changed; works again when space comes back.
     #[error("no space: {need} bytes needed, {free_bytes} free")]
@@ -48,6 +49,28 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Which section of the manual helps who starts a server.
+    #[must_use]
+    pub fn page(&self) -> Option<Page> {
+        match self {
+            Self::Corrupt { .. } => Some(Page::DamagedLog),
+            Self::Foreign { .. } | Self::Unlabelled { .. } | Self::NewerFormat { .. } => {
+                Some(Page::DirectoryRefused)
+            }
+            Self::NoSpace { .. } => Some(Page::FullDisk),
+            Self::BadBlock { .. } => Some(Page::BadBlock),
+            Self::NotFound { .. }
+            | Self::Fenced { .. }
+            | Self::WrongVersion { .. }
+            | Self::Gap { .. }
+            | Self::NotCurrent { .. }
+            | Self::TooLarge { .. }
+            | Self::TooManyClients { .. }
+            | Self::InUse { .. }
+            | Self::Io(_) => None,
+        }
+    }
+
     /// A second one for a second waiter: an `io::Error` keeps its kind and text.
     #[must_use]
     pub(crate) fn again(err: &io::Error) -> Self {

@@ -2,7 +2,8 @@
 //!
 //! What was not synced survives in part: each 512-byte sector is, after a loss, what it was at the last sync or what it
 //! became at some moment since; names that were made, changed or removed since their directory was synced are kept up
-//! to a random one of these changes. It can also run full, stop at the n-th call, and lie about syncs.
+//! to a random one of these changes. It can also run full, stop at the n-th call, lie about
+//! syncs, and lose sectors.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -52,6 +53,10 @@ struct FileState {
     durable_len: u64,
     /// Pages with space of their own.
     allocated: BTreeSet<u64>,
+    /// Sectors that the medium does not give until they are written.
+    unreadable: BTreeSet<u64>,
+    /// Nor then.
+    broken: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -150,6 +155,15 @@ impl FaultyDisk {
         state.durable = state.live.clone();
         state.durable_len = state.len;
         state.dirty.clear();
+    }
+
+    /// The sector at `offset` of a file cannot be read until it is written; `broken`: nor then.
+    pub fn make_unreadable(&self, path: &str, offset: u64, broken: bool) {
+        let mut world = lock(&self.world);
+        let Some(file) = world.live.get(path).copied() else { return };
+        let Some(state) = world.files.get_mut(&file) else { return };
+        state.unreadable.insert(offset / SECTOR as u64);
+        state.broken = broken;
     }
 
     /// Paths of all files.
@@ -272,6 +286,9 @@ impl FileState {
                 self.live.insert(sector, bytes);
             }
             self.dirty.insert(sector);
+            if !self.broken {
+                self.unreadable.remove(&sector);
+            }
         }
         self.len = self.len.max(end);
         self.allocated.extend(offset / PAGE..end.div_ceil(PAGE));
@@ -425,6 +442,10 @@ fn no_space() -> io::Error {
 impl DiskFile for FaultyFile {
     fn read_at(&self, offset: u64, buf: &mut [u8]) -> io::Result<()> {
         self.with(false, |state, _| {
+            let end = (offset + buf.len() as u64).div_ceil(SECTOR as u64);
+            if state.unreadable.range(offset / SECTOR as u64..end).next().is_some() {
+                return Err(io::Error::from_raw_os_error(libc::EIO));
+            }
             state.read(offset, buf);
             Ok(())
         })

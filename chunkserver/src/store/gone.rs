@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use dfs_core::ids::ChunkId;
 use dfs_proto::chunk_file::{ChunkHeader, DiskLabel};
+use dfs_service::page::Page;
 
 use super::disk::{DiskFile, OpenMode};
 use super::engine::{Engine, State};
@@ -35,6 +36,7 @@ impl Engine {
     ) -> Result<Arc<dyn DiskFile>, StoreError> {
         tracing::error!(
             chunk = chunk.0,
+            see = %Page::BadBlock,
             "the chunk's file is gone: other members have what it held"
         );
         let Replica { spec, created_lsn, .. } = *state.held(chunk)?;

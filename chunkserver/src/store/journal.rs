@@ -14,6 +14,7 @@ use dfs_core::ids::DiskId;
 use dfs_proto::chunk_journal::{
     Place, RECORD_HEAD_BYTES, RECORDS_AT, Record, SEGMENT_COPY_AT, SegmentHeader, put_record,
 };
+use dfs_service::page::Page;
 
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
 
@@ -44,7 +45,7 @@ impl Fate {
     /// Returns only if the handler does (in tests).
     pub(super) fn fatal(&self, what: &str, err: &io::Error) -> io::Error {
         if !self.dead.swap(true, Ordering::SeqCst) {
-            (self.handler)(&format!("{what}: {err}"));
+            (self.handler)(&format!("{what}: {err}; see {}", Page::DamagedLog));
         }
         io::Error::new(err.kind(), format!("{what}: {err}"))
     }

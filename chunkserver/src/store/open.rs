@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, RwLock};
 use dfs_core::ids::{ChunkId, DiskId};
 use dfs_proto::chunk_file::{ChunkHeader, DISK_FORMAT, DiskLabel, SLOT_BYTES, Slot};
 use dfs_proto::codec::DecodeError;
+use dfs_service::page::Page;
 
 use super::StoreConfig;
 use super::checkpoint::{SlotWrite, write_slots};
@@ -300,12 +301,13 @@ fn is_blank(file: &dyn DiskFile, header: &[u8]) -> Result<bool, StoreError> {
     Ok(blank)
 }
 
-enum BadSlot {
+pub(super) enum BadSlot {
     Empty,
     Garbage,
 }
 
-fn read_slot(
+/// The slot where `number` would be.
+pub(super) fn read_slot(
     file: &dyn DiskFile,
     chunk: ChunkId,
     number: u64,
@@ -351,7 +353,7 @@ fn judge(loaded: &mut BTreeMap<ChunkId, Loaded>, rebooted: bool, damaged: bool) 
     for (chunk, held) in loaded {
         let lost = held.unborn || held.doubtful || held.cut;
         if lost {
-            tracing::warn!(?chunk, "replica is damaged, not current until it is copied anew");
+            tracing::warn!(?chunk, see = %Page::BadBlock, "replica is damaged, not current until it is copied anew");
         }
         let unsure = rebooted && held.replica.dirty;
         if (lost || damaged || unsure) && !held.replica.not_current {

@@ -13,6 +13,7 @@ use dfs_proto::chunk_journal::{
     Change, Event, Op, RECORDS_AT, Record, RecordHead, SEGMENT_COPY_AT, SegmentHeader, get_record,
 };
 use dfs_proto::codec::DecodeError;
+use dfs_service::page::Page;
 
 use super::checkpoint::{SlotWrite, write_slots};
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
@@ -149,7 +150,7 @@ fn damage(found: &mut Found, accept_loss: bool, err: StoreError) -> Result<(), S
     if !accept_loss {
         return Err(err);
     }
-    tracing::error!(%err, "journal loss accepted: no replica here is current");
+    tracing::error!(%err, see = %Page::DamagedLog, "journal loss accepted: no replica here is current");
     found.damaged = true;
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use dfs_core::ids::ChunkId;
 use dfs_proto::chunk_journal::Event;
+use dfs_service::page::Page;
 
 use super::engine::{Cell, Engine, State, is_full};
 use super::error::StoreError;
@@ -119,7 +120,7 @@ impl Engine {
                     return Err(self.fate.fatal("put an operation in place", &err).into());
                 }
                 self.stuck.store(true, Ordering::Relaxed);
-                tracing::warn!(?chunk, %err, "operation waits in the journal for space");
+                tracing::warn!(?chunk, %err, see = %Page::FullDisk, "operation waits in the journal for space");
                 return Ok(());
             }
             if let Effect::Zero { offset, .. } = effect {

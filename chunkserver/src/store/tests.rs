@@ -5,6 +5,7 @@ mod damage;
 mod forget;
 mod model;
 mod threads;
+mod whole;
 
 use std::sync::Arc;
 

@@ -1,13 +1,14 @@
 //! Arguments of the commands about servers.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use dfs_core::cluster::LivenessProfile;
 use dfs_core::ids::ServerId;
 
 use super::OutputArgs;
-use super::values::{parse_time, whole};
+use super::values::{parse_server_wait, parse_time, whole};
 use crate::failure::fail_usage;
 
 #[derive(Args, Debug)]
@@ -186,6 +187,46 @@ pub(crate) struct EventsArgs {
     pub last: u32,
     #[command(flatten)]
     pub output: OutputArgs,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "Servers with their states and what clients read and write there, chunks by safety, what is being copied and how long
+that takes, and the last events. Keys: q ends it, up and down move through the servers.
+
+Examples:
+  dfs top
+  dfs top --interval 5s --master 10.0.0.5:7000 --key-file /etc/dfs/cluster.key"
+)]
+pub(crate) struct TopArgs {
+    /// Between two questions to the master
+    #[arg(long, value_name = "TIME", default_value = "1s", value_parser = parse_server_wait)]
+    pub interval: Duration,
+}
+
+#[derive(Subcommand, Debug)]
+pub(crate) enum MasterAction {
+    /// Make a master's lost directory anew from the copies that two of the chunkservers hold
+    #[command(
+        after_help = "Of what the master logged in its last second the copies may lack something: what was made, renamed or grown then. Name
+all chunkservers; the copy that reaches furthest is taken, and checked. The old directory, if there is one, is left alone:
+move it aside. Then start the master in the new one.
+
+Examples:
+  dfs master restore --data /var/lib/dfs/master --from 10.0.0.9:7001,10.0.0.10:7001 --key-file /etc/dfs/cluster.key
+  dfs master restore --data ~/dfs/master --from 127.0.0.1:40123 --from 127.0.0.1:40125 --dir ~/dfs"
+    )]
+    Restore(MasterRestoreArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct MasterRestoreArgs {
+    /// The directory to make; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// Addresses of chunkservers
+    #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]
+    pub from: Vec<String>,
 }
 
 /// Timing that differs from the profile's.

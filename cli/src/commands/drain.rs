@@ -10,7 +10,7 @@ use crate::args::servers::{DecommissionArgs, DrainArgs, UndrainArgs};
 use crate::args::{ClusterArgs, Format, OutputArgs};
 use crate::cluster::Target;
 use crate::failure::{Failure, fail};
-use crate::output::{self, Table, bytes, seconds};
+use crate::output::{self, Table, bytes};
 use crate::progress::Steps;
 use crate::{cluster, servers};
 
@@ -204,11 +204,8 @@ fn wait_until_empty(
 
 fn progress(left: &DrainReply) -> String {
     let DrainReply { chunks_left, bytes_left, rate, eta_ms, .. } = left;
-    let time = match eta_ms {
-        Some(eta) if 0 < *rate => format!("{}/s, {} left", bytes(*rate), seconds(*eta)),
-        Some(_) | None => "nothing copied lately".to_owned(),
-    };
-    format!("{chunks_left} chunks, {} to move; {time}", bytes(*bytes_left))
+    let pace = output::pace(*rate, *eta_ms);
+    format!("{chunks_left} chunks, {} to move; {pace}", bytes(*bytes_left))
 }
 
 #[cfg(test)]

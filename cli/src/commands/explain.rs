@@ -4,6 +4,7 @@ use std::ffi::OsString;
 
 use clap::Args;
 use dfs_proto::control::{ExplainReply, ExplainedChunk};
+use dfs_service::page::Page;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, OutputArgs};
@@ -168,6 +169,15 @@ impl Chunk {
         );
         text.push_str(&format!("  why   {}\n", self.why()));
         text.push_str(&format!("  now   {}\n", self.doing));
+        let page = match self.safety.as_str() {
+            "degraded" | "endangered" => Some(Page::CopiesMissing),
+            "unavailable" => Some(Page::Unavailable),
+            "lost" => Some(Page::Lost),
+            _ => None,
+        };
+        if let Some(page) = page {
+            text.push_str(&format!("  see   {page}\n"));
+        }
         for died in &self.if_died {
             text.push_str(&format!(
                 "  if {} died: {}, writes {}\n",

@@ -1,5 +1,6 @@
 //! `dfs fsck`: exit code 0 only if all is clean.
 
+use dfs_service::page::Page;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, Format, FsckArgs};
@@ -21,9 +22,10 @@ impl Table for Report {
             format!("clean: {} records and replicas checked\n", self.checked)
         } else {
             format!(
-                "NOT CLEAN: {} violation(s), {} records and replicas checked\n",
+                "NOT CLEAN: {} violation(s), {} records and replicas checked; see {}\n",
                 self.violations.len(),
-                self.checked
+                self.checked,
+                Page::Fsck
             )
         }
     }

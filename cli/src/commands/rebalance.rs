@@ -9,7 +9,7 @@ use crate::args::ClusterArgs;
 use crate::args::servers::RebalanceArgs;
 use crate::cluster::Target;
 use crate::failure::Failure;
-use crate::output::{self, Table, bytes, columns, seconds};
+use crate::output::{self, Table, bytes, columns};
 use crate::progress::Steps;
 use crate::{cluster, servers};
 
@@ -111,12 +111,11 @@ fn wait_until_over(target: &Target) -> anyhow::Result<RebalanceReply> {
 
 fn progress(reply: &RebalanceReply) -> String {
     let RebalanceReply { uneven_bytes, moved_chunks, rate, eta_ms, waits_because, .. } = reply;
-    let time = match eta_ms {
-        _ if !waits_because.is_empty() => format!("waits: {}", output::printable(waits_because)),
-        Some(eta) if 0 < *rate => format!("{}/s, {} left", bytes(*rate), seconds(*eta)),
-        Some(_) | None => "nothing copied lately".to_owned(),
+    let pace = match waits_because.as_str() {
+        "" => output::pace(*rate, *eta_ms),
+        why => format!("waits: {}", output::printable(why)),
     };
-    format!("{moved_chunks} chunks moved, {} to move; {time}", bytes(*uneven_bytes))
+    format!("{moved_chunks} chunks moved, {} to move; {pace}", bytes(*uneven_bytes))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! `dfs status`.
 
 use dfs_proto::control::StatusReply;
+use dfs_service::page::Page;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, StatusArgs};
@@ -30,7 +31,18 @@ struct Status {
     copy_bytes_per_second: u64,
     /// Null: nothing is being copied.
     eta_ms: Option<u64>,
+    metadata: Metadata,
     notices: Vec<Notice>,
+}
+
+/// Copies of the master's log and snapshots.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Metadata {
+    copies: usize,
+    servers: Vec<String>,
+    /// For how long the one furthest behind lacks something; null: there is none.
+    lag_ms: Option<u64>,
 }
 
 #[derive(Debug, Serialize)]
@@ -44,6 +56,9 @@ struct Server {
     free_bytes: u64,
     /// -1: none since the master started.
     last_heartbeat_ms_ago: i64,
+    /// What clients read there, and write with it as primary, lately.
+    client_read_bytes_per_second: u64,
+    client_written_bytes_per_second: u64,
     /// Wishes about it: suspended, draining, maintenance, probation.
     overlays: Vec<Overlay>,
 }
@@ -90,6 +105,8 @@ struct Chunks {
     endangered: u64,
     unavailable: u64,
     lost: u64,
+    /// Replicas hold different bytes after the same operations; they count above too.
+    diverging: u64,
 }
 
 impl From<StatusReply> for Status {
@@ -128,6 +145,8 @@ impl From<StatusReply> for Status {
                     used_bytes: server.used_bytes,
                     free_bytes: server.free_bytes,
                     last_heartbeat_ms_ago: server.last_heartbeat_ms_ago,
+                    client_read_bytes_per_second: server.client_read_rate,
+                    client_written_bytes_per_second: server.client_written_rate,
                     overlays: server.overlays.into_iter().map(Overlay::from).collect(),
                 })
                 .collect(),
@@ -135,6 +154,11 @@ impl From<StatusReply> for Status {
             bytes_to_copy: reply.copy_backlog_bytes,
             copy_bytes_per_second: reply.copy_rate,
             eta_ms: reply.copy_eta_ms,
+            metadata: Metadata {
+                copies: reply.metadata_copies.len(),
+                servers: reply.metadata_copies,
+                lag_ms: reply.metadata_lag_ms,
+            },
             chunks: Chunks {
                 total: totals.total,
                 safe: totals.safe,
@@ -142,6 +166,7 @@ impl From<StatusReply> for Status {
                 endangered: totals.endangered,
                 unavailable: totals.unavailable,
                 lost: totals.lost,
+                diverging: reply.diverging_chunks,
             },
             notices: reply
                 .notices
@@ -182,14 +207,17 @@ impl Table for Status {
                 age(server.last_heartbeat_ms_ago),
             ]
         }));
-        let Chunks { total, safe, degraded, endangered, unavailable, lost } = &self.chunks;
+        let Chunks { total, safe, degraded, endangered, unavailable, lost, diverging } =
+            &self.chunks;
+        let differ =
+            if 0 < *diverging { format!("; {diverging} diverging") } else { String::new() };
         let mut out = columns(&rows, &[3, 4, 5]);
         out.push_str(&format!(
             "\nchunks  {total} in all: {safe} safe, {degraded} degraded, {endangered} endangered, \
-             {unavailable} unavailable, {lost} lost\n\
+             {unavailable} unavailable, {lost} lost{differ}\n\
              {}\
              files   {} inodes, {} of content, {} replicas each, {} needed for a write\n\
-             master  {}, epoch {}, {} client(s)\n",
+             master  {}, epoch {}, {} client(s); {}\n",
             self.exposure(),
             self.inodes,
             bytes(self.file_bytes),
@@ -197,7 +225,8 @@ impl Table for Status {
             self.min_replicas,
             self.phase,
             self.epoch,
-            self.clients
+            self.clients,
+            self.metadata.text()
         ));
         for (server, overlay) in self
             .servers
@@ -226,6 +255,9 @@ impl Table for Status {
                 if client.evicted { ", evicted" } else { "" }
             ));
         }
+        for (what, page) in self.troubles() {
+            out.push_str(&format!("trouble {what}; see {page}\n"));
+        }
         for notice in &self.notices {
             out.push_str(&format!("notice  {}  {}\n", notice.at, printable(&notice.text)));
         }
@@ -233,23 +265,56 @@ impl Table for Status {
     }
 }
 
+impl Metadata {
+    fn text(&self) -> String {
+        match self.lag_ms {
+            None => "its metadata is nowhere else".to_owned(),
+            Some(lag) => {
+                let behind =
+                    if lag == 0 { String::new() } else { format!(", {} behind", time(lag)) };
+                format!("copies of its metadata on {}{behind}", printable(&self.servers.join(", ")))
+            }
+        }
+    }
+}
+
 impl Status {
+    /// What is wrong now, and what helps.
+    fn troubles(&self) -> Vec<(String, Page)> {
+        let dead = self.servers.iter().filter(|server| server.state == "dead");
+        let dead = dead.map(|server| (format!("{} is dead", server.id), Page::DeadServer));
+        let Chunks { total: _, safe: _, degraded, endangered, unavailable, lost, diverging } =
+            &self.chunks;
+        let counts = [
+            (*lost, "lost", Page::Lost),
+            (*unavailable, "unavailable", Page::Unavailable),
+            (degraded + endangered, "short of copies", Page::CopiesMissing),
+            (*diverging, "diverging", Page::ReplicasDiffer),
+        ];
+        let counts = counts.into_iter().filter(|(count, ..)| 0 < *count);
+        let counts = counts.map(|(count, what, page)| (format!("{count} chunk(s) {what}"), page));
+        let silent = self.mounts.iter().filter(|client| client.ends_in_ms.is_some());
+        let silent =
+            silent.map(|client| (format!("client {} is silent", client.id), Page::ClientSilent));
+        dead.chain(counts).chain(silent).collect()
+    }
+
     /// A line for what is not safe, nothing if all is.
     fn exposure(&self) -> String {
         let Some(oldest) = self.oldest_exposure_ms else { return String::new() };
-        let left = match (self.bytes_to_copy, self.eta_ms) {
-            (0, _) => "nothing that could be copied".to_owned(),
-            (left, Some(eta)) => format!(
-                "{} to copy at {}/s, {} left",
-                bytes(left),
-                bytes(self.copy_bytes_per_second),
-                time(eta)
-            ),
-            (left, None) => {
-                format!("{} to copy, nothing is being copied now", bytes(left))
-            }
-        };
+        let left = copying(self.bytes_to_copy, self.copy_bytes_per_second, self.eta_ms);
         format!("exposed for {}: {left}\n", time(oldest))
+    }
+}
+
+/// How far a rebuild is.
+pub(crate) fn copying(bytes_left: u64, rate: u64, eta_ms: Option<u64>) -> String {
+    match (bytes_left, eta_ms) {
+        (0, _) => "nothing that could be copied".to_owned(),
+        (left, Some(eta)) => {
+            format!("{} to copy at {}/s, {} left", bytes(left), bytes(rate), time(eta))
+        }
+        (left, None) => format!("{} to copy, nothing is being copied now", bytes(left)),
     }
 }
 
@@ -305,7 +370,8 @@ mod tests {
                 used_bytes: 1 << 20,
                 free_bytes: 1 << 30,
                 last_heartbeat_ms_ago: 412,
-                overlays: Vec::new(),
+                client_read_rate: 5,
+                ..ServerStatus::default()
             }],
             chunks: Some(ChunkTotals { total: 7, safe: 7, ..ChunkTotals::default() }),
             ..StatusReply::default()
@@ -320,10 +386,11 @@ mod tests {
         {
             assert!(json["servers"][0].get(key).is_some(), "servers[].{key} in {json}");
         }
-        for key in ["total", "safe", "degraded", "endangered", "unavailable", "lost"] {
+        for key in ["total", "safe", "degraded", "endangered", "unavailable", "lost", "diverging"] {
             assert!(json["chunks"].get(key).is_some(), "chunks.{key} in {json}");
         }
         assert_eq!(json["servers"][0]["lastHeartbeatMsAgo"], 412);
+        assert_eq!(json["servers"][0]["clientReadBytesPerSecond"], 5);
     }
 
     #[test]
@@ -334,6 +401,32 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("7 in all: 7 safe"), "{table}");
+        assert!(!table.contains("diverging"), "{table}");
+        let differing = Status::from(StatusReply { diverging_chunks: 2, ..reply() });
+        let table = differing.table();
+        assert!(table.contains("0 lost; 2 diverging\n"), "{table}");
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_the_page_that_helps() {
+        assert!(!Status::from(reply()).table().contains("trouble"));
+        let mut wrong = reply();
+        wrong.servers[0].state = "dead".to_owned();
+        wrong.chunks = Some(ChunkTotals {
+            total: 7,
+            lost: 2,
+            endangered: 4,
+            degraded: 1,
+            ..ChunkTotals::default()
+        });
+        let table = Status::from(wrong).table();
+        for line in [
+            "trouble cs-1 is dead; see docs/operations.md#a-server-is-dead\n",
+            "trouble 2 chunk(s) lost; see docs/operations.md#a-chunk-is-lost\n",
+            "trouble 5 chunk(s) short of copies; see docs/operations.md#copies-are-missing\n",
+        ] {
+            assert!(table.contains(line), "{table}");
+        }
     }
 
     #[test]

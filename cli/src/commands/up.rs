@@ -222,7 +222,14 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
     file.capacity_bytes = capacity.or(file.capacity_bytes);
     let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
     file.scrub_period_ms = scrub_period.map(millis).or(file.scrub_period_ms);
+    let before = file.replication;
     (file.replication, file.min_replicas) = replication_for(chunkservers);
+    if 0 < known && before < file.replication {
+        say(&format!(
+            "replication raised from {before} to {}, replicas needed for a write {}: what is there is copied by and by",
+            file.replication, file.min_replicas
+        ));
+    }
     if chunkservers < CHUNKSERVERS {
         say(&format!(
             "only {chunkservers} chunkserver{}: replication lowered to {} and replicas needed for a write to {}; \
@@ -267,11 +274,22 @@ fn already_running<T>(dir: &ClusterDir) -> anyhow::Result<T> {
             format!("try again when it is; {} has what it waits for", supervisor_log(dir)),
         );
     }
-    let mount = dir.read().ok().flatten().map(|file| file.mount.display().to_string());
+    let mount = dir.read().ok().flatten().map(|file| file.mount);
+    if let Some(path) = mount.as_ref().filter(|path| !mount_point::is_fuse_mounted(path)) {
+        return fail(
+            format!(
+                "up: the cluster in {root} is running already, and nothing is mounted at {}: it is still starting, or was unmounted",
+                path.display()
+            ),
+            format!(
+                "wait a moment; or mount it again with `dfs down --dir {root}` and `dfs up --dir {root}`, or elsewhere with `dfs mount`"
+            ),
+        );
+    }
     fail(
         format!(
             "up: the cluster in {root} is running already{}",
-            mount.map(|path| format!(", mounted at {path}")).unwrap_or_default()
+            mount.map(|path| format!(", mounted at {}", path.display())).unwrap_or_default()
         ),
         format!("use it, or stop it with `dfs down --dir {root}`"),
     )

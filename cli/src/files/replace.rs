@@ -68,6 +68,13 @@ struct Draft {
     state: Arc<Mutex<State>>,
 }
 
+impl Drop for Draft {
+    /// Once a signal came, its thread says so and ends the process: whatever else this one would say is a consequence.
+    fn drop(&mut self) {
+        drop(self.state.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
 impl Draft {
     fn put_in_place(&self) -> Result<(), ClientError> {
         if let Some(old) = &self.replaces {

@@ -12,33 +12,20 @@ impl ChunkWriter {
     /// The state when nothing is left in the queue that the file's truncations up to `cuts`, which came with the layout
     /// that is to be used, have cut. Later ones make that layout void first.
     pub(super) fn without_what_was_cut(&self, cuts: u64) -> Result<MutexGuard<'_, State>> {
-        let (mut attr, mut sizes) = (None, None);
+        let mut asked = None;
         loop {
             let mut state = self.lock();
-            let mut stale = state.queue.bodies_mut().filter(|(_, body)| body.is_before(cuts));
-            let (append, carried) =
-                stale.by_ref().fold((false, false), |(append, carried), (_, body)| {
-                    (append || body.is_append(), carried || !body.is_append())
-                });
-            drop(stale);
-            if (append && attr.is_none()) || (carried && sizes.is_none()) {
-                drop(state);
-                if append && attr.is_none() {
-                    attr = Some(self.io.link.getattr(self.ino)?);
-                }
-                if carried && sizes.is_none() {
-                    let chunk_size = self.io.link.getattr(self.ino)?.layout.chunk_size;
-                    sizes = Some((self.io.link.cuts(self.ino)?, self.index * chunk_size));
-                }
-                continue;
+            if !state.queue.bodies_mut().any(|(_, body)| body.is_before(cuts)) {
+                return Ok(state);
             }
-            if let Some(attr) = &attr {
+            if let Some((attr, sizes)) = &asked {
                 move_appends(&mut state, self.index, attr, cuts);
+                cut_carried(&mut state, sizes, self.index * attr.layout.chunk_size, cuts);
+                return Ok(state);
             }
-            if let Some((sizes, start)) = &sizes {
-                cut_carried(&mut state, sizes, *start, cuts);
-            }
-            return Ok(state);
+            drop(state);
+            // Asked after the layout: it knows of all that the layout does.
+            asked = Some((self.io.link.getattr(self.ino)?, self.io.link.cuts(self.ino)?));
         }
     }
 }

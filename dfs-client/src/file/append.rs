@@ -134,7 +134,7 @@ impl FileState {
             match sent {
                 Ok(_offset) => self.appends.on_sent(),
                 Err(error) => {
-                    tracing::warn!(ino = self.ino().0, %error, "appended records are lost");
+                    tracing::warn!(ino = self.ino().0, %error, see = error.page().map(tracing::field::display), "appended records are lost");
                     self.keep(Err(error));
                     room += self.appends.on_failed();
                 }

@@ -94,6 +94,34 @@ impl FileState {
         flushed
     }
 
+    /// As [`Self::flush`], with `mtime` as the time of what is pending, so that it need not be set after it. `None`: it
+    /// must be, because nothing was pending or something else was logged.
+    ///
+    /// # Errors
+    /// As for [`Self::flush`].
+    pub fn flush_at(&self, mtime: WallTime) -> Result<Option<Attr>> {
+        let (written, change) = {
+            let mut inner = self.lock();
+            let change = inner.known.as_ref().map(|known| known.attr.change);
+            let written = inner.pending.mtime;
+            if written.is_some() {
+                inner.pending.mtime = Some(mtime);
+            }
+            (written, change)
+        };
+        let flushed = self.flush();
+        let mut inner = self.lock();
+        if flushed.is_err() && inner.pending.mtime == Some(mtime) {
+            inner.pending.mtime = written;
+        }
+        flushed?;
+        let settled = written.is_some() && inner.pending.mtime.is_none();
+        let known = inner.known.as_ref().filter(|known| {
+            settled && known.attr.mtime == mtime && Some(known.attr.change) != change
+        });
+        Ok(known.map(|known| known.attr.clone()))
+    }
+
     /// As [`Self::sync`], by somebody who did not open it.
     ///
     /// # Errors
@@ -150,6 +178,10 @@ impl FileState {
 
     pub(super) fn commit_all(&self, until: Until) -> Result<()> {
         let done_writing = until == Until::Closed;
+        // Who has nothing waits for nobody, not even for a truncation that waits for servers.
+        if !self.appends.are_pending() && self.is_committed(done_writing) {
+            return Ok(());
+        }
         // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
         let _alone = done_writing.then(|| self.alone());
         self.settle_appends();

@@ -30,6 +30,10 @@ impl Transaction<'_> {
         let start = index.checked_mul(chunk_size).filter(|start| *start < FILE_BYTES_MAX);
         let start = start.ok_or(NamespaceError::FileTooLarge)?;
         if attach {
+            if matches!(&inode.body, Body::Inline(content) if content.is_empty()) {
+                // As `begin_write`, which need not come before it.
+                inode.body = Body::Chunks { chunk_count: 0, writing: false };
+            }
             let Body::Chunks { chunk_count, writing } = &mut inode.body else {
                 return Err(NamespaceError::LayoutChanged);
             };
@@ -65,6 +69,7 @@ impl Transaction<'_> {
             attached: attach,
             born: false,
             sealed: false,
+            stored: false,
         };
         self.store.put(Key::Unborn(ino, chunk), Record::FileChunk(chunk));
         if attach {
@@ -87,6 +92,7 @@ impl Transaction<'_> {
         }
         record.attached = true;
         record.born = !content.is_empty();
+        record.stored = record.born;
         if record.born {
             self.store.delete(&Key::Unborn(ino, chunk));
         }
@@ -114,6 +120,15 @@ impl Transaction<'_> {
         let mut record = self.chunk(chunk)?;
         record.sealed = true;
         Ok(self.put_chunk(chunk, record))
+    }
+
+    pub(super) fn note_stored(&mut self, chunks: &[ChunkId]) -> Answer {
+        for chunk in chunks {
+            if let Some(record) = read::chunk(self.store, *chunk) {
+                self.put_chunk(*chunk, Chunk { stored: true, ..record });
+            }
+        }
+        Ok(Outcome::Done)
     }
 
     /// The base stays the last activated configuration, however often this is tried: an abandoned attempt never

@@ -218,25 +218,10 @@ pub fn fetch_state(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Change, Command};
-    use crate::ids::{Epoch, FsId};
+    use crate::command::Change;
     use crate::job::Progress;
-    use crate::meta::{MemStore, apply};
-    use crate::results::Results;
-    use crate::time::WallTime;
-
-    fn made() -> MemStore {
-        let mut store = MemStore::default();
-        let fs = FsId(1);
-        let start =
-            Change::Start { epoch: Epoch(1), nonce: 1, fs, replication: 3, min_replicas: 2 };
-        run(&mut store, start);
-        store
-    }
-
-    fn run(store: &mut MemStore, change: Change) -> Outcome {
-        apply(store, &Command { at: WallTime(5), id: None, results: Results::default(), change })
-    }
+    use crate::meta::MemStore;
+    use crate::meta::samples::{run, started};
 
     fn create(store: &mut MemStore, workers: u32, request: u128) -> Outcome {
         let (name, by) = ("copy".to_owned(), "ada".to_owned());
@@ -258,7 +243,7 @@ mod tests {
 
     #[test]
     fn the_log_answers_as_the_library_does() {
-        let mut store = made();
+        let mut store = started();
         assert_eq!(create(&mut store, 7, 1), Outcome::Number(1));
         let mut model = Progress::new(7).unwrap();
         let mut dice = 1_u64;
@@ -286,7 +271,7 @@ mod tests {
 
     #[test]
     fn a_call_that_is_repeated_gets_the_same_answer() {
-        let mut store = made();
+        let mut store = started();
         assert_eq!(create(&mut store, 3, 11), Outcome::Number(1));
         assert_eq!(create(&mut store, 3, 11), Outcome::Number(1));
         assert_eq!(create(&mut store, 3, 12), Outcome::Number(2));
@@ -298,7 +283,7 @@ mod tests {
 
     #[test]
     fn a_refusal_changes_nothing() {
-        let mut store = made();
+        let mut store = started();
         create(&mut store, 3, 1);
         let before = store.clone();
         let said = refusal(set(&mut store, &[(0, 5), (3, 1)]));
@@ -321,7 +306,7 @@ mod tests {
 
     #[test]
     fn a_forgotten_job_leaves_nothing_and_no_other_loses_anything() {
-        let mut store = made();
+        let mut store = started();
         create(&mut store, 2_500, 1);
         create(&mut store, 2, 2);
         let states: Vec<(u32, u64)> = (0..2_500).map(|worker| (worker, 1)).collect();

@@ -141,30 +141,21 @@ pub fn events(store: &dyn MetaStore, from: u64, limit: usize) -> Vec<(u64, Event
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::{Change, Command};
-    use crate::ids::{Epoch, FsId};
-    use crate::meta::{MemStore, apply};
-    use crate::results::Results;
+    use crate::command::Change;
+    use crate::meta::MemStore;
+    use crate::meta::samples::{run_at, started};
 
     const SERVER: ServerId = ServerId(3);
 
     fn made() -> MemStore {
-        let mut store = MemStore::default();
-        let start = Change::Start {
-            epoch: Epoch(1),
-            nonce: 1,
-            fs: FsId(1),
-            replication: 3,
-            min_replicas: 2,
-        };
-        run(&mut store, 1, start);
+        let mut store = started();
         run(&mut store, 2, Change::RegisterServer { server: SERVER, disk: DiskId(9) });
         store
     }
 
     fn run(store: &mut MemStore, at: i64, change: Change) -> Outcome {
         let at = WallTime(at * 1_000_000_000);
-        apply(store, &Command { at, id: None, results: Results::default(), change })
+        run_at(store, at, change)
     }
 
     fn suspend(until: Option<i64>) -> Change {

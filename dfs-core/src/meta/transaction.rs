@@ -107,8 +107,8 @@ pub(super) type Answer = Result<Outcome, NamespaceError>;
 impl Transaction<'_> {
     fn change(&mut self, change: &Change) -> Answer {
         match change {
-            Change::Start { epoch, nonce, fs, replication: _, min_replicas: _ } => {
-                self.start(*epoch, *nonce, *fs)
+            Change::Start { epoch, nonce, fs, replication, min_replicas } => {
+                self.start(*epoch, *nonce, *fs, (*replication, *min_replicas))
             }
             Change::BeginClient { client, name } => session::begin_client(self, *client, name),
             Change::FenceClient { client } => session::fence_client(self, *client),
@@ -174,6 +174,8 @@ impl Transaction<'_> {
                 self.store.delete(&Key::Garbage(*chunk));
                 Ok(Outcome::Done)
             }
+            Change::SkipIds => self.skip_ids(),
+            Change::NoteStored { chunks } => self.note_stored(chunks),
             Change::RegisterServer { server, disk } => self.register_server(*server, *disk),
             Change::SetOverlay { server, kind, until, by, cause } => {
                 self.set_overlay(*server, *kind, *until, by, cause)
@@ -214,7 +216,7 @@ impl Transaction<'_> {
         }
     }
 
-    fn start(&mut self, epoch: Epoch, nonce: u64, fs: FsId) -> Answer {
+    fn start(&mut self, epoch: Epoch, nonce: u64, fs: FsId, replicas: (u32, u32)) -> Answer {
         if fs != self.superblock.fs {
             return Err(NamespaceError::NotPermitted(format!(
                 "this is file system {}, not {fs}",
@@ -229,8 +231,28 @@ impl Transaction<'_> {
         }
         self.superblock.epoch = epoch;
         self.superblock.nonce = nonce;
-        let cause = format!("a master began reign {}", epoch.0);
+        let before = (self.superblock.replication, self.superblock.min_replicas);
+        (self.superblock.replication, self.superblock.min_replicas) = replicas;
+        let changed = match replicas == before {
+            true => String::new(),
+            false => format!(
+                "; replication {}, {} needed for a write (before: {}, {})",
+                replicas.0, replicas.1, before.0, before.1
+            ),
+        };
+        let cause = format!("a master began reign {}{changed}", epoch.0);
         self.note(crate::event::EventKind::Started, None, &cause, None);
+        Ok(Outcome::Done)
+    }
+
+    fn skip_ids(&mut self) -> Answer {
+        let skipped = |next: u64| {
+            next.checked_add(1 << 32)
+                .ok_or_else(|| NamespaceError::Invalid("there are no more ids".into()))
+        };
+        let (inode, chunk) =
+            (skipped(self.superblock.next_inode)?, skipped(self.superblock.next_chunk)?);
+        (self.superblock.next_inode, self.superblock.next_chunk) = (inode, chunk);
         Ok(Outcome::Done)
     }
 

@@ -89,27 +89,14 @@ pub fn trash(store: &dyn MetaStore, from: u64, limit: usize) -> Vec<(u64, Trashe
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::check;
-    use crate::command::{Change, Command, NewKind, RenameMode};
-    use crate::ids::{Epoch, FsId};
-    use crate::meta::{MemStore, apply, inode};
-    use crate::results::Results;
+    use crate::command::{Change, NewKind, RenameMode};
+    use crate::meta::samples::{run, started};
+    use crate::meta::{MemStore, inode};
 
     const ROOT: InodeNo = InodeNo::ROOT;
 
-    fn run(store: &mut MemStore, change: Change) -> Outcome {
-        let command = Command { at: WallTime(5), id: None, results: Results::default(), change };
-        let outcome = apply(store, &command);
-        let wrong: Vec<String> = check(store).iter().map(ToString::to_string).collect();
-        assert!(wrong.is_empty(), "{wrong:?}");
-        outcome
-    }
-
     fn made(keep_ms: u64) -> MemStore {
-        let mut store = MemStore::default();
-        let fs = FsId(1);
-        let (nonce, replication, min_replicas) = (1, 3, 2);
-        run(&mut store, Change::Start { epoch: Epoch(1), nonce, fs, replication, min_replicas });
+        let mut store = started();
         run(&mut store, Change::SetTrash { keep_ms, by: "ada".to_owned() });
         store
     }

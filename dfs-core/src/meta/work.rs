@@ -168,33 +168,18 @@ impl Job {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::check::check;
-    use crate::command::{Change, Command};
-    use crate::ids::{DiskId, Epoch, FsId};
+    use crate::command::Change;
+    use crate::ids::DiskId;
     use crate::meta::jobs::fetch_state;
-    use crate::meta::{MemStore, apply, server};
-    use crate::results::Results;
-    use crate::time::WallTime;
+    use crate::meta::samples::{run, started};
+    use crate::meta::{MemStore, server};
 
     const CS3: ServerId = ServerId(3);
 
     fn made() -> MemStore {
-        let mut store = MemStore::default();
-        let fs = FsId(1);
-        run(
-            &mut store,
-            Change::Start { epoch: Epoch(1), nonce: 1, fs, replication: 3, min_replicas: 2 },
-        );
+        let mut store = started();
         run(&mut store, Change::RegisterServer { server: CS3, disk: DiskId(3) });
         store
-    }
-
-    fn run(store: &mut MemStore, change: Change) -> Outcome {
-        let command = Command { at: WallTime(5), id: None, results: Results::default(), change };
-        let outcome = apply(store, &command);
-        let wrong: Vec<String> = check(store).iter().map(ToString::to_string).collect();
-        assert!(wrong.is_empty(), "{wrong:?}");
-        outcome
     }
 
     fn drain(store: &mut MemStore, end: bool) -> Outcome {

@@ -82,6 +82,8 @@ pub struct Target {
     pub incoming: usize,
     /// Copies it was given since all chunks were safe.
     pub given: u64,
+    /// Takes only what no other can take: it flaps, say.
+    pub is_last: bool,
 }
 
 impl Target {
@@ -127,12 +129,15 @@ pub fn assign(
         if limits.in_all <= running {
             break;
         }
+        let can_take = |target: &Target| {
+            !short.holders.contains(&target.member.server) && target.has_room(short)
+        };
+        // Whoever is only busy is waited for.
+        let is_last = !targets.iter().any(|target| !target.is_last && can_take(target));
         let best = targets
             .iter_mut()
             .filter(|target| {
-                target.incoming < limits.per_target
-                    && !short.holders.contains(&target.member.server)
-                    && target.has_room(short)
+                target.is_last == is_last && target.incoming < limits.per_target && can_take(target)
             })
             .min_by_key(|target| {
                 let staying = short.holders.iter().filter(|id| Some(**id) != short.leaver);
@@ -255,6 +260,7 @@ mod tests {
             chunk_count: 0,
             incoming: 0,
             given: 0,
+            is_last: false,
         }
     }
 
@@ -344,6 +350,20 @@ mod tests {
         targets[1].free_bytes = 1000 << 30;
         let chosen = assign(&[leaves], &mut targets, &places, WIDE)[0].1.server;
         assert_eq!(chosen, ServerId(5), "the zone of the one that leaves is free again");
+    }
+
+    #[test]
+    fn who_flaps_is_given_what_no_other_can_take() {
+        let flaps = Target { is_last: true, free_bytes: 1000 << 30, ..target(3) };
+        let chosen = |holders: &[u32], limits| {
+            let mut targets = [target(1), target(2), flaps.clone()];
+            targets[1].incoming = 1;
+            let assigned = assign(&[short(1, 2, holders)], &mut targets, &BTreeMap::new(), limits);
+            assigned.first().map(|(_, member)| member.server.0)
+        };
+        assert_eq!(chosen(&[1], WIDE), Some(2));
+        assert_eq!(chosen(&[1], Limits { per_target: 1, in_all: 9 }), None, "2 is only busy");
+        assert_eq!(chosen(&[1, 2], WIDE), Some(3));
     }
 
     #[test]

@@ -103,11 +103,12 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
     let all_answered =
         last.iter().all(|member| reports.iter().any(|report| report.member == *member));
     match best {
-        None if base.0 == 1 && all_answered && lost.iter().all(|r| r.version.0 == 0) => {
-            Source::Empty
-        }
-        // A member that never got the first operation holds nothing; others may.
-        None if base.0 == 1 && !chunk.born && lost.iter().all(|r| r.version.0 == 0) => {
+        // Nobody was seen to hold it, and nobody does: what covered it was written elsewhere. As long as it is unborn
+        // nothing in it was stable.
+        None if base.0 == 1
+            && (!chunk.born || (all_answered && !chunk.stored))
+            && lost.iter().all(|r| r.version.0 == 0) =>
+        {
             Source::Empty
         }
         None => Source::DataLost,
@@ -278,6 +279,9 @@ mod tests {
         let born = chunk(1, &[1, 2, 3]);
         check_source(&born, &[report(1, 0, 0), report(2, 0, 0)], &Source::DataLost);
         check_source(&born, &[report(1, 0, 0), report(2, 1, 4)], &Source::Adopt(report(2, 1, 4)));
+        let nobody = [report(1, 0, 0), report(2, 0, 0), report(3, 0, 0)];
+        check_source(&born, &nobody, &Source::Empty);
+        check_source(&Chunk { stored: true, ..born }, &nobody, &Source::DataLost);
     }
 
     #[test]

@@ -200,7 +200,9 @@ impl Draw {
                 },
                 pid: 1,
             },
-            _ => match a % 5 {
+            _ => match a % 7 {
+                6 => Change::SkipIds,
+                5 => Change::NoteStored { chunks: vec![chunk, ChunkId(u64::from(b % 20))] },
                 4 => Change::FenceClient { client: ClientId(8) },
                 0 => Change::EndClient { client: ClientId(8) },
                 1 => Change::BeginClient { client: ClientId(8), name: "second".into() },

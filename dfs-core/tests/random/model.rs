@@ -152,8 +152,10 @@ impl Model {
                 }
             },
             // These move content to chunks, which this model only takes note of.
-            Change::Spill { ino, .. } | Change::BeginWrite { ino } => {
-                if let (Some(Node::File(content)), Outcome::Attr(_)) =
+            Change::Spill { ino, .. }
+            | Change::BeginWrite { ino }
+            | Change::AddChunk { ino, attach: true, .. } => {
+                if let (Some(Node::File(content)), Outcome::Attr(_) | Outcome::Chunk { .. }) =
                     (self.nodes.get_mut(&ino.0), outcome)
                 {
                     *content = None;

@@ -371,6 +371,8 @@ impl<'a> Words<'a> {
             }
             "drop-chunk" => Change::DropChunk { chunk: self.chunk(0)? },
             "seal" => Change::SealChunk { chunk: self.chunk(0)? },
+            "skip-ids" => Change::SkipIds,
+            "stored" => Change::NoteStored { chunks: vec![self.chunk(0)?] },
             "forget" => Change::ForgetGarbage { chunk: self.chunk(0)? },
             "reconfigure" => Change::Reconfigure {
                 chunk: self.chunk(0)?,

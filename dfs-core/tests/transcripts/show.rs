@@ -217,9 +217,12 @@ fn chunk(id: ChunkId, chunk: &Chunk) -> String {
             out.push_str(" after the wait");
         }
     }
-    for (flag, set) in
-        [("waiting", !chunk.attached), ("unborn", !chunk.born), ("sealed", chunk.sealed)]
-    {
+    for (flag, set) in [
+        ("waiting", !chunk.attached),
+        ("unborn", !chunk.born),
+        ("sealed", chunk.sealed),
+        ("stored", chunk.stored),
+    ] {
         if set {
             let _ = write!(out, ", {flag}");
         }

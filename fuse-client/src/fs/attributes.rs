@@ -68,7 +68,15 @@ impl FileSystem {
         let file = times.then(|| self.session.file(ino));
         if let Some(file) = &file {
             // Bytes written before this call must not move the times after it.
-            file.flush()?;
+            let alone = atime == SetTime::Keep && mode.is_none() && uid.is_none() && gid.is_none();
+            if let (true, SetTime::To(to)) = (alone, mtime) {
+                // As tar sets it: logged together with the bytes.
+                if let Some(attr) = file.flush_at(to)? {
+                    return Ok(self.attr_reply(self.session.overlay(attr)));
+                }
+            } else {
+                file.flush()?;
+            }
         }
         let change = Change::SetAttr { ino, mode, uid, gid, atime, mtime, kill_priv: chown };
         let attr = match self.change(change)? {

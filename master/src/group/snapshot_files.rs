@@ -11,6 +11,7 @@
 //! ```
 //! All integers are little-endian. The chain of block checksums starts from the header's.
 
+use dfs_service::page::Page;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
@@ -203,7 +204,7 @@ impl SnapshotFiles {
             match SnapshotReader::open(&path) {
                 Ok(reader) => return Ok(Some(reader.info)),
                 Err(err) => {
-                    tracing::error!(%err, "a snapshot cannot be used, trying the one before it");
+                    tracing::error!(%err, see = %Page::DamagedLog, "a snapshot cannot be used, trying the one before it");
                     first_error.get_or_insert(err);
                 }
             }

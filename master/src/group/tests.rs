@@ -374,6 +374,99 @@ impl Applier for Slow {
     }
 }
 
+/// Notes which threads apply.
+struct Threads {
+    recorder: Recorder,
+    applied_by: Arc<Mutex<Vec<std::thread::ThreadId>>>,
+}
+
+impl Applier for Threads {
+    fn applied(&self) -> Option<Applied> {
+        self.recorder.applied()
+    }
+
+    fn apply(&mut self, at: &Applied, commands: &[Bytes]) -> Vec<Bytes> {
+        self.applied_by.lock().unwrap().push(std::thread::current().id());
+        self.recorder.apply(at, commands)
+    }
+
+    fn snapshot(&mut self) -> io::Result<SnapshotWriter> {
+        self.recorder.snapshot()
+    }
+
+    fn install(&mut self, at: &Applied, from: &mut dyn Read) -> io::Result<()> {
+        self.recorder.install(at, from)
+    }
+}
+
+#[test]
+fn a_lone_caller_takes_its_command_through_the_log_itself() {
+    let dir = TempDir::new().unwrap();
+    let applied_by = Arc::new(Mutex::new(Vec::new()));
+    let store = Threads { recorder: Recorder::default(), applied_by: Arc::clone(&applied_by) };
+    let group = Group::open(config(dir.path()), store).unwrap();
+    let me = std::thread::current().id();
+    // The thread that stands by has its turns too.
+    let own = (0..1000).any(|number| {
+        propose(&group, number..number + 1);
+        applied_by.lock().unwrap().contains(&me)
+    });
+    assert!(own, "another thread applied each of 1000 commands");
+}
+
+#[test]
+fn callers_side_by_side_with_and_without_a_thread_get_their_own_answers() {
+    let dir = TempDir::new().unwrap();
+    let store = Recorder::default();
+    let group = open(dir.path(), &store);
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    std::thread::scope(|scope| {
+        for caller in 0..8 {
+            let group = &group;
+            scope.spawn(move || propose(group, caller * 100..caller * 100 + 40));
+        }
+        for number in 900..940 {
+            let (_, outcome) = runtime.block_on(group.propose(command(number))).unwrap();
+            assert_eq!(outcome, format!("did command {number}"));
+            // Queued all the same, and nobody waits for it.
+            drop(group.propose(command(number + 100)));
+        }
+    });
+    while store.commands().len() < 8 * 40 + 2 * 40 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+#[test]
+fn a_group_that_stops_answers_whoever_waits_and_leaves_its_directory() {
+    let dir = TempDir::new().unwrap();
+    let recorder = Recorder::default();
+    let (go, go_on) = mpsc::channel();
+    let group =
+        Group::open(config(dir.path()), Slow { recorder: recorder.clone(), go_on }).unwrap();
+    std::thread::scope(|scope| {
+        let callers: Vec<_> = (0..4)
+            .map(|number| {
+                let group = &group;
+                scope.spawn(move || group.propose_blocking(command(number)))
+            })
+            .collect();
+        let stopper = scope.spawn(|| group.shutdown());
+        drop(go);
+        for caller in callers {
+            match caller.join().unwrap() {
+                Ok(_) | Err(ProposeError::OutcomeUnknown | ProposeError::Stopped) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+        stopper.join().unwrap();
+    });
+    let known = recorder.commands();
+    drop(group);
+    let _again = open(dir.path(), &recorder);
+    assert!(recorder.commands().starts_with(&known));
+}
+
 #[test]
 fn what_waits_is_bounded_and_goes_into_few_entries() {
     let dir = TempDir::new().unwrap();

@@ -13,6 +13,7 @@
 //! - nothing such further on: a write that was never finished. It is cut, with zeros written over
 //!   it. Without the zeros an old record could fit a chain that later repeats the same bytes.
 
+use dfs_service::page::Page;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::PathBuf;
@@ -26,7 +27,7 @@ use super::format::{
     Carried, FORMAT_VERSION, HEADER_BYTES, HEADER_SIZE, HeaderError, MARKER_BYTES, Parsed,
     Position, RECORD_HEADER_BYTES, Record, SegmentHeader, encode_marker, find_marker, parse_record,
 };
-use super::{JournalError, Location};
+use super::{DurableSegment, JournalError, Location};
 
 const NEXT_NAME: &str = "next.tmp";
 
@@ -146,7 +147,7 @@ impl Segments {
                 return Err(JournalError::Damaged { file, offset, reason });
             }
             tracing::error!(
-                file = %file.display(), offset, reason,
+                file = %file.display(), offset, reason, see = %Page::DamagedLog,
                 "cutting the damaged log here, as told: what was acknowledged after this is lost"
             );
             contents.cut = Some(Cut { file, offset, reason: reason.to_owned(), lossy: true });
@@ -220,6 +221,7 @@ impl Segments {
         if let Some(position) = hole {
             tracing::error!(
                 upto = position.index,
+                see = %Page::DamagedLog,
                 "entries are missing, going on without them, as told"
             );
             let record = Record::Purge(position);
@@ -261,6 +263,18 @@ impl Segments {
     /// All segments, to be read by others.
     pub(super) fn files(&self) -> &BTreeMap<u64, Arc<dyn LogFile>> {
         &self.files
+    }
+
+    /// What may be copied.
+    pub(super) fn durable(&self) -> io::Result<Vec<DurableSegment>> {
+        let segment = |(&sequence, file): (&u64, &Arc<dyn LogFile>)| {
+            let bytes = match sequence == self.header.sequence {
+                true => self.offset,
+                false => file.byte_count()?,
+            };
+            Ok(DurableSegment { name: segment_name(sequence), file: Arc::clone(file), bytes })
+        };
+        self.files.iter().map(segment).collect()
     }
 
     /// Writes `records` behind the log's end and makes them durable. Returns where the entries

@@ -5,12 +5,12 @@ use super::super::faulty::FaultyDisk;
 use super::*;
 use dfs_proto::chunk_file::{DATA_AT, SLOT_A_AT, SLOT_B_AT};
 
-const CHUNK: ChunkId = ChunkId(0x1ab);
-const PATH: &str = "ab/00000000000001ab";
+pub(super) const CHUNK: ChunkId = ChunkId(0x1ab);
+pub(super) const PATH: &str = "ab/00000000000001ab";
 const SEGMENT: &str = "journal/0000";
 const SIZE: u64 = 1 << 20;
 
-fn open(disk: &Arc<FaultyDisk>, boot: u64) -> Result<Store, StoreError> {
+pub(super) fn open(disk: &Arc<FaultyDisk>, boot: u64) -> Result<Store, StoreError> {
     Store::open_with(small_config(), Arc::new(disk.handle()), quiet(boot))
 }
 
@@ -24,16 +24,16 @@ fn quiet(boot: u64) -> OpenOptions {
     OpenOptions { on_fatal: Arc::new(|_| {}), ..options(boot) }
 }
 
-fn write(store: &Store, seq: u64, offset: u64, data: &[u8]) -> Result<(), StoreError> {
+pub(super) fn write(store: &Store, seq: u64, offset: u64, data: &[u8]) -> Result<(), StoreError> {
     store.apply(CHUNK, V1, seq, &spec(SIZE), NOBODY, Mutation::Write { offset, data })
 }
 
-fn pattern(len: usize, salt: u8) -> Vec<u8> {
+pub(super) fn pattern(len: usize, salt: u8) -> Vec<u8> {
     (0..=255u8).cycle().take(len).map(|byte| byte ^ salt).collect()
 }
 
 /// A chunk of three blocks, all in its slots and on disk.
-fn saved(disk: &Arc<FaultyDisk>) -> Vec<u8> {
+pub(super) fn saved(disk: &Arc<FaultyDisk>) -> Vec<u8> {
     let store = open(disk, 1).unwrap();
     let data = pattern(150_000, 3);
     write(&store, 1, 0, &data).unwrap();
@@ -49,7 +49,7 @@ fn saved(disk: &Arc<FaultyDisk>) -> Vec<u8> {
     data
 }
 
-fn flip(disk: &FaultyDisk, path: &str, at: u64) {
+pub(super) fn flip(disk: &FaultyDisk, path: &str, at: u64) {
     disk.damage(path, |bytes| bytes[usize::try_from(at).unwrap()] ^= 0x10);
 }
 
@@ -77,6 +77,34 @@ fn a_flipped_bit_is_never_returned_and_is_mended() {
     store.repair_block(CHUNK, 1, right, crc32c::crc32c(right)).unwrap();
     assert_eq!(read_all(&store, CHUNK, V1).unwrap(), data);
     write(&store, 3, 70_100, b"x").unwrap();
+}
+
+#[test]
+fn a_block_that_the_disk_does_not_give_is_bad_until_it_is_written_anew() {
+    for broken in [false, true] {
+        let disk = FaultyDisk::new(1);
+        let data = saved(&disk);
+        let store = open(&disk, 1).unwrap();
+        disk.make_unreadable(PATH, DATA_AT + 70_000, broken);
+        let bad = |result: Result<(), StoreError>| {
+            assert!(matches!(result, Err(StoreError::BadBlock { index: 1, .. })), "{result:?}");
+        };
+        bad(store.read_for_scrub(CHUNK, 1).map(drop));
+        bad(store.read_for_copy(CHUNK, 1).map(drop));
+        bad(read_all(&store, CHUNK, V1).map(drop));
+        bad(write(&store, 3, 70_100, b"x"));
+        store.read_for_scrub(CHUNK, 0).unwrap();
+        store.read_for_scrub(CHUNK, 2).unwrap();
+        let right = &data[65_536..131_072];
+        let repaired = store.repair_block(CHUNK, 1, right, crc32c::crc32c(right));
+        if broken {
+            bad(repaired);
+        } else {
+            repaired.unwrap();
+            store.read_for_scrub(CHUNK, 1).unwrap();
+            assert_eq!(read_all(&store, CHUNK, V1).unwrap(), data);
+        }
+    }
 }
 
 #[test]

@@ -1,0 +1,71 @@
+//! Which section of the operator's manual helps with which trouble. Every message about trouble names one.
+
+use std::fmt;
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Page {
+    DeadServer,
+    FullDisk,
+    /// Degraded or endangered.
+    CopiesMissing,
+    CopiesWait,
+    Unavailable,
+    Lost,
+    BadBlock,
+    ReplicasDiffer,
+    /// The master's log, its snapshots or its store; a chunkserver's journal.
+    DamagedLog,
+    /// Of another cluster, of a newer version, or older than the cluster.
+    DirectoryRefused,
+    KeyRefused,
+    MasterSilent,
+    ClientSilent,
+    Fsck,
+}
+
+impl Page {
+    pub const ALL: [Self; 14] = [
+        Self::DeadServer,
+        Self::FullDisk,
+        Self::CopiesMissing,
+        Self::CopiesWait,
+        Self::Unavailable,
+        Self::Lost,
+        Self::BadBlock,
+        Self::ReplicasDiffer,
+        Self::DamagedLog,
+        Self::DirectoryRefused,
+        Self::KeyRefused,
+        Self::MasterSilent,
+        Self::ClientSilent,
+        Self::Fsck,
+    ];
+
+    /// As a browser finds it on the page.
+    #[must_use]
+    pub const fn anchor(self) -> &'static str {
+        match self {
+            Self::DeadServer => "a-server-is-dead",
+            Self::FullDisk => "a-disk-is-full",
+            Self::CopiesMissing => "copies-are-missing",
+            Self::CopiesWait => "copies-wait",
+            Self::Unavailable => "a-chunk-is-unavailable",
+            Self::Lost => "a-chunk-is-lost",
+            Self::BadBlock => "a-block-is-bad",
+            Self::ReplicasDiffer => "replicas-differ",
+            Self::DamagedLog => "a-log-is-damaged",
+            Self::DirectoryRefused => "a-directory-is-refused",
+            Self::KeyRefused => "a-key-is-refused",
+            Self::MasterSilent => "the-master-does-not-answer",
+            Self::ClientSilent => "a-client-is-silent",
+            Self::Fsck => "fsck-finds-something",
+        }
+    }
+}
+
+/// `docs/operations.md#a-server-is-dead`.
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "docs/operations.md#{}", self.anchor())
+    }
+}
