@@ -1,0 +1,270 @@
+//! What goes wrong, and when it is over.
+
+use std::io;
+
+use crate::disk::{ROOT, Trouble};
+use crate::kernel::{HostId, MILLI, ProcId, SECOND};
+use crate::world::{Act, DISK_BYTES, World, words};
+
+/// Something that is over at some time.
+#[derive(Clone, Debug)]
+pub(crate) enum Fault {
+    Paused(ProcId),
+    Cut(Vec<(HostId, HostId)>),
+    SlowDisk(HostId),
+    BadDisk(HostId),
+    FullDisk(HostId),
+}
+
+impl World {
+    fn seconds(&mut self, most: u64) -> u64 {
+        SECOND / 10 + self.kernel.random.below(most * SECOND)
+    }
+
+    fn one<T: Copy>(&mut self, of: &[T]) -> T {
+        let pick = self.kernel.random.below(of.len() as u64);
+        of[usize::try_from(pick).unwrap_or(0)]
+    }
+
+    fn server_of(&self, host: HostId) -> Option<ProcId> {
+        self.kernel.alive().into_iter().find(|proc| self.kernel.procs[*proc].host == host)
+    }
+
+    fn count(&mut self, what: &'static str, of: &str) {
+        *self.faults.entry(what).or_default() += 1;
+        self.say(&format!("--- {what}: {of}"));
+    }
+
+    fn name(&self, host: HostId) -> String {
+        self.kernel.hosts[host].name.clone()
+    }
+
+    /// One thing goes wrong.
+    pub(crate) fn misfortune(&mut self) -> io::Result<()> {
+        let server = self.one(&self.servers.clone());
+        match self.kernel.random.below(20) {
+            0..=2 => self.kill(server, "server killed"),
+            3 | 4 => {
+                let length = self.seconds(20);
+                self.power_loss(&[server], length, "server without power");
+            }
+            5 => self.kill(self.master, "master killed"),
+            6 => {
+                let length = self.seconds(10);
+                self.power_loss(&[self.master], length, "master without power");
+            }
+            7 => {
+                let length = self.seconds(5);
+                let all: Vec<HostId> = self.servers.iter().copied().chain([self.master]).collect();
+                self.power_loss(&all, length, "all without power");
+            }
+            8 | 9 => self.pause(server),
+            10 => self.pause(self.master),
+            11 | 12 => self.cut(server),
+            13 => self.kill_client(),
+            14 => {
+                self.count("slow disk", &self.name(server));
+                self.kernel.hosts[server].sync_nanos_max = 400 * MILLI;
+                let length = self.seconds(20);
+                self.after(length, Act::Relief(Fault::SlowDisk(server)));
+            }
+            15 => self.drill(server)?,
+            16 => self.drain(server)?,
+            17 => self.rolling_restart(),
+            18 => {
+                let zone = usize::try_from(self.kernel.random.below(3)).unwrap_or(0);
+                let all: Vec<HostId> = self.servers.iter().copied().skip(zone).step_by(3).collect();
+                let length = self.seconds(20);
+                self.power_loss(&all, length, "zone without power");
+            }
+            // Only while every chunk has all its copies: more than the cluster promises to survive is no test of it.
+            _ => self.command("status", &words("status -o json"))?,
+        }
+        Ok(())
+    }
+
+    /// The master just said whether all chunks have their copies.
+    pub(crate) fn safe(&mut self, all: bool) {
+        if !all || !self.is_trouble() {
+            return;
+        }
+        // One server of each cluster has the bad luck: no chunk loses more than one copy by it.
+        let server = self.servers[0];
+        match self.kernel.random.below(6) {
+            0 => self.flip(server),
+            1 => self.lose_file(server),
+            2 => {
+                self.count("disk replaced by an empty one", &self.name(server));
+                self.kernel.crash_host(server, true);
+                self.new_disk(server);
+                self.after(2 * SECOND, Act::Boot(server));
+            }
+            3 => {
+                self.count("disk fails", &self.name(server));
+                self.kernel.hosts[server].disk.trouble = Trouble { read_fails: 20, sync_fails: 20 };
+                let length = self.seconds(10);
+                self.after(length, Act::Relief(Fault::BadDisk(server)));
+            }
+            4 => {
+                self.count("disk full", &self.name(server));
+                let disk = &mut self.kernel.hosts[server].disk;
+                disk.capacity = DISK_BYTES - disk.free();
+                let length = self.seconds(15);
+                self.after(length, Act::Relief(Fault::FullDisk(server)));
+            }
+            _ => {}
+        }
+    }
+
+    pub(crate) fn relieve(&mut self, fault: &Fault) {
+        self.say(&format!("--- over: {fault:?}"));
+        match fault {
+            Fault::Paused(proc) => self.kernel.pause(*proc, false),
+            Fault::Cut(links) => {
+                for link in links {
+                    self.kernel.net.cut.remove(link);
+                }
+                self.kernel.resend();
+            }
+            Fault::SlowDisk(host) => self.kernel.hosts[*host].sync_nanos_max = 2 * MILLI,
+            Fault::BadDisk(host) => self.kernel.hosts[*host].disk.trouble = Trouble::default(),
+            Fault::FullDisk(host) => self.kernel.hosts[*host].disk.capacity = DISK_BYTES,
+        }
+    }
+
+    fn kill(&mut self, host: HostId, what: &'static str) {
+        if let Some(proc) = self.server_of(host) {
+            self.count(what, &self.name(host));
+            self.kernel.kill(proc, true);
+            let back = self.seconds(8);
+            self.after(back, Act::Start(host));
+        }
+    }
+
+    fn power_loss(&mut self, hosts: &[HostId], length: u64, what: &'static str) {
+        let names: Vec<String> = hosts.iter().map(|host| self.name(*host)).collect();
+        self.count(what, &names.join(" "));
+        for host in hosts {
+            if self.kernel.hosts[*host].up {
+                self.kernel.crash_host(*host, true);
+                self.down.insert(*host);
+                let back = length + self.kernel.random.below(3 * SECOND);
+                self.after(back, Act::Boot(*host));
+            }
+        }
+    }
+
+    fn pause(&mut self, host: HostId) {
+        if let Some(proc) = self.server_of(host) {
+            self.count("paused", &self.name(host));
+            self.kernel.pause(proc, true);
+            let length = self.seconds(12);
+            self.after(length, Act::Relief(Fault::Paused(proc)));
+        }
+    }
+
+    fn cut(&mut self, server: HostId) {
+        let others: Vec<HostId> = self
+            .servers
+            .iter()
+            .chain(&self.clients)
+            .copied()
+            .chain([self.master])
+            .filter(|host| *host != server)
+            .collect();
+        // From all, or from one.
+        let from = if self.kernel.random.below(2) == 0 { others } else { vec![self.one(&others)] };
+        let ways = self.kernel.random.below(3);
+        let mut links = Vec::new();
+        for other in from {
+            if ways != 1 {
+                links.push((server, other));
+            }
+            if ways != 2 {
+                links.push((other, server));
+            }
+        }
+        let names: Vec<String> = links
+            .iter()
+            .map(|(from, to)| format!("{}>{}", self.name(*from), self.name(*to)))
+            .collect();
+        self.count(if ways == 0 { "cut off" } else { "cut off one way" }, &names.join(" "));
+        self.kernel.net.cut.extend(&links);
+        let length = self.seconds(15);
+        self.after(length, Act::Relief(Fault::Cut(links)));
+    }
+
+    fn kill_client(&mut self) {
+        let n = usize::try_from(self.kernel.random.below(self.clients.len() as u64)).unwrap_or(0);
+        let host = self.clients[n];
+        if let Some(proc) = self.server_of(host) {
+            self.count("client killed", &self.name(host));
+            let tell = self.kernel.random.below(2) == 0;
+            self.kernel.kill(proc, tell);
+            let back = self.seconds(8);
+            self.after(back, Act::Client(n));
+        }
+    }
+
+    fn drill(&mut self, server: HostId) -> io::Result<()> {
+        let name = self.name(server);
+        self.count("failover", &name);
+        let length = self.seconds(20);
+        self.after(length, Act::Admin("recover", words(&format!("recover {name}"))));
+        self.command("failover", &words(&format!("failover {name}")))
+    }
+
+    fn drain(&mut self, server: HostId) -> io::Result<()> {
+        let name = self.name(server);
+        self.count("drain", &name);
+        let length = self.seconds(60);
+        self.after(length, Act::Admin("undrain", words(&format!("undrain {name}"))));
+        self.command("drain", &words(&format!("drain {name}")))
+    }
+
+    fn rolling_restart(&mut self) {
+        self.count("rolling restart", "");
+        for (n, server) in self.servers.clone().into_iter().enumerate() {
+            if let Some(proc) = self.server_of(server) {
+                // One after the other, by the supervisor that finds them ended.
+                self.after(n as u64 * 2 * SECOND, Act::Restart(proc));
+            }
+        }
+    }
+
+    /// Chunk files of a server that have content.
+    fn chunk_files(&self, server: HostId) -> Vec<(String, u64, u64)> {
+        let disk = &self.kernel.hosts[server].disk;
+        let is_chunk = |path: &str| {
+            let parts: Vec<&str> = path.split('/').collect();
+            matches!(parts.as_slice(), ["", "data", dir, name] if dir.len() == 2 && name.len() == 16)
+        };
+        disk.files(ROOT, "")
+            .into_iter()
+            .filter(|(path, _, len)| is_chunk(path) && 0 < *len)
+            .collect()
+    }
+
+    fn flip(&mut self, server: HostId) {
+        let files = self.chunk_files(server);
+        if files.is_empty() {
+            return;
+        }
+        let n = usize::try_from(self.kernel.random.below(files.len() as u64)).unwrap_or(0);
+        let (path, ino, len) = files[n].clone();
+        let (at, bit) = (self.kernel.random.below(len), self.kernel.random.below(8));
+        self.count("bit flipped", &format!("{} {path} at {at}", self.name(server)));
+        self.kernel.hosts[server].disk.flip(ino, at, u8::try_from(bit).unwrap_or(0));
+    }
+
+    fn lose_file(&mut self, server: HostId) {
+        let files = self.chunk_files(server);
+        if files.is_empty() {
+            return;
+        }
+        let n = usize::try_from(self.kernel.random.below(files.len() as u64)).unwrap_or(0);
+        let path = files[n].0.clone();
+        self.count("chunk file gone", &format!("{} {path}", self.name(server)));
+        self.kernel.hosts[server].disk.destroy(&path);
+    }
+}
