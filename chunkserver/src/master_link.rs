@@ -340,6 +340,7 @@ impl Talk {
             inventory_more: pages && (full || told.chunks.is_empty()),
             ended_serial: self.ended_serial,
             clients,
+            device: node.device,
             zone: node.config.zone.clone(),
             host: node.config.host.clone(),
             client_read_bytes: node.metrics.read_bytes.get() + node.metrics.local_read_bytes.get(),

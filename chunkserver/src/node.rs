@@ -1,6 +1,7 @@
 //! What all parts of one running chunkserver share.
 
 use std::collections::HashSet;
+use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -31,6 +32,8 @@ pub(crate) struct Node {
     pub(crate) server: ServerId,
     pub(crate) fs: FsId,
     pub(crate) disk: DiskId,
+    /// As `HeartbeatRequest.device`.
+    pub(crate) device: u64,
     pub(crate) store: Arc<Store>,
     pub(crate) state: ServerState,
     pub(crate) fence: Fence,
@@ -47,6 +50,24 @@ pub(crate) struct Node {
     /// Asked when this server stops.
     pub(crate) stopping: Shutdown,
     space: CachedSpace,
+}
+
+/// As `HeartbeatRequest.device`. Device numbers mean something on one machine, until it boots again.
+fn device_of(config: &Config) -> u64 {
+    if config.capacity_bytes.is_some() {
+        return 0;
+    }
+    let boot = std::fs::read("/proc/sys/kernel/random/boot_id");
+    let found = boot.and_then(|boot| Ok((boot, std::fs::metadata(&config.data_dir)?)));
+    match found {
+        Ok((boot, data_dir)) => {
+            u64::from(crc32c::crc32c(&boot)) << 32 | (data_dir.dev() & u64::from(u32::MAX))
+        }
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell which disk this is: `df` counts it as this server's own");
+            0
+        }
+    }
 }
 
 /// Reports of failed members kept for a master that is away.
@@ -106,6 +127,7 @@ impl Node {
             server,
             fs,
             disk,
+            device: device_of(&config),
             fence: Fence::new(config.master.is_some()),
             peers: Arc::new(peers),
             leaders: Leaders::default(),

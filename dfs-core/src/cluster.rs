@@ -127,6 +127,8 @@ pub struct Heartbeat {
     pub used_bytes: u64,
     pub free_bytes: u64,
     pub total_bytes: u64,
+    /// Servers that tell the same fill the same disk; 0: nobody else fills this one's.
+    pub device: u64,
     pub place: Place,
 }
 
@@ -153,6 +155,8 @@ pub struct ServerRow {
     pub used_bytes: u64,
     pub free_bytes: u64,
     pub total_bytes: u64,
+    /// See [`Heartbeat::device`].
+    pub device: u64,
     pub place: Place,
     /// Chunks placed here since the last heartbeat: its free space does not show them yet.
     recent_placements: u64,
@@ -231,6 +235,28 @@ impl Cluster {
         self.rows.get(&server)
     }
 
+    /// Bytes of all disks, and those that are free: of servers that are not dead, a disk that several fill counted once.
+    #[must_use]
+    pub fn capacity(&self, now: Timestamp) -> (u64, u64) {
+        let (mut total, mut free) = (0_u64, 0_u64);
+        let mut shared: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (server, row) in &self.rows {
+            if self.liveness(now, *server) == Liveness::Dead {
+                continue;
+            }
+            if row.device == 0 {
+                total = total.saturating_add(row.total_bytes);
+                free = free.saturating_add(row.free_bytes);
+            } else {
+                let disk = shared.entry(row.device).or_insert((row.total_bytes, row.free_bytes));
+                *disk = (disk.0.max(row.total_bytes), disk.1.min(row.free_bytes));
+            }
+        }
+        shared.values().fold((total, free), |(total, free), (disk_total, disk_free)| {
+            (total.saturating_add(*disk_total), free.saturating_add(*disk_free))
+        })
+    }
+
     /// Takes a heartbeat. An older incarnation of the same disk changes nothing and asks for nothing; a new disk's begin anew.
     pub fn on_heartbeat(&mut self, now: Timestamp, heartbeat: Heartbeat) -> Heard {
         let Heartbeat {
@@ -247,6 +273,7 @@ impl Cluster {
             used_bytes,
             free_bytes,
             total_bytes,
+            device,
             place,
         } = heartbeat;
         let returned = self.liveness(now, server) != Liveness::Alive;
@@ -270,6 +297,7 @@ impl Cluster {
             used_bytes: 0,
             free_bytes: 0,
             total_bytes: 0,
+            device: 0,
             place: Place::default(),
             recent_placements: 0,
             is_full: false,
@@ -314,6 +342,7 @@ impl Cluster {
         row.free_bytes = free_bytes;
         row.is_full &= free_bytes < room_for_new_chunk(u64::MAX);
         row.total_bytes = total_bytes;
+        row.device = device;
         row.place = place;
         row.recent_placements = 0;
         Heard { want_full_inventory: !row.inventory_complete && !row.inventory_pages, returned }
@@ -500,8 +529,22 @@ mod tests {
             used_bytes: 1000 - free,
             free_bytes: free,
             total_bytes: 1000,
+            device: 0,
             place: Place::default(),
         }
+    }
+
+    #[test]
+    fn a_disk_that_several_servers_fill_is_counted_once() {
+        let mut cluster = Cluster::new(LivenessProfile::STANDARD);
+        for (server, device, free) in
+            [(1, 7, 500), (2, 7, 498), (3, 9, 300), (4, 0, 100), (5, 0, 50)]
+        {
+            cluster.on_heartbeat(at(0), Heartbeat { device, ..beat(server, free) });
+        }
+        assert_eq!(cluster.capacity(at(0)), (4000, 498 + 300 + 100 + 50));
+        cluster.on_heartbeat(at(60_000), Heartbeat { device: 7, ..beat(1, 500) });
+        assert_eq!(cluster.capacity(at(60_000)), (1000, 500), "the others are dead");
     }
 
     #[test]

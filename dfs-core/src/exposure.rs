@@ -276,6 +276,7 @@ pub(crate) mod tests {
                     used_bytes: 0,
                     free_bytes: 1 << 30,
                     total_bytes: 1 << 30,
+                    device: 0,
                     place: Place::default(),
                 },
             );

@@ -213,6 +213,7 @@ async fn take(
                 used_bytes: beat.used_bytes,
                 free_bytes: beat.free_bytes,
                 total_bytes: beat.total_bytes,
+                device: beat.device,
                 place: Place { zone: beat.zone, host: beat.host },
             },
         );

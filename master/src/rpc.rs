@@ -463,19 +463,7 @@ fn layouts(master: &Arc<Master>, ino: InodeNo, first: u64, max: u32) -> MetaRepl
 }
 
 fn statfs(master: &Arc<Master>) -> StatfsReply {
-    let (total, free) = {
-        let cluster = lock(&master.cluster);
-        let now = now();
-        cluster
-            .rows()
-            .iter()
-            .filter(|(server, _)| {
-                cluster.liveness(now, **server) != dfs_core::cluster::Liveness::Dead
-            })
-            .fold((0_u64, 0_u64), |(total, free), (_, row)| {
-                (total.saturating_add(row.total_bytes), free.saturating_add(row.free_bytes))
-            })
-    };
+    let (total, free) = lock(&master.cluster).capacity(now());
     let copies = u64::from(master.replication.max(1));
     let inodes = match master.reader().get(&Key::Super) {
         Some(Record::Super(superblock)) => superblock.inode_count,

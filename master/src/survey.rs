@@ -179,7 +179,7 @@ fn refresh(master: &Master) {
 
 fn refresh_servers(master: &Master) {
     let metrics = &master.metrics;
-    let (mut alive, mut suspect, mut dead, mut used, mut free) = (0, 0, 0, 0_u64, 0_u64);
+    let (mut alive, mut suspect, mut dead, mut used) = (0, 0, 0, 0_u64);
     let known = meta::servers(&master.reader());
     let cluster = lock(&master.cluster);
     let now = now();
@@ -192,7 +192,6 @@ fn refresh_servers(master: &Master) {
         let Some(row) = cluster.row(server) else { continue };
         if cluster.liveness(now, server) != Liveness::Dead {
             used = used.saturating_add(row.used_bytes);
-            free = free.saturating_add(row.free_bytes);
         }
         let name = server.to_string();
         let age = seconds(now.nanos_since(row.heard_at) / 1_000_000);
@@ -205,7 +204,7 @@ fn refresh_servers(master: &Master) {
     let damaged: usize = cluster.rows().values().map(|row| row.damaged.len()).sum();
     metrics.damaged.set(whole(damaged));
     metrics.used_bytes.set(whole(used));
-    metrics.free_bytes.set(whole(free));
+    metrics.free_bytes.set(whole(cluster.capacity(now).1));
 }
 
 /// Of the files in one directory; one that goes meanwhile is not counted.

@@ -367,3 +367,19 @@ fn an_old_copy_of_the_masters_directory_is_refused() {
     cluster.up();
     assert!(cluster.mount().join("d1199").is_dir());
 }
+
+#[test]
+fn df_counts_a_disk_that_all_servers_fill_once() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { capacity: None, ..Options::default() });
+    let disk = rustix::fs::statvfs(cluster.dir()).unwrap();
+    let found = rustix::fs::statvfs(&cluster.mount()).unwrap();
+    let (disk_total, disk_free) = (disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize);
+    let (total, free) = (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize);
+    assert!(
+        total <= disk_total / 3 && disk_total / 4 < total,
+        "{total} of {disk_total}, three copies of each"
+    );
+    // Others may write to the disk between the two questions.
+    assert!(0 < free && free <= disk_free / 3 + (1 << 30), "{free} of {disk_free}");
+}

@@ -410,6 +410,7 @@ fn messages_of_the_control_plane() {
             reason: "r".into(),
         }],
         clients: vec![vec![3; 16]],
+        device: 1 << 63 | 5,
         ..Default::default()
     };
     let reply = control::HeartbeatReply {
