@@ -42,8 +42,8 @@ use disk::{LogDisk, LogFile, PosixDisk};
 use format::{Carried, HEADER_BYTES, MARKER_BYTES, Record};
 pub use format::{FORMAT_VERSION, Position, RECORD_PAYLOAD_BYTES_MAX, SavedVote};
 use lock::DirectoryLock;
-pub use segments::Cut;
 use segments::Segments;
+pub use segments::{Cut, complete_copy};
 
 /// Why the log cannot be used, by what an operator does next.
 #[derive(Debug, thiserror::Error)]

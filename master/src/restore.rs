@@ -23,6 +23,7 @@ use dfs_service::sealed::{seal, unseal};
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::journal;
 use crate::metrics::Metrics;
 
 const DIAL_MAX: Duration = Duration::from_secs(10);
@@ -34,10 +35,11 @@ const PIECE: u32 = 1 << 20;
 /// Notes of a restored directory, in [`NOTE`].
 const NOTE: &str = "restored";
 
-/// What a directory that was made again must not forget.
+/// What a directory that was made again, or whose loss was accepted, must not forget.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Note {
-    /// The highest reign that any server asked had seen: of those up to here this log may lack the end.
+    /// Of reigns up to here this log may lack the end: the highest that any server asked had seen, or all before the one
+    /// that began with the loss accepted.
     pub(crate) epoch: Epoch,
     /// Ids may have been given out that the log knows nothing of, and were not skipped yet.
     pub(crate) skip_ids: bool,
@@ -95,7 +97,7 @@ pub struct Restored {
     pub index: u64,
     /// When the copy was complete up to there, nanoseconds since 1970 on the master's clock.
     pub at_ns: i64,
-    /// The furthest that a server has heard of the log; it is told every thousand entries.
+    /// The furthest that a server has heard of the log in the last reign it obeyed.
     pub heard_of: u64,
     pub inodes: u64,
     pub chunks: u64,
@@ -218,6 +220,7 @@ fn from_one(
         say(&format!("fetching {} ({} bytes)", file.name, file.length));
         fetch(runtime, client, file, &making)?;
     }
+    journal::complete_copy(&making.join("log"))?;
     let (reached, inodes, chunks) = check(&making)?;
     anyhow::ensure!(
         *index <= reached,

@@ -8,21 +8,22 @@
 //!
 //! On open the records are followed from the oldest segment on. At the first place that is not the
 //! next record:
-//! - a valid marker further on, or another segment, proves that something durable stood here. That
-//!   is damage, and the log is not opened unless the caller accepts the loss;
+//! - a valid marker further on, or another segment, proves that something durable stood here, and a
+//!   last segment shorter than it was made hides whether. That is damage, and the log is not opened
+//!   unless the caller accepts the loss;
 //! - nothing such further on: a write that was never finished. It is cut, with zeros written over
 //!   it. Without the zeros an old record could fit a chain that later repeats the same bytes.
 
 use dfs_service::page::Page;
 use std::collections::BTreeMap;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
-use super::disk::{LogDisk, LogFile, is_zero, write_zeros};
+use super::disk::{LogDisk, LogFile, PosixDisk, is_zero, write_zeros};
 use super::format::{
     Carried, FORMAT_VERSION, HEADER_BYTES, HEADER_SIZE, HeaderError, MARKER_BYTES, Parsed,
     Position, RECORD_HEADER_BYTES, Record, SegmentHeader, encode_marker, find_marker, parse_record,
@@ -30,6 +31,8 @@ use super::format::{
 use super::{DurableSegment, JournalError, Location};
 
 const NEXT_NAME: &str = "next.tmp";
+/// No crash does that: a segment has its full size, durably, before it has its name.
+const CUT_SHORT: &str = "the file is shorter than it was made, what followed is missing";
 
 pub(super) fn segment_name(sequence: u64) -> String {
     format!("{sequence:016}.log")
@@ -172,7 +175,6 @@ impl Segments {
         let byte_count = file.byte_count().map_err(|err| io_error("measure", err))?;
         let segment_end = header.segment_bytes.max(byte_count);
         let dirty = contents.cut.is_some()
-            || byte_count < header.segment_bytes
             || !is_zero_from(&*file, end.offset, byte_count)
                 .map_err(|err| io_error("read", err))?;
         if dirty {
@@ -442,6 +444,32 @@ fn remove_durably(disk: &dyn LogDisk, sequence: u64) -> Result<(), JournalError>
         .map_err(|err| JournalError::io("remove", disk, &name, err))
 }
 
+/// Makes a copy of a log one that opens: gives the last segment in `dir`, which ends where its records were durable when
+/// the copy was taken, the size it was made with. `dir` is in use by nobody. Does nothing if there is no segment or its
+/// header is no good: opening says that better.
+///
+/// # Errors
+/// The operating system refused.
+pub fn complete_copy(dir: &Path) -> Result<(), JournalError> {
+    let disk = PosixDisk::new(dir);
+    let names = disk.list().map_err(|err| JournalError::io("list", &disk, "", err))?;
+    let Some(last) = names.iter().filter_map(|name| parse_segment_name(name)).max() else {
+        return Ok(());
+    };
+    let name = segment_name(last);
+    let complete = || {
+        let file = disk.open(&name)?;
+        let mut start = [0; HEADER_SIZE];
+        let filled = file.read_at(0, &mut start)?;
+        if let Ok(header) = SegmentHeader::parse(&start[..filled]) {
+            write_zeros(&*file, file.byte_count()?, header.segment_bytes)?;
+            file.sync()?;
+        }
+        Ok(())
+    };
+    complete().map_err(|err| JournalError::io("complete", &disk, &name, err))
+}
+
 struct Damage {
     sequence: u64,
     offset: u64,
@@ -533,15 +561,20 @@ fn walk(
         walk.end = walk_segment(&bytes, *sequence, &mut walk.chain, contents);
         walk.kept.push((header.clone(), Arc::clone(file)));
         let end = usize::try_from(walk.end.offset).unwrap_or(usize::MAX);
+        if at + 1 < opened.len() {
+            continue;
+        }
         // A marker at the end itself, torn so that only its payload is left, vouches for nothing
         // more than what was found.
-        if at + 1 == opened.len() && find_marker(&bytes, end + 1, &header).is_some() {
-            walk.damage = Some(Damage {
-                sequence: *sequence,
-                offset: walk.end.offset,
-                reason: walk.end.reason,
-            });
-        }
+        let reason = if find_marker(&bytes, end + 1, &header).is_some() {
+            walk.end.reason
+        } else if (bytes.len() as u64) < header.segment_bytes {
+            CUT_SHORT
+        } else {
+            continue;
+        };
+        let offset = walk.end.offset;
+        walk.damage = Some(Damage { sequence: *sequence, offset, reason });
     }
     Ok(walk)
 }

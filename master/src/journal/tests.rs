@@ -156,12 +156,17 @@ fn a_file_cut_anywhere_in_the_last_record_loses_only_that_record() {
     let journal = open(&disk);
     append(&journal, 0..5);
     let start = record_offset(&journal, 4);
-    let end = start + usize::try_from(stored_bytes(4)).unwrap();
+    // Behind its payload are zeros anyway.
+    let end = start + format::RECORD_HEADER_BYTES + entry(4).1.len();
     drop(journal);
     let mut whole = Vec::new();
     disk.edit(FIRST, |bytes| whole.clone_from(bytes));
-    for length in start..end {
-        disk.edit(FIRST, |bytes| *bytes = whole[..length].to_vec());
+    for length in start + 1..end {
+        // The file keeps its size: no crash makes it shorter.
+        disk.edit(FIRST, |bytes| {
+            bytes.clone_from(&whole);
+            bytes[length..].fill(0);
+        });
         let journal = open(&disk);
         assert_eq!(indexes(&journal), [0, 1, 2, 3], "cut to {length} bytes");
         let cut = journal.cut().unwrap();
@@ -299,9 +304,61 @@ fn a_payload_cannot_pretend_to_be_a_marker() {
     drop(journal);
     disk.edit(FIRST, |bytes| {
         bytes[start] ^= 1;
-        bytes.truncate(start + format::RECORD_HEADER_BYTES + 80);
+        bytes[start + format::RECORD_HEADER_BYTES + 80..].fill(0);
     });
     assert_eq!(indexes(&open(&disk)), [0, 1]);
+}
+
+/// No crash does it: what was acknowledged stood there, or may have.
+#[test]
+fn a_last_segment_that_is_shorter_than_it_was_made_is_damage() {
+    for records_cut in [true, false] {
+        let disk = FaultyDisk::new(1);
+        let journal = open(&disk);
+        append(&journal, 0..3);
+        let start = record_offset(&journal, 2);
+        drop(journal);
+        // Before the last record's end, or somewhere in the zeros behind it.
+        let mut size = 0;
+        disk.edit(FIRST, |bytes| {
+            size = bytes.len();
+            bytes.truncate(if records_cut { start + 20 } else { size - 1 });
+        });
+        let again = || Journal::open_on(Arc::new(disk.clone()), config(8 << 10));
+        for _ in 0..2 {
+            let err = again().unwrap_err();
+            assert!(matches!(err, JournalError::Damaged { .. }), "{err}");
+            let text = err.to_string();
+            assert!(text.contains(FIRST) && text.contains("shorter than it was made"), "{text}");
+            if records_cut {
+                assert!(text.contains(&format!("at byte {start}:")), "{text}");
+            }
+        }
+        let told = JournalConfig { accept_loss: true, ..config(8 << 10) };
+        let journal = Journal::open_on(Arc::new(disk.clone()), told).unwrap();
+        assert_eq!(indexes(&journal), if records_cut { vec![0, 1] } else { vec![0, 1, 2] });
+        assert!(journal.cut().unwrap().lossy);
+        drop(journal);
+        disk.edit(FIRST, |bytes| assert_eq!(bytes.len(), size));
+        drop(again().unwrap());
+    }
+}
+
+#[test]
+fn a_copy_that_ends_with_its_last_record_is_completed() {
+    let dir = TempDir::new().unwrap();
+    complete_copy(dir.path()).unwrap();
+    let journal = Journal::open(dir.path(), config(64 << 10)).unwrap();
+    append(&journal, 0..10);
+    let durable = journal.durable_segments().unwrap().pop().unwrap();
+    let file = std::fs::File::options().write(true).open(dir.path().join(&durable.name)).unwrap();
+    drop(journal);
+    file.set_len(durable.bytes).unwrap();
+    Journal::open(dir.path(), config(64 << 10)).unwrap_err();
+    complete_copy(dir.path()).unwrap();
+    let journal = Journal::open(dir.path(), config(64 << 10)).unwrap();
+    assert_eq!(indexes(&journal), (0..10).collect::<Vec<_>>());
+    assert!(journal.cut().is_none_or(|cut| !cut.lossy));
 }
 
 #[test]
