@@ -3,11 +3,14 @@
 //! A segment is a preallocated file, used again and again under rising numbers:
 //!
 //! ```text
-//! 0       segment header        4096    its second copy
+//! 0       segment header, size  4096    their second copy
 //! 8192    record, record, …     each a multiple of 8 bytes
 //! record: magic u32, body_len u32, lsn u64, synced_lsn u64, head_crc u32, chain u32, body, zeros up to 8
 //! body:   head_len u32, Record, payload (file bytes of a Write)
 //! ```
+//!
+//! The size that the file was made with stands behind the header, in the same sector: "DSIZ", nonce u64, bytes u64,
+//! crc u32. Releases that did not write it left zeros there, or what an earlier use of the file had.
 //!
 //! `lsn` numbers all records of a disk without gaps inside a segment. `chain` is the CRC32C of the record continued
 //! from the record before it, starting from the segment header, which holds a random nonce: what an earlier use of the
@@ -28,6 +31,7 @@ pub const SEGMENT_COPY_AT: u64 = 4096;
 pub const RECORD_HEAD_BYTES: usize = 32;
 
 const SEGMENT_MAGIC: u64 = u64::from_le_bytes(*b"DFSJOURN");
+const SIZE_MAGIC: u32 = u32::from_le_bytes(*b"DSIZ");
 const RECORD_MAGIC: u32 = u32::from_le_bytes(*b"DREC");
 
 /// The beginning of a segment.
@@ -76,6 +80,35 @@ impl SegmentHeader {
             DISK_FORMAT => Ok(header),
             tag => Err(DecodeError::Tag { of: "journal format", tag }),
         }
+    }
+
+    /// One copy, and how large the file was made.
+    #[must_use]
+    pub fn encode_sized(&self, file_bytes: u64) -> Vec<u8> {
+        let mut out = self.encode();
+        let at = out.len();
+        SIZE_MAGIC.put(&mut out);
+        self.nonce.put(&mut out);
+        file_bytes.put(&mut out);
+        crc32c::crc32c(&out[at..]).put(&mut out);
+        out
+    }
+
+    /// How large the file was made, if what stands behind this header in `bytes` says so.
+    ///
+    /// # Errors
+    /// It does not.
+    pub fn decode_size(&self, bytes: &[u8]) -> Result<u64, DecodeError> {
+        let behind = bytes.get(self.encode().len()..).unwrap_or_default();
+        let mut input = Reader::new(behind);
+        let of = (u32::get(&mut input)?, u64::get(&mut input)?);
+        let file_bytes = u64::get(&mut input)?;
+        let read = behind.len() - input.remaining();
+        let crc = u32::get(&mut input)?;
+        if of != (SIZE_MAGIC, self.nonce) || crc != crc32c::crc32c(&behind[..read]) {
+            return Err(DecodeError::Range("segment size"));
+        }
+        Ok(file_bytes)
     }
 
     /// The chain before the first record.
@@ -363,7 +396,18 @@ mod tests {
         };
         let bytes = header.encode();
         // Each copy is in one sector, so that it is written whole or not at all.
-        assert!(bytes.len() <= 512);
+        let sized = header.encode_sized(64 << 20);
+        assert!(sized.len() <= 512);
+        assert_eq!(SegmentHeader::decode(&sized).as_ref(), Ok(&header));
+        assert_eq!(header.decode_size(&sized), Ok(64 << 20));
+        // Of an earlier release, of another use of the file, or not whole.
+        assert!(header.decode_size(&[&bytes[..], &[0; 64]].concat()).is_err());
+        assert!(SegmentHeader { nonce: 6, ..header.clone() }.decode_size(&sized).is_err());
+        for bit in bytes.len() * 8..sized.len() * 8 {
+            let mut changed = sized.clone();
+            changed[bit / 8] ^= 1 << (bit % 8);
+            assert!(header.decode_size(&changed).is_err(), "bit {bit}");
+        }
         assert_eq!(SegmentHeader::decode(&bytes), Ok(header));
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();

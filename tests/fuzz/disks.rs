@@ -188,6 +188,24 @@ fn headers_of_journal_segments() {
         });
 }
 
+#[test]
+fn sizes_of_journal_segments() {
+    let header = segment_header();
+    let at = header.encode().len();
+    let valid = [0, 64 << 20, u64::MAX].map(|bytes| header.encode_sized(bytes)[at..].to_vec());
+    let seal = |bytes: &mut [u8]| {
+        if let Some((read, crc)) = bytes.split_last_chunk_mut::<4>() {
+            *crc = crc32c::crc32c(read).to_le_bytes();
+        }
+    };
+    Target::new("journal_segment_size", valid.to_vec()).repaired_by(seal).run(|bytes| {
+        let whole = [&header.encode(), bytes].concat();
+        let Ok(size) = header.decode_size(&whole) else { return false };
+        assert_eq!(header.decode_size(&header.encode_sized(size)), Ok(size));
+        true
+    });
+}
+
 /// Length, checksum and chain of a record that takes all the bytes.
 fn seal_record(bytes: &mut [u8]) {
     if bytes.len() < RECORD_HEAD_BYTES {

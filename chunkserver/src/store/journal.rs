@@ -139,6 +139,8 @@ impl Journal {
         let mut segments = Vec::new();
         for name in free {
             let file = disk.open(&segment_path(&name), OpenMode::Existing)?;
+            // Half-made by a process that was killed, or cut since: used as it is, its size would prove nothing.
+            fill(&*file, file.size()?, segment_bytes)?;
             segments.push(file);
         }
         let (segment, next_name) = match segments.pop() {
@@ -371,7 +373,7 @@ fn nonce() -> io::Result<u64> {
 }
 
 fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<()> {
-    let bytes = header.encode();
+    let bytes = header.encode_sized(file.size()?);
     file.write_at(0, &bytes)?;
     file.write_at(SEGMENT_COPY_AT, &bytes)
 }
@@ -380,21 +382,24 @@ fn write_header(file: &dyn DiskFile, header: &SegmentHeader) -> io::Result<()> {
 fn make_segment(disk: &dyn ChunkDisk, name: u32, bytes: u64) -> io::Result<Segment> {
     let path = segment_path(&format!("{name:04}"));
     let file = disk.open(&path, OpenMode::New)?;
-    let fill = || -> io::Result<()> {
-        let zeros = vec![0; 1 << 20];
-        let mut at = 0;
-        while at < bytes {
-            let step = usize::try_from(bytes - at).unwrap_or(usize::MAX).min(zeros.len());
-            file.write_at(at, &zeros[..step])?;
-            at += step as u64;
-        }
-        file.sync()?;
-        disk.sync_dir(JOURNAL_DIR)
-    };
-    if let Err(err) = fill() {
+    if let Err(err) = fill(&*file, 0, bytes).and_then(|()| disk.sync_dir(JOURNAL_DIR)) {
         // Best effort: without it the half-made file is used by a later start.
         let _ = disk.remove(&path);
         return Err(err);
     }
     Ok(file)
+}
+
+/// Zeros from `at` to `end`, on disk; nothing if the file is that long.
+fn fill(file: &dyn DiskFile, mut at: u64, end: u64) -> io::Result<()> {
+    if end <= at {
+        return Ok(());
+    }
+    let zeros = vec![0; 1 << 20];
+    while at < end {
+        let step = usize::try_from(end - at).unwrap_or(usize::MAX).min(zeros.len());
+        file.write_at(at, &zeros[..step])?;
+        at += step as u64;
+    }
+    file.sync()
 }

@@ -1,7 +1,8 @@
 //! The journal's beginning: which segments are needed, where their records end, and what the records do.
 //!
 //! A chain that ends is either the torn end of a crash or damage. Damage is: the chain ends in a segment that is not the
-//! last, or a later record of the last one says that what is missing was on disk. Then nothing is opened, unless told.
+//! last, a later record of the last one says that what is missing was on disk, or the last one is shorter than it was
+//! made. Then nothing is opened, unless told.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -43,6 +44,8 @@ struct FoundSegment {
     name: String,
     file: Arc<dyn DiskFile>,
     header: SegmentHeader,
+    /// How large it was made; 0: an earlier release did not say.
+    made_bytes: u64,
 }
 
 /// One chunk while the journal is replayed.
@@ -80,8 +83,11 @@ pub(super) fn find(
     let mut segments = BTreeMap::new();
     for name in &names {
         let file = disk.open(&format!("{JOURNAL_DIR}/{name}"), OpenMode::Existing)?;
-        if let Some(header) = read_header(name, &*file)?.filter(|h| h.disk_id == disk_id) {
-            segments.insert(header.number, FoundSegment { name: name.clone(), file, header });
+        if let Some((header, made_bytes)) = read_header(name, &*file)?
+            && header.disk_id == disk_id
+        {
+            let segment = FoundSegment { name: name.clone(), file, header, made_bytes };
+            segments.insert(segment.header.number, segment);
         }
     }
     let Some(last) = segments.last_key_value().map(|(_, segment)| segment.header.clone()) else {
@@ -114,7 +120,7 @@ pub(super) fn find(
             chain_before = None;
             continue;
         };
-        let FoundSegment { name, file, header } = &segment;
+        let FoundSegment { name, file, header, made_bytes } = &segment;
         if let Some((chain, name, at)) = chain_before.take()
             && chain != header.chain_before
         {
@@ -139,6 +145,10 @@ pub(super) fn find(
         {
             let what = format!("a record is damaged; a later one at {at} says it was on disk");
             damage(&mut found, accept_loss, corrupt(name, end.offset, what))?;
+        } else if number == last.number && (bytes.len() as u64) < *made_bytes {
+            // No crash does that: a file has its full size, on disk, before it has a header.
+            let what = format!("the file has {} of its {made_bytes} bytes", bytes.len());
+            damage(&mut found, accept_loss, corrupt(name, end.offset, what))?;
         }
         chain_before = Some((end.chain, name.clone(), end.offset));
         found.segments.push(segment);
@@ -155,14 +165,19 @@ fn damage(found: &mut Found, accept_loss: bool, err: StoreError) -> Result<(), S
     Ok(())
 }
 
-fn read_header(name: &str, file: &dyn DiskFile) -> Result<Option<SegmentHeader>, StoreError> {
-    let mut newest: Option<SegmentHeader> = None;
+/// The header, and how large the file was made (0: unknown).
+fn read_header(
+    name: &str,
+    file: &dyn DiskFile,
+) -> Result<Option<(SegmentHeader, u64)>, StoreError> {
+    let mut newest: Option<(SegmentHeader, u64)> = None;
     for at in [0, SEGMENT_COPY_AT] {
         let mut bytes = vec![0; 4096];
         file.read_at(at, &mut bytes)?;
         match SegmentHeader::decode(&bytes) {
-            Ok(header) if newest.as_ref().is_none_or(|held| held.number < header.number) => {
-                newest = Some(header);
+            Ok(header) if newest.as_ref().is_none_or(|(held, _)| held.number < header.number) => {
+                let made_bytes = header.decode_size(&bytes).unwrap_or(0);
+                newest = Some((header, made_bytes));
             }
             Err(DecodeError::Tag { tag, .. }) => {
                 let file = format!("{JOURNAL_DIR}/{name}");
@@ -229,7 +244,7 @@ pub(super) struct Replay<'a> {
 impl Replay<'_> {
     /// Applies all records, in order.
     pub(super) fn run(&mut self, found: &Found) -> Result<(), StoreError> {
-        for FoundSegment { name, file, header } in &found.segments {
+        for FoundSegment { name, file, header, made_bytes: _ } in &found.segments {
             let bytes = read_all(&**file)?;
             walk(&bytes, header, &mut |lsn, record, payload| {
                 let synced = found.bulk_synced.get(&record.chunk).copied().unwrap_or(0);

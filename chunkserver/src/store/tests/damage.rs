@@ -228,6 +228,34 @@ fn damage_inside_the_journal_is_refused_with_its_place_unless_told() {
     }
 }
 
+/// No crash does it: whether acknowledged operations stood there cannot be known.
+#[test]
+fn a_journal_that_is_shorter_than_it_was_made_is_refused_unless_told() {
+    let probe = FaultyDisk::new(9);
+    let ends = journaled(&probe, 6);
+    // Within the records, and behind all of them.
+    for size in [ends[3] - 10, ends[5] + 1000] {
+        let disk = FaultyDisk::new(9);
+        journaled(&disk, 6);
+        let mut whole = 0;
+        disk.damage(SEGMENT, |bytes| {
+            whole = bytes.len();
+            bytes.truncate(size);
+        });
+        let refused = open(&disk, 1).unwrap_err();
+        assert!(matches!(refused, StoreError::Corrupt { .. }), "{refused}");
+        let text = refused.to_string();
+        assert!(text.contains(SEGMENT) && text.contains(&format!("has {size} of its ")), "{text}");
+        let told = OpenOptions { accept_journal_loss: true, ..quiet(1) };
+        let store = Store::open_with(small_config(), Arc::new(disk.handle()), told).unwrap();
+        assert!(store.inventory().iter().all(|report| report.not_current));
+        drop(store);
+        // And is whole again when it is next used.
+        disk.damage(SEGMENT, |bytes| assert_eq!(bytes.len(), whole));
+        assert!(open(&disk, 1).unwrap().report(CHUNK).unwrap().not_current);
+    }
+}
+
 #[test]
 fn a_full_disk_refuses_and_changes_nothing_until_there_is_room() {
     let disk = FaultyDisk::new(4);
