@@ -13,6 +13,7 @@ use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::chunk_control_server::ChunkControlServer;
 use dfs_proto::control::metadata_copies_server::MetadataCopiesServer;
 use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
+use dfs_service::data_dir;
 use dfs_service::metrics_http::MetricsServer;
 use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
@@ -76,7 +77,10 @@ impl Server {
     }
 
     fn start_unless(config: Config, shutdown: &Shutdown) -> anyhow::Result<Self> {
-        // First the port: it is what is most often taken.
+        std::fs::create_dir_all(&config.data_dir)
+            .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
+        data_dir::check(&config.data_dir, data_dir::Kind::Chunkserver)?;
+        // Then the port: it is what is most often taken.
         let limits = Limits { connections_max: config.connections_max };
         let acceptor = Acceptor::bind(config.listen, config.key.clone(), limits)?;
         let addr = acceptor.local_addr().context("read the bound address")?;
@@ -271,12 +275,8 @@ fn open_store(
     runtime: &tokio::runtime::Runtime,
     shutdown: &Shutdown,
 ) -> anyhow::Result<Store> {
-    std::fs::create_dir_all(&config.data_dir)
-        .with_context(|| format!("make the data directory {}", config.data_dir.display()))?;
-    let is_new = std::fs::read_dir(&config.data_dir)
-        .with_context(|| format!("read the data directory {}", config.data_dir.display()))?
-        .next()
-        .is_none();
+    // Formatting ends with it: without, whatever a killed start left is begun anew.
+    let is_new = !config.data_dir.join("label").exists();
     let fs = match (config.fs, &config.master, is_new) {
         (None, Some(master), true) => Some(ask_fs(config, master, runtime, shutdown)?),
         // A directory of another file system is refused now if the master can be asked, else by its heartbeats.

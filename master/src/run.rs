@@ -27,6 +27,7 @@ use dfs_proto::control::trash_server::TrashServer;
 use dfs_proto::control::wishes_server::WishesServer;
 use dfs_service::clock;
 use dfs_service::conn::{Acceptor, Limits, control_incoming};
+use dfs_service::data_dir;
 use dfs_service::metrics_http::MetricsServer;
 use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
@@ -97,6 +98,8 @@ pub struct Server {
     background: [std::thread::JoinHandle<()>; 6],
     shutdown: Shutdown,
     runtime: tokio::runtime::Runtime,
+    /// Of the directory.
+    lock: std::fs::File,
 }
 
 /// Inodes on their way to be freed; those beyond stay orphans, which the ticks look at.
@@ -111,6 +114,10 @@ impl Server {
         let config = config.check()?;
         std::fs::create_dir_all(&config.dir)
             .with_context(|| format!("make the master directory {}", config.dir.display()))?;
+        data_dir::check(&config.dir, data_dir::Kind::Master)?;
+        let lock = data_dir::lock(&config.dir)
+            .with_context(|| format!("lock {}", config.dir.display()))?
+            .with_context(|| format!("{} is in use by another process", config.dir.display()))?;
         // Names and small files are in it: the permissions inside count for nothing to who reads it here.
         std::fs::set_permissions(&config.dir, std::fs::Permissions::from_mode(0o700))
             .with_context(|| format!("close {} to others", config.dir.display()))?;
@@ -207,13 +214,14 @@ impl Server {
         // Only now: it is not ready before.
         let _first = serving.set(Arc::clone(&master));
         tracing::info!(%address, "master serves");
-        Ok(Self { address, master, acceptor, pages, background, shutdown, runtime })
+        Ok(Self { address, master, acceptor, pages, background, shutdown, runtime, lock })
     }
 
     /// Stops serving and returns when nothing of it is left, so that the directory may be used again; everything
     /// acknowledged is in the log.
     pub fn stop(self) {
-        let Self { address: _, master, acceptor, pages, background, shutdown, runtime } = self;
+        let Self { address: _, master, acceptor, pages, background, shutdown, runtime, lock: _lock } =
+            self;
         drop(pages);
         shutdown.ask();
         acceptor.stop();

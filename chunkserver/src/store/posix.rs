@@ -1,11 +1,12 @@
 //! A data directory on a Linux file system.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use dfs_service::data_dir;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
@@ -32,17 +33,8 @@ impl PosixDisk {
     /// The kernel's.
     pub fn open(dir: &Path) -> io::Result<Option<Self>> {
         fs::create_dir_all(dir)?;
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .mode(0o600)
-            .open(dir.join("lock"))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Self { dir: dir.to_owned(), lock, sync_seconds: None })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(err)) => Err(err),
-        }
+        let lock = data_dir::lock(dir)?;
+        Ok(lock.map(|lock| Self { dir: dir.to_owned(), lock, sync_seconds: None }))
     }
 }
 
