@@ -48,7 +48,9 @@ fn status(error: &StoreError) -> Status {
 
 impl Control {
     fn obey(&self, epoch: u64, nonce: u64) -> Result<(), Status> {
-        self.0.state.obey(Epoch(epoch), nonce).map_err(|e| Status::permission_denied(e.to_string()))
+        // How far its log reaches comes with heartbeats.
+        let obeyed = self.0.state.obey(Epoch(epoch), nonce, 0);
+        obeyed.map_err(|e| Status::permission_denied(e.to_string()))
     }
 
     fn check_open(&self) -> Result<(), Status> {

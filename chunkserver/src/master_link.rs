@@ -153,6 +153,18 @@ impl Talk {
         }
     }
 
+    /// The master stops, or this server does: whoever comes next must not be older than this.
+    fn keep_last_index(&self, last: &HeartbeatReply) {
+        let HeartbeatReply { epoch, nonce, log_index, .. } = *last;
+        if last.status != "alive" {
+            return;
+        }
+        // Waited for: there is nothing else to do any more.
+        if let Err(error) = self.node.state.keep_index(Epoch(epoch), nonce, log_index) {
+            tracing::error!(%error, "keep the master's log index");
+        }
+    }
+
     fn show_fence(&self) {
         self.node.metrics.fenced.set(i64::from(self.node.fence.is_closed()));
     }
@@ -190,6 +202,7 @@ impl Talk {
                 Err(elapsed) => return Err(self.not_told(&mut told, elapsed.to_string())),
             };
             if reply.sequence != self.sequence {
+                self.keep_last_index(&reply);
                 continue;
             }
             full = match self.on_reply(sent_at, reply).await {
@@ -212,14 +225,21 @@ impl Talk {
                     () = tokio::time::sleep_until(next) => {}
                     () = self.node.news.urgent.notified() => {}
                     () = self.stopping.notify.notified() => {}
+                    // Nobody asked: it stops. The next heartbeat finds out.
+                    unasked = replies.message() => if let Ok(Some(last)) = unasked {
+                        self.keep_last_index(&last);
+                    }
                 }
             }
             let leaving = self.stopping.asked.load(Ordering::Acquire);
             (sent_at, told) = self.send(&send, full, leaving).await?;
             if leaving {
-                // Its answer matters to nobody; the moment lets it out.
-                let _answer =
+                // The moment lets it out, and the answer says how far the log reaches.
+                let answer =
                     tokio::time::timeout(Duration::from_millis(500), replies.message()).await;
+                if let Ok(Ok(Some(last))) = answer {
+                    self.keep_last_index(&last);
+                }
                 return Ok(());
             }
         }
@@ -361,7 +381,8 @@ impl Talk {
             node.fence.close();
             return Err("the master is of another file system".to_owned());
         }
-        if let Err(refused) = node.state.obey(Epoch(reply.epoch), reply.nonce) {
+        let (epoch, nonce) = (Epoch(reply.epoch), reply.nonce);
+        if let Err(refused) = node.state.obey(epoch, nonce, reply.log_index) {
             return Err(refused.to_string());
         }
         if reply.wish == "suspended" {
@@ -372,7 +393,7 @@ impl Talk {
             let node = Arc::clone(node);
             // Not here: a busy disk must not look like a dead server.
             tokio::task::spawn_blocking(move || {
-                if let Err(error) = node.state.keep_index(reply.log_index) {
+                if let Err(error) = node.state.keep_index(epoch, nonce, reply.log_index) {
                     tracing::error!(%error, "keep the master's log index");
                 }
             });

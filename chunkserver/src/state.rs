@@ -8,19 +8,29 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use dfs_core::ids::{ClientId, Epoch};
 use dfs_proto::data_rpc::DataFailure;
 use dfs_service::sealed::{seal, unseal};
 
 const ENDED_CLIENTS: &str = "ended_clients";
+/// The log's index is written no more often, however often the master is heard.
+const INDEX_PAUSE: Duration = Duration::from_secs(1);
 
 /// The reign a server obeys (DECISIONS 5).
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub(crate) struct Reign {
     pub(crate) epoch: Epoch,
     pub(crate) nonce: u64,
+    /// The last log entry this reign is known to have applied; 0: it has not said.
     pub(crate) log_index: u64,
+}
+
+impl Reign {
+    fn is(&self, epoch: Epoch, nonce: u64) -> bool {
+        self.epoch == epoch && self.nonce == nonce
+    }
 }
 
 #[derive(Debug)]
@@ -29,8 +39,8 @@ pub(crate) struct ServerState {
     incarnation: u64,
     /// Never held while the disk works: heartbeats and every request look at it.
     reign: Mutex<Reign>,
-    /// Held while the file is replaced; taken before `reign`.
-    writing: Mutex<()>,
+    /// Held while the file is replaced, which was last done then; taken before `reign`.
+    writing: Mutex<Option<Instant>>,
     ended: Mutex<HashSet<ClientId>>,
 }
 
@@ -74,7 +84,7 @@ impl ServerState {
             dir: dir.to_owned(),
             incarnation: incarnation + 1,
             reign: Mutex::new(reign),
-            writing: Mutex::new(()),
+            writing: Mutex::default(),
             ended: Mutex::new(ended),
         };
         state.write(reign)?;
@@ -90,27 +100,28 @@ impl ServerState {
         *lock(&self.reign)
     }
 
-    /// A master of `epoch` speaks: obeyed from now on if it is not older than what was seen.
+    /// A master of `epoch` speaks: obeyed from now on if it is not older than what was seen. `log_index` is the last
+    /// entry it has applied, 0 where it does not say so. A reign that is new here begins with that, which may be less
+    /// than an earlier one had: loss that was accepted, or a restored directory.
     ///
     /// # Errors
     /// `StaleEpoch` for an older reign, or another one of the same number; `Disk` if it cannot be kept.
-    pub(crate) fn obey(&self, epoch: Epoch, nonce: u64) -> Result<(), DataFailure> {
-        let is_same = |reign: &Reign| reign.epoch == epoch && reign.nonce == nonce;
-        if is_same(&lock(&self.reign)) {
+    pub(crate) fn obey(&self, epoch: Epoch, nonce: u64, log_index: u64) -> Result<(), DataFailure> {
+        if lock(&self.reign).is(epoch, nonce) {
             return Ok(());
         }
-        let _writing = lock(&self.writing);
+        let mut written_at = lock(&self.writing);
         let reign = *lock(&self.reign);
-        let same = is_same(&reign);
+        let same = reign.is(epoch, nonce);
         if epoch < reign.epoch || epoch == reign.epoch && !same && reign.epoch != Epoch(0) {
             return Err(DataFailure::StaleEpoch { asked: epoch, current: reign.epoch });
         }
         if !same {
-            let next = Reign { epoch, nonce, log_index: reign.log_index };
+            let next = Reign { epoch, nonce, log_index };
             let disk = |e: io::Error| DataFailure::Disk { reason: e.to_string() };
             self.write(next).map_err(disk)?;
-            let mut current = lock(&self.reign);
-            *current = next;
+            *written_at = Some(Instant::now());
+            *lock(&self.reign) = next;
             // Their layouts are of older reigns, which are refused, and they get no others.
             let mut ended = lock(&self.ended);
             ended.clear();
@@ -122,21 +133,31 @@ impl ServerState {
         Ok(())
     }
 
-    /// Whether [`Self::keep_index`] would write: within a reign the index is a hint against older directories, every
-    /// thousand entries will do.
+    /// Whether [`Self::keep_index`] is due: the index is news, and nothing was written just now.
+    ///
+    /// What the master logged since the last heartbeat (or in the second before it) is in no file here: if all servers
+    /// and the master die together, a directory older by no more than that cannot be told from the newest. A clean
+    /// stop of either side leaves no such window.
     pub(crate) fn wants_index(&self, log_index: u64) -> bool {
-        lock(&self.reign).log_index + 1000 <= log_index
+        // Held: it is being written, and a disk that is slow must not be waited for by more and more threads.
+        let Ok(written_at) = self.writing.try_lock() else { return false };
+        lock(&self.reign).log_index < log_index
+            && written_at.is_none_or(|at| INDEX_PAUSE <= at.elapsed())
     }
 
-    /// Keeps how far the master's log is known to reach. Waits for the disk.
+    /// Keeps how far the log of this reign is known to reach, if it is still obeyed. Waits for the disk.
     ///
     /// # Errors
     /// I/O errors.
-    pub(crate) fn keep_index(&self, log_index: u64) -> io::Result<()> {
-        let _writing = lock(&self.writing);
+    pub(crate) fn keep_index(&self, epoch: Epoch, nonce: u64, log_index: u64) -> io::Result<()> {
+        let mut written_at = lock(&self.writing);
         let reign = *lock(&self.reign);
-        let next = Reign { log_index: log_index.max(reign.log_index), ..reign };
+        if !reign.is(epoch, nonce) || log_index <= reign.log_index {
+            return Ok(());
+        }
+        let next = Reign { log_index, ..reign };
         self.write(next)?;
+        *written_at = Some(Instant::now());
         *lock(&self.reign) = next;
         Ok(())
     }
@@ -217,26 +238,44 @@ mod tests {
     fn an_older_reign_is_refused_also_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let state = ServerState::open(dir.path()).unwrap();
-        state.obey(Epoch(3), 7).unwrap();
-        state.obey(Epoch(3), 7).unwrap();
-        assert!(state.obey(Epoch(2), 7).is_err());
-        assert!(state.obey(Epoch(3), 8).is_err(), "another reign of the same number");
+        state.obey(Epoch(3), 7, 5000).unwrap();
+        state.obey(Epoch(3), 7, 0).unwrap();
+        assert!(state.obey(Epoch(2), 7, 0).is_err());
+        assert!(state.obey(Epoch(3), 8, 0).is_err(), "another reign of the same number");
         state.end_clients(&[ClientId(5)]).unwrap();
-        assert!(state.wants_index(5000));
-        state.keep_index(5000).unwrap();
-        assert!(!state.wants_index(5999));
         let again = ServerState::open(dir.path()).unwrap();
         assert_eq!(again.incarnation(), 2);
         assert_eq!(again.reign(), Reign { epoch: Epoch(3), nonce: 7, log_index: 5000 });
-        assert!(again.obey(Epoch(2), 9).is_err());
+        assert!(again.obey(Epoch(2), 9, 0).is_err());
         assert!(again.check_epoch(Epoch(2)).is_err());
         assert!(again.is_ended(ClientId(5)) && !again.is_ended(ClientId(6)));
         // A new reign begins without: its master gives them no layout.
-        again.obey(Epoch(4), 1).unwrap();
+        again.obey(Epoch(4), 1, 0).unwrap();
         assert!(!again.is_ended(ClientId(5)));
         again.end_clients(&[ClientId(6)]).unwrap();
         let third = ServerState::open(dir.path()).unwrap();
         assert!(!third.is_ended(ClientId(5)) && third.is_ended(ClientId(6)));
+    }
+
+    #[test]
+    fn every_index_of_the_reign_is_kept_and_a_new_reign_begins_with_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = ServerState::open(dir.path()).unwrap();
+        assert!(!state.wants_index(0) && state.wants_index(1));
+        state.obey(Epoch(3), 7, 10).unwrap();
+        let kept = || ServerState::open(dir.path()).unwrap().reign().log_index;
+        assert_eq!(kept(), 10);
+        state.keep_index(Epoch(3), 7, 11).unwrap();
+        assert_eq!(kept(), 11);
+        // A late one, and one of a reign that is over or not yet obeyed.
+        state.keep_index(Epoch(3), 7, 9).unwrap();
+        state.keep_index(Epoch(2), 1, 50).unwrap();
+        state.keep_index(Epoch(3), 8, 50).unwrap();
+        assert_eq!(kept(), 11);
+        // After a loss that was accepted the log is shorter.
+        state.obey(Epoch(1003), 5, 4).unwrap();
+        assert_eq!(kept(), 4);
+        assert_eq!(state.reign(), Reign { epoch: Epoch(1003), nonce: 5, log_index: 4 });
     }
 
     #[test]

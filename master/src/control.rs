@@ -8,7 +8,7 @@ use dfs_core::chunk::Chunk;
 use dfs_core::cluster::overlay::OverlayKind;
 use dfs_core::cluster::{Damage, Heartbeat, Liveness, Replica};
 use dfs_core::command::Change;
-use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, InodeNo, ServerId};
+use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, InodeNo, ServerId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::plan::rebuild::Place;
 use dfs_proto::control::admin_server::Admin;
@@ -52,7 +52,21 @@ impl MasterControl for Control {
         let (answer, answers) = tokio::sync::mpsc::channel(4);
         tokio::spawn(async move {
             let mut who = None;
-            while let Some(Ok(beat)) = beats.next().await {
+            let mut farewell = master.farewell.subscribe();
+            loop {
+                // An error: the master is gone already.
+                let over = async { farewell.wait_for(|over| *over).await.is_ok() };
+                let beat = tokio::select! {
+                    beat = beats.next() => beat,
+                    _over = over => {
+                        let last = HeartbeatReply { status: "alive".to_owned(), ..identity(&master) };
+                        if who.is_some() && answer.send(Ok(last)).await.is_err() {
+                            tracing::debug!("a chunkserver left before the farewell");
+                        }
+                        break;
+                    }
+                };
+                let Some(Ok(beat)) = beat else { break };
                 let sequence = beat.sequence;
                 let reply = match take(&master, beat).await {
                     Ok((server, incarnation, reply)) => {
@@ -256,32 +270,35 @@ async fn take(
 impl Master {
     /// A server that has met a later reign than ours means that our directory is an old copy (DECISIONS 5).
     fn check_age(&self, server: ServerId, beat: &HeartbeatRequest) -> Result<(), String> {
-        let ahead =
-            self.epoch.0 < beat.epoch || (self.epoch.0 == beat.epoch && self.nonce != beat.nonce);
-        // An earlier reign whose log was longer than what this one began with: the end of that log is gone.
-        let longer = beat.epoch < self.epoch.0
-            && self.config.restored_after < beat.epoch
-            && self.began_at < beat.log_index
-            && !self.config.accept_loss;
-        let text = if ahead {
+        let (epoch, nonce) = (Epoch(beat.epoch), beat.nonce);
+        let ahead = self.epoch < epoch || (self.epoch == epoch && self.nonce != nonce);
+        // An earlier reign whose log was longer than what of it is here: its end is gone.
+        let ended_at = self.reigns.ended_at(epoch, nonce).filter(|ended_at| {
+            *ended_at < beat.log_index
+                && self.config.restored_after < beat.epoch
+                && !self.config.accept_loss
+        });
+        let text = if let Some(ended_at) = ended_at {
             format!(
-                "this directory is older than the cluster: {server} has served epoch {}, here it is {}",
-                beat.epoch, self.epoch.0
+                "this directory is older than the cluster: {server} knows of log entry {} of epoch {}, here that \
+                 epoch's log ends at entry {ended_at}",
+                beat.log_index, epoch.0
             )
-        } else if longer {
+        } else if ahead {
             format!(
-                "this directory is older than the cluster: {server} knows of log entry {} in epoch {}, here the log ended at {}",
-                beat.log_index, beat.epoch, self.began_at
+                "this directory is older than the cluster: {server} has served another epoch {} and knows of its log entry \
+                 {}, here it is epoch {}, which began behind entry {}",
+                epoch.0,
+                beat.log_index,
+                self.epoch.0,
+                self.group.opened_at()
             )
         } else {
             return Ok(());
         };
-        tracing::error!(
-            "{text}; start with --accept-loss to go on with what is here; see {}",
-            Page::DirectoryRefused
-        );
+        tracing::error!("{text}; see {}", Page::DirectoryRefused);
         // Nothing of ours may reach the cluster any more.
-        crate::run::stop_older_than_cluster(beat.epoch);
+        crate::run::stop_older_than_cluster(beat.epoch, &text);
         Err(text)
     }
 

@@ -217,6 +217,7 @@ pub struct Group {
 
 struct Inner {
     node_id: u64,
+    opened_at: u64,
     raft: Raft<TypeConfig>,
     proposer: Proposer,
     machine: Machine,
@@ -281,7 +282,7 @@ impl Group {
         let journal = Journal::open(&dir.join("log"), JournalConfig { accept_loss, ..journal })?;
         let files = SnapshotFiles::open(&dir.join("snapshots"))?;
         let machine = Machine::new(Box::new(applier), files);
-        reconcile(&journal, &machine, node_id, accept_loss)?;
+        let opened_at = reconcile(&journal, &machine, node_id, accept_loss)?;
 
         let driver = Driver::start().map_err(GroupError::Runtime)?;
         let (proposer, queue) = proposer::channel();
@@ -308,6 +309,7 @@ impl Group {
         Ok(Self {
             inner: Arc::new(Inner {
                 node_id,
+                opened_at,
                 raft,
                 proposer,
                 machine,
@@ -349,6 +351,11 @@ impl Group {
     pub fn cut(&self) -> Option<Cut> {
         let journal = self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner);
         journal.as_ref().and_then(|journal| journal.cut().cloned())
+    }
+
+    /// The last entry that log or store had when it was opened, before this start logged anything; 0: none.
+    pub fn opened_at(&self) -> u64 {
+        self.inner.opened_at
     }
 
     /// Raft's present term.
@@ -475,13 +482,13 @@ impl Drop for Inner {
     }
 }
 
-/// Makes log, store and snapshots agree before openraft sees them.
+/// Makes log, store and snapshots agree before openraft sees them. Returns the index of the last entry, 0 if there is none.
 fn reconcile(
     journal: &Journal,
     machine: &Machine,
     node_id: u64,
     accept_loss: bool,
-) -> Result<(), GroupError> {
+) -> Result<u64, GroupError> {
     let mut applied = machine.applied().map_err(GroupError::GroupState)?;
     let applied_index = applied.as_ref().map(|(at, _)| at.index);
     if let Some(purged) = journal.purged()
@@ -496,8 +503,9 @@ fn reconcile(
         }
         applied = machine.applied().map_err(GroupError::GroupState)?;
     }
-    let Some((at, _)) = applied else { return Ok(()) };
     let last = journal.last();
+    let end = last.map_or(0, |last| last.index);
+    let Some((at, _)) = applied else { return Ok(end) };
     if last.is_none_or(|last| last.index < at.index) {
         if !accept_loss {
             return Err(GroupError::LogBehindStore {
@@ -519,7 +527,7 @@ fn reconcile(
     if vote_term < used_term {
         save_vote(journal, SavedVote { term: used_term, node: node_id, committed: false })?;
     }
-    Ok(())
+    Ok(end.max(at.index))
 }
 
 /// Installs the newest snapshot that is whole and that the log, purged up to `purged`, continues; false if there is none.

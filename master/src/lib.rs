@@ -22,6 +22,7 @@ pub mod metrics;
 pub mod pauses;
 pub mod rebuild;
 pub mod reconfigure;
+mod reigns;
 pub mod restore;
 pub mod rpc;
 pub mod run;

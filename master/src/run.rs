@@ -40,6 +40,7 @@ use crate::copies;
 use crate::group::{Group, GroupConfig};
 use crate::metrics::Metrics;
 use crate::rebuild;
+use crate::reigns::{Reign, Reigns};
 use crate::restore::Note;
 use crate::state::{Master, lock};
 use crate::store::{RedbStore, StoreError};
@@ -50,13 +51,17 @@ use crate::work;
 /// Epoch of a later reign that a chunkserver told us of; 0: none.
 static LATER_REIGN: AtomicU64 = AtomicU64::new(0);
 
-/// Ends this process soon: the cluster has seen reign `epoch`, which this directory knows nothing of.
-pub fn stop_older_than_cluster(epoch: u64) {
+/// How it did; the first one counts.
+static OLDER_THAN_CLUSTER: OnceLock<String> = OnceLock::new();
+
+/// Ends this process soon: the cluster has seen something of reign `epoch` that this directory knows nothing of.
+pub fn stop_older_than_cluster(epoch: u64, why: &str) {
+    OLDER_THAN_CLUSTER.get_or_init(|| why.to_owned());
     LATER_REIGN.fetch_max(epoch, Ordering::AcqRel);
 }
 
-pub(crate) fn later_reign() -> Option<u64> {
-    Some(LATER_REIGN.load(Ordering::Acquire)).filter(|epoch| *epoch != 0)
+pub(crate) fn older_than_cluster() -> Option<&'static str> {
+    OLDER_THAN_CLUSTER.get().map(String::as_str)
 }
 
 /// Runs a master until SIGTERM or SIGINT.
@@ -70,12 +75,11 @@ pub fn run(config: Config) -> anyhow::Result<()> {
         if shutdown.wait_for(std::time::Duration::from_millis(200)) {
             break;
         }
-        let later = LATER_REIGN.load(Ordering::Acquire);
-        if later != 0 {
+        if let Some(why) = OLDER_THAN_CLUSTER.get() {
             server.stop();
             anyhow::bail!(
-                "this directory is older than the cluster: a chunkserver has served epoch {later}; restore a newer copy, \
-                 or start with --accept-loss to go on with what is here; see {}",
+                "{why}; put the newest copy of the directory back, or make it again with `dfs master restore`, or go on \
+                 with what is here, without the rest: --accept-loss; see {}",
                 Page::DirectoryRefused
             );
         }
@@ -104,6 +108,9 @@ pub struct Server {
 
 /// Inodes on their way to be freed; those beyond stay orphans, which the ticks look at.
 const RECLAIM_QUEUE_MAX: usize = 65_536;
+
+/// Until what was said last is on its way. It saves nothing but a window in which nobody knows of the last entries.
+const FAREWELL: std::time::Duration = std::time::Duration::from_millis(50);
 
 impl Server {
     /// Starts a master and returns once it serves.
@@ -141,7 +148,7 @@ impl Server {
             .build()
             .context("start the control runtime")?;
         let (group, store) = open_state(&config, &metrics)?;
-        let superblock = begin_reign(&config, &group, &store)?;
+        let (superblock, reigns) = begin_reign(&config, &group, &store)?;
         tracing::info!(
             fs = %superblock.fs,
             epoch = superblock.epoch.0,
@@ -156,6 +163,7 @@ impl Server {
             group,
             store,
             &superblock,
+            reigns,
             own_client,
             runtime.handle().clone(),
             reclaim,
@@ -220,8 +228,16 @@ impl Server {
     /// Stops serving and returns when nothing of it is left, so that the directory may be used again; everything
     /// acknowledged is in the log.
     pub fn stop(self) {
-        let Self { address: _, master, acceptor, pages, background, shutdown, runtime, lock: _lock } =
-            self;
+        let Self {
+            address: _,
+            master,
+            acceptor,
+            pages,
+            background,
+            shutdown,
+            runtime,
+            lock: _lock,
+        } = self;
         drop(pages);
         shutdown.ask();
         acceptor.stop();
@@ -232,6 +248,10 @@ impl Server {
         for thread in background {
             // It ends within a tick.
             let _ended = thread.join();
+        }
+        // Nothing is logged any more. Nobody listening: nobody to be told.
+        if master.farewell.send(true).is_ok() {
+            std::thread::sleep(FAREWELL);
         }
         master.group.shutdown();
         runtime.shutdown_timeout(std::time::Duration::from_secs(1));
@@ -296,7 +316,11 @@ pub(crate) fn open_state(
 }
 
 /// Logs the start of this reign, and at the very first start the file system itself.
-fn begin_reign(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Result<Superblock> {
+fn begin_reign(
+    config: &Config,
+    group: &Group,
+    store: &RedbStore,
+) -> anyhow::Result<(Superblock, Reigns)> {
     let before = match store.reader().get(&Key::Super) {
         Some(Record::Super(superblock)) => Some(superblock),
         _ => None,
@@ -324,17 +348,33 @@ fn begin_reign(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Res
     let restored = Note::read(&config.dir)?;
     let seen = restored.map_or(0, |note| note.epoch.0).max(LATER_REIGN.load(Ordering::Acquire));
     let pending = restored.filter(|note| note.skip_ids);
-    let step = if config.accept_loss || pending.is_some() { 1_000 } else { 1 };
-    let epoch = Epoch(known.max(seen) + step);
+    let lossy = config.accept_loss || pending.is_some();
+    let epoch = Epoch(known.max(seen) + if lossy { 1_000 } else { 1 });
     let nonce = u64::try_from(random128()? >> 64)?;
+    let mut reigns = match Reigns::read(&config.dir) {
+        Err(error) if config.accept_loss => {
+            tracing::error!("{error:#}");
+            Reigns::default()
+        }
+        read => read?,
+    };
+    // What is missing was accepted, by the servers too that are away now and come when it is no longer said.
+    let note = Note { epoch: Epoch(epoch.0 - 1), skip_ids: true };
+    if config.accept_loss {
+        note.write(&config.dir)?;
+    }
+    reigns.begin(&config.dir, Reign { epoch, nonce, began_after: group.opened_at() })?;
     let start = Change::Start { epoch, nonce, fs, replication, min_replicas };
     log(group, start).context("log the start of this reign")?;
-    if let Some(note) = pending {
+    if lossy {
+        // Those given out by entries that are missing here are in use at chunkservers and in clients' memory.
         log(group, Change::SkipIds).context("log that ids are skipped")?;
+        let note = pending.filter(|_| !config.accept_loss).unwrap_or(note);
         Note { skip_ids: false, ..note }.write(&config.dir)?;
-        tracing::warn!("this directory was restored: what was logged last may be missing");
+        tracing::warn!("this reign may begin without what was logged last");
     }
-    meta::superblock(&store.reader()).context("the superblock is missing after the start")
+    let superblock = meta::superblock(&store.reader());
+    Ok((superblock.context("the superblock is missing after the start")?, reigns))
 }
 
 fn log(group: &Group, change: Change) -> anyhow::Result<()> {

@@ -27,6 +27,7 @@ use crate::clients::Clients;
 use crate::config::Config;
 use crate::group::{Group, ProposeError};
 use crate::metrics::Metrics;
+use crate::reigns::Reigns;
 use crate::store::RedbStore;
 
 /// What all threads of a master share.
@@ -41,8 +42,8 @@ pub struct Master {
     pub replication: u32,
     pub min_replicas: u32,
     pub started: Timestamp,
-    /// Last index of the log when this reign began.
-    pub began_at: u64,
+    /// Where this and earlier reigns of its directory began.
+    pub reigns: Reigns,
     pub cluster: Mutex<Cluster>,
     pub clients: Mutex<Clients>,
     /// Chunks with a configuration change running: one at a time each.
@@ -73,6 +74,8 @@ pub struct Master {
     pub channels: Mutex<HashMap<String, tonic::transport::Channel>>,
     pub reclaim: tokio::sync::mpsc::Sender<InodeNo>,
     pub metrics: Metrics,
+    /// Told when the process stops: heartbeat streams say a last time how far the log reaches.
+    pub farewell: tokio::sync::watch::Sender<bool>,
     pub surveyed: Mutex<crate::survey::Surveyed>,
     /// Counts requests this master itself makes as a client of chunkservers.
     pub own_client: ClientId,
@@ -152,6 +155,7 @@ impl Master {
         group: Group,
         store: Arc<RedbStore>,
         superblock: &dfs_core::meta::Superblock,
+        reigns: Reigns,
         own_client: ClientId,
         runtime: tokio::runtime::Handle,
         reclaim: tokio::sync::mpsc::Sender<InodeNo>,
@@ -164,7 +168,7 @@ impl Master {
             replication: superblock.replication,
             min_replicas: superblock.min_replicas,
             started: now(),
-            began_at: group.applied_index().unwrap_or(0),
+            reigns,
             cluster: Mutex::new(Cluster::new(config.profile)),
             clients: Mutex::default(),
             reconfiguring: Mutex::default(),
@@ -190,6 +194,7 @@ impl Master {
             reconfigured: AtomicU64::new(0),
             copied_bytes: AtomicU64::new(0),
             own_counter: AtomicU64::new(1),
+            farewell: tokio::sync::watch::Sender::new(false),
             config,
             group,
             store,

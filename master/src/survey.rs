@@ -113,10 +113,8 @@ fn check_ready(master: &Master) -> Result<(), String> {
     if !master.group.is_leader() {
         return Err("this master does not lead".to_owned());
     }
-    if let Some(epoch) = crate::run::later_reign() {
-        return Err(format!(
-            "this directory is older than the cluster, which has seen epoch {epoch}"
-        ));
+    if let Some(why) = crate::run::older_than_cluster() {
+        return Err(why.to_owned());
     }
     if master.is_warming() {
         let (up, ms) = (master.uptime_ms(), master.config.profile.dead_after_ms);
