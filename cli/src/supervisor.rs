@@ -16,6 +16,7 @@ use dfs_client::session::{Session, SessionConfig};
 use dfs_core::command::{Change, SetTime};
 use dfs_core::ids::{InodeNo, ServerId};
 use dfs_service::conn::ClusterKey;
+use dfs_service::page::Page;
 use dfs_service::shutdown::Shutdown;
 
 use crate::args::Restart;
@@ -107,7 +108,9 @@ impl Supervisor {
 
         self.plan.file.master = free_address(&self.plan.file.master).to_string();
         self.spawn(Role::Master)?;
-        let address = self.await_address(Role::Master, Instant::now() + START_MAX, shutdown)?;
+        let address = self
+            .await_address(Role::Master, Instant::now() + START_MAX, shutdown, say)?
+            .context("the master has ended")?;
         say(&format!("master        {address}   log {}", dir.log_file(Role::Master).display()));
         self.plan.file.master = address;
 
@@ -122,7 +125,7 @@ impl Supervisor {
         let until = Instant::now() + START_MAX;
         for id in ids {
             let role = Role::Chunkserver(id);
-            let address = self.await_address(role, until, shutdown)?;
+            let Some(address) = self.await_address(role, until, shutdown, say)? else { continue };
             say(&format!(
                 "{:<13} {address}   log {}",
                 role.to_string(),
@@ -135,7 +138,7 @@ impl Supervisor {
         self.own_root().context("make the root directory yours")?;
 
         self.spawn(Role::Mount)?;
-        self.await_mount(shutdown)?;
+        self.await_mount(shutdown, say)?;
         say(&format!(
             "mount         {}   log {}",
             self.plan.file.mount.display(),
@@ -301,41 +304,68 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Fails if any child of the start has ended, or somebody asked to stop.
-    fn check_start(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+    /// Looks whether a child of the start has ended. Chunkservers may, as long as there are enough for a write: their
+    /// chunks have copies on others, and what they say is told. Anything else fails, as does a wish to stop.
+    fn check_start(&mut self, shutdown: &Shutdown, say: Say<'_>) -> anyhow::Result<()> {
         if shutdown.is_asked() {
             return fail("start interrupted", "nothing is left running");
         }
+        let dir = &self.plan.dir;
+        let needed = usize::try_from(self.plan.file.min_replicas).unwrap_or(usize::MAX);
+        let (restart, mut left) = (self.plan.restart, self.chunkservers_running());
         for watched in &mut self.watched {
             let Some(child) = &mut watched.child else { continue };
-            if let Some(status) = child.try_wait().context("wait for child")? {
-                watched.child = None;
-                let log = self.plan.dir.log_file(watched.role);
-                self.plan.dir.forget_pid(watched.role);
-                return fail(
-                    format!("start {}: {}", watched.role, last_words(&log, status)),
-                    format!("the whole log is in {}", log.display()),
-                );
+            let Some(status) = child.try_wait().context("wait for child")? else { continue };
+            watched.child = None;
+            let (role, log) = (watched.role, dir.log_file(watched.role));
+            dir.forget_pid(role);
+            let words = last_words(&log, status);
+            let whole_log = format!("the whole log is in {}", log.display());
+            left -= usize::from(matches!(role, Role::Chunkserver(_)));
+            if !matches!(role, Role::Chunkserver(_)) || left < needed {
+                return fail(format!("start {role}: {words}"), whole_log);
+            }
+            let see = match words.contains(Page::FILE) {
+                true => String::new(),
+                false => format!("; see {}", Page::DeadServer),
+            };
+            say(&format!(
+                "warning: {role} does not start: {words}{see}; going on with {left} chunkservers; {whole_log}"
+            ));
+            if restart == Restart::OnFailure {
+                watched.restart_at = Some(Instant::now() + watched.pause);
             }
         }
         Ok(())
     }
 
+    fn chunkservers_running(&self) -> usize {
+        let is_running = |watched: &&Watched| {
+            matches!(watched.role, Role::Chunkserver(_)) && watched.child.is_some()
+        };
+        self.watched.iter().filter(is_running).count()
+    }
+
+    /// `None`: it has ended, which [`Self::check_start`] let pass.
     fn await_address(
         &mut self,
         role: Role,
         until: Instant,
         shutdown: &Shutdown,
-    ) -> anyhow::Result<String> {
+        say: Say<'_>,
+    ) -> anyhow::Result<Option<String>> {
         let path = self.plan.dir.address_file(role);
         loop {
             // Complete only with its newline: it may be read while it is written.
             if let Ok(text) = std::fs::read_to_string(&path)
                 && let Some(address) = text.strip_suffix('\n')
             {
-                return Ok(address.to_owned());
+                return Ok(Some(address.to_owned()));
             }
-            self.check_start(shutdown)?;
+            self.check_start(shutdown, say)?;
+            if self.watched.iter().any(|it| it.role == role && it.child.is_none()) {
+                return Ok(None);
+            }
             if until <= Instant::now() {
                 return fail(
                     format!("start {role}: no address after {} s", START_MAX.as_secs()),
@@ -349,9 +379,9 @@ impl Supervisor {
     /// Waits until the master has heard of every chunkserver: a first write should not be refused.
     fn await_joined(&mut self, shutdown: &Shutdown, say: Say<'_>) -> anyhow::Result<()> {
         let until = Instant::now() + JOIN_MAX;
-        let wanted = self.plan.chunkservers;
         loop {
-            self.check_start(shutdown)?;
+            self.check_start(shutdown, say)?;
+            let wanted = u32::try_from(self.chunkservers_running()).unwrap_or(u32::MAX);
             let alive =
                 crate::admin::alive_servers(&self.plan.file.master, &self.plan.dir.key_file());
             match alive {
@@ -368,13 +398,13 @@ impl Supervisor {
         }
     }
 
-    fn await_mount(&mut self, shutdown: &Shutdown) -> anyhow::Result<()> {
+    fn await_mount(&mut self, shutdown: &Shutdown, say: Say<'_>) -> anyhow::Result<()> {
         let until = Instant::now() + MOUNT_MAX;
         loop {
             if mount_point::answers(&self.plan.file.mount, Duration::from_secs(5)) {
                 return Ok(());
             }
-            self.check_start(shutdown)?;
+            self.check_start(shutdown, say)?;
             if until <= Instant::now() {
                 return fail(
                     format!(

@@ -41,6 +41,9 @@ impl Page {
         Self::Fsck,
     ];
 
+    /// What all of them begin with.
+    pub const FILE: &str = "docs/operations.md";
+
     /// As a browser finds it on the page.
     #[must_use]
     pub const fn anchor(self) -> &'static str {
@@ -66,6 +69,6 @@ impl Page {
 /// `docs/operations.md#a-server-is-dead`.
 impl fmt::Display for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "docs/operations.md#{}", self.anchor())
+        write!(f, "{}#{}", Self::FILE, self.anchor())
     }
 }
