@@ -31,6 +31,8 @@ pub struct Config {
     /// Kept free of user data for journal and repair (DECISIONS 14).
     pub reserve_percent: u8,
     pub segment_bytes: u64,
+    /// Start although the journal is damaged: then no replica here counts as current, until it was compared with others.
+    pub accept_loss: bool,
     /// Every replica is read and compared with its checksums within this. `None`: only when somebody asks.
     pub scrub_period: Option<Duration>,
     /// The bound address is written here once the server listens.
@@ -64,6 +66,7 @@ impl Config {
             capacity_bytes: None,
             reserve_percent: 5,
             segment_bytes: 64 << 20,
+            accept_loss: false,
             scrub_period: Some(SCRUB_PERIOD),
             address_file: None,
             metrics: None,

@@ -291,7 +291,7 @@ fn open_store(
         capacity_bytes: config.capacity_bytes,
         reserve_percent: config.reserve_percent,
     };
-    let store = Store::open_timed(store, metrics.fsync_seconds.clone())
+    let store = Store::open_timed(store, config.accept_loss, metrics.fsync_seconds.clone())
         .with_context(|| format!("open the data directory {}", config.data_dir.display()))?;
     // Two servers of one name would take turns in pushing each other out.
     anyhow::ensure!(

@@ -164,7 +164,7 @@ impl Store {
     /// # Errors
     /// `InUse`, `Foreign`, `Unlabelled`, `NewerFormat`: not this directory. `Corrupt`: its journal is damaged.
     pub fn open(config: StoreConfig) -> Result<Self, StoreError> {
-        Self::open_posix(config, None)
+        Self::open_posix(config, OpenOptions::for_this_boot()?, None)
     }
 
     /// As [`Self::open`], telling `sync_seconds` how long each sync takes.
@@ -173,16 +173,18 @@ impl Store {
     /// As [`Self::open`].
     pub fn open_timed(
         config: StoreConfig,
+        accept_journal_loss: bool,
         sync_seconds: prometheus::Histogram,
     ) -> Result<Self, StoreError> {
-        Self::open_posix(config, Some(sync_seconds))
+        let options = OpenOptions { accept_journal_loss, ..OpenOptions::for_this_boot()? };
+        Self::open_posix(config, options, Some(sync_seconds))
     }
 
     fn open_posix(
         config: StoreConfig,
+        options: OpenOptions,
         sync_seconds: Option<prometheus::Histogram>,
     ) -> Result<Self, StoreError> {
-        let options = OpenOptions::for_this_boot()?;
         let disk = PosixDisk::open(&config.dir)?;
         let disk = disk.ok_or_else(|| StoreError::InUse { dir: config.dir.clone() })?;
         Self::open_with(config, Arc::new(disk.timed(sync_seconds)), options)

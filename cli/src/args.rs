@@ -266,7 +266,7 @@ pub(crate) struct UpArgs {
     /// Go on in the background once the mount answers
     #[arg(long)]
     pub detach: bool,
-    /// Start although the end of the metadata log is damaged or missing: what it held is lost
+    /// Start although the end of the metadata log, or of a chunkserver's journal, is damaged or missing: what it held is lost
     #[arg(long)]
     pub accept_loss: bool,
 }
@@ -589,6 +589,9 @@ pub(crate) struct ChunkserverArgs {
     /// Every replica is read and compared with its checksums within this; 0: never by itself [default: 14d]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub scrub_period: Option<Duration>,
+    /// Start although the journal is damaged or cut short: what is here is compared with the other copies before it is read
+    #[arg(long)]
+    pub accept_loss: bool,
     #[command(flatten)]
     pub pages: PagesArgs,
 }

@@ -247,7 +247,7 @@ impl Supervisor {
         if let (Role::Chunkserver(_), Some(millis)) = (role, file.scrub_period_ms) {
             arguments.extend(["--scrub-period".into(), format!("{millis}ms")]);
         }
-        if *accept_loss && role == Role::Master {
+        if *accept_loss && role != Role::Mount {
             arguments.push("--accept-loss".into());
         }
         if let Some(wait) = server_wait

@@ -16,6 +16,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         zone,
         host,
         scrub_period,
+        accept_loss,
         pages: PagesArgs { metrics, metrics_file },
     } = args;
     let target = cluster::target(cluster)?;
@@ -30,6 +31,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         zone: zone.clone(),
         host: host.clone(),
         scrub_period: Some(scrub_period).filter(|period| !period.is_zero()),
+        accept_loss: *accept_loss,
         address_file: address_file.clone(),
         metrics: *metrics,
         metrics_file: metrics_file.clone(),
