@@ -435,7 +435,9 @@ impl ChunkWriter {
                     }
                     return;
                 };
-                let low_water = low_water(&state);
+                let low_water = state.queue.low_water();
+                let low_water =
+                    state.crossing.first().map_or(low_water, |first| low_water.min(*first));
                 let alone = !state.queue.is_any_in_flight();
                 let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
                 let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone()))
@@ -507,15 +509,7 @@ impl ChunkWriter {
                 // Stable by its answer, so it is not kept.
                 Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
                     let cuts = state.cuts;
-                    let full = matches!(answer, Ok(Appended::Full { .. }));
-                    let taken = if full && low_water(&state) < counter {
-                        // Its server did not note this number. With an earlier one kept, those behind it would wait
-                        // for it for ever: it goes out once more, for nothing.
-                        state.queue.replace(counter, Body::nothing())
-                    } else {
-                        state.queue.remove(counter)
-                    };
-                    let answer = match (answer, taken) {
+                    let answer = match (answer, state.queue.remove(counter)) {
                         (
                             Ok(Appended::At { offset, len }),
                             Some((Body::Append { data, cuts: begun, .. }, _)),
@@ -539,10 +533,8 @@ impl ChunkWriter {
                     state.queue.acknowledge(counter);
                 }
             }
-            // What goes out for nothing has nobody who waits for it.
-            let nothing = state.queue.body(counter).is_some_and(Body::is_nothing);
-            let worth_a_sync = (nothing || UNSTABLE_BYTES <= state.queue.acknowledged_bytes())
-                && state.syncing.is_none();
+            let worth_a_sync =
+                UNSTABLE_BYTES <= state.queue.acknowledged_bytes() && state.syncing.is_none();
             (state.queue.has_unsent(), worth_a_sync)
         };
         self.changed.notify_all();
@@ -660,9 +652,7 @@ impl ChunkWriter {
             state.moved_at = Instant::now();
             match before {
                 Some(before) if before.chunk != layout.chunk => {
-                    // Cut or punched away by another client, with what was acknowledged in it, and with what its
-                    // servers were to remember.
-                    state.crossing.clear();
+                    // Cut or punched away by another client, with what was acknowledged in it.
                     let next = state.queue.next_counter();
                     let (unanswered, gone) = state.queue.drain_unacknowledged();
                     freed = gone;
@@ -757,12 +747,6 @@ impl ChunkWriter {
             self.io.jobs.put(Arc::clone(self), job);
         }
     }
-}
-
-/// Below this no answer is waited for, and nothing may be sent again.
-fn low_water(state: &State) -> u64 {
-    let kept = state.queue.low_water();
-    state.crossing.first().map_or(kept, |first| kept.min(*first))
 }
 
 fn begin_sync(state: &mut State, upto: u64) -> Option<BegunSync> {

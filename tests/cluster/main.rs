@@ -5,6 +5,7 @@
 mod bad_input;
 mod bad_luck;
 mod commands;
+mod directories;
 mod drain;
 mod failover;
 mod full_disk;
