@@ -193,7 +193,7 @@ fn sizes_of_journal_segments() {
     let header = segment_header();
     let at = header.encode().len();
     let valid = [0, 64 << 20, u64::MAX].map(|bytes| header.encode_sized(bytes)[at..].to_vec());
-    let seal = |bytes: &mut [u8]| {
+    let seal = |bytes: &mut Vec<u8>| {
         if let Some((read, crc)) = bytes.split_last_chunk_mut::<4>() {
             *crc = crc32c::crc32c(read).to_le_bytes();
         }
