@@ -2,6 +2,8 @@
 
 use std::io;
 
+use dfs_proto::chunk_file::DATA_AT;
+
 use crate::disk::{ROOT, Trouble};
 use crate::kernel::{HostId, MILLI, ProcId, SECOND};
 use crate::world::{Act, DISK_BYTES, World, words};
@@ -46,21 +48,26 @@ impl World {
             0..=2 => self.kill(server, "server killed"),
             3 | 4 => {
                 let length = self.seconds(20);
-                self.power_loss(&[server], length, "server without power");
+                self.power_loss(&[server], length, SECOND, "server without power");
             }
             5 => self.kill(self.master, "master killed"),
             6 => {
                 let length = self.seconds(10);
-                self.power_loss(&[self.master], length, "master without power");
+                self.power_loss(&[self.master], length, SECOND, "master without power");
             }
             7 => {
                 let length = self.seconds(5);
                 let all: Vec<HostId> = self.servers.iter().copied().chain([self.master]).collect();
-                self.power_loss(&all, length, "all without power");
+                // One after the other, the last ones when the first have given them up.
+                self.power_loss(&all, length, 12 * SECOND, "all without power");
             }
             8 | 9 => self.pause(server),
             10 => self.pause(self.master),
-            11 | 12 => self.cut(server),
+            11 => self.cut(server),
+            12 => {
+                let of = self.one(&[server, self.master]);
+                self.cut(of);
+            }
             13 => self.kill_client(),
             14 => {
                 self.count("slow disk", &self.name(server));
@@ -75,7 +82,7 @@ impl World {
                 let zone = usize::try_from(self.kernel.random.below(3)).unwrap_or(0);
                 let all: Vec<HostId> = self.servers.iter().copied().skip(zone).step_by(3).collect();
                 let length = self.seconds(20);
-                self.power_loss(&all, length, "zone without power");
+                self.power_loss(&all, length, 3 * SECOND, "zone without power");
             }
             // Only while every chunk has all its copies: more than the cluster promises to survive is no test of it.
             _ => self.command("status", &words("status -o json"))?,
@@ -91,7 +98,8 @@ impl World {
         // One server of each cluster has the bad luck: no chunk loses more than one copy by it.
         let server = self.servers[0];
         match self.kernel.random.below(6) {
-            0 => self.flip(server),
+            // One bad place of a disk is seldom alone.
+            0 => (0..=self.kernel.random.below(8)).for_each(|_| self.flip(server)),
             1 => self.lose_file(server),
             2 => {
                 self.count("disk replaced by an empty one", &self.name(server));
@@ -141,14 +149,15 @@ impl World {
         }
     }
 
-    fn power_loss(&mut self, hosts: &[HostId], length: u64, what: &'static str) {
+    /// For `length`, and for each of them up to `spread` more.
+    fn power_loss(&mut self, hosts: &[HostId], length: u64, spread: u64, what: &'static str) {
         let names: Vec<String> = hosts.iter().map(|host| self.name(*host)).collect();
         self.count(what, &names.join(" "));
         for host in hosts {
             if self.kernel.hosts[*host].up {
                 self.kernel.crash_host(*host, true);
                 self.down.insert(*host);
-                let back = length + self.kernel.random.below(3 * SECOND);
+                let back = length + self.kernel.random.below(spread);
                 self.after(back, Act::Boot(*host));
             }
         }
@@ -252,7 +261,10 @@ impl World {
         }
         let n = usize::try_from(self.kernel.random.below(files.len() as u64)).unwrap_or(0);
         let (path, ino, len) = files[n].clone();
-        let (at, bit) = (self.kernel.random.below(len), self.kernel.random.below(8));
+        // Mostly where the file's bytes are: what comes before them is much longer.
+        let from = if self.kernel.random.below(4) == 0 { 0 } else { DATA_AT.min(len - 1) };
+        let at = from + self.kernel.random.below(len - from);
+        let bit = self.kernel.random.below(8);
         self.count("bit flipped", &format!("{} {path} at {at}", self.name(server)));
         self.kernel.hosts[server].disk.flip(ino, at, u8::try_from(bit).unwrap_or(0));
     }

@@ -14,6 +14,10 @@ const KEY_FILE: &str = "/etc/cluster.key";
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
 /// The whole must be well again within this, once nothing goes wrong any more.
 const HEALED_WITHIN: u64 = 900 * SECOND;
+/// A server that ended so often in a row, each time so soon after its start, does not start again by itself. More
+/// than the seconds for which a disk can be bad or full.
+const BAD_STARTS_MAX: u32 = 30;
+const BAD_START: u64 = 5 * SECOND;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -85,6 +89,8 @@ pub(crate) struct World {
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) down: BTreeSet<HostId>,
     checker: Option<ProcId>,
+    /// By server: since when it runs, how many times in a row it did not run for long, and what it said last.
+    starts: BTreeMap<HostId, (u64, u32, String)>,
     violation: Option<String>,
 }
 
@@ -130,6 +136,7 @@ impl World {
             faults: BTreeMap::new(),
             down: BTreeSet::new(),
             checker: None,
+            starts: BTreeMap::new(),
             violation: None,
         }
     }
@@ -208,6 +215,9 @@ impl World {
                 self.violation = wrong;
             }
         }
+        if let Some((_, _, said)) = self.starts.get_mut(&self.kernel.procs[proc].host) {
+            line.clone_into(said);
+        }
         if line.contains("panicked at") {
             self.violation = Some(format!("{name}: {line}"));
         }
@@ -222,10 +232,22 @@ impl World {
         if Some(proc) == self.checker {
             self.violation = Some(format!("the last check ended with {code}"));
         } else if host == self.master || self.servers.contains(&host) {
+            self.count_bad_start(host, &name, code);
             // As whoever watches over them would.
             self.after(SECOND, Act::Start(host));
         }
         Ok(())
+    }
+
+    /// A server ended by itself.
+    fn count_bad_start(&mut self, host: HostId, name: &str, code: i32) {
+        let now = self.kernel.now;
+        let Some((since, bad, said)) = self.starts.get_mut(&host) else { return };
+        *bad = if code != 0 && now - *since < BAD_START { *bad + 1 } else { 0 };
+        if BAD_STARTS_MAX <= *bad {
+            self.violation =
+                Some(format!("I4 {name} does not start again, {bad} times in a row: {said}"));
+        }
     }
 
     fn act(&mut self, act: Act) -> io::Result<()> {
@@ -311,7 +333,8 @@ impl World {
                 11 + n
             )
         };
-        let program = self.plan.program.clone();
+        let (program, now) = (self.plan.program.clone(), self.kernel.now);
+        self.starts.entry(host).or_insert((now, 0, String::new())).0 = now;
         self.launch(host, &program, &words(&args)).map(drop)
     }
 
