@@ -10,6 +10,7 @@ use dfs_proto::chunk_file::BLOCK_BYTES_MAX;
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, decode_sums, encode_sums};
 use dfs_proto::frame_conn::LoneClient;
+use dfs_service::canary;
 use dfs_service::conn::{Door, dial};
 
 use crate::node::Node;
@@ -50,6 +51,10 @@ pub(crate) fn adopt(
         let adopted = if done { Ok(have) } else { node.store.adopt_self(chunk, version) };
         return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
     };
+    if canary::sings("adopts-its-own") && !done {
+        let adopted = node.store.adopt_self(chunk, version);
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
+    }
     // Adopted already, and the answer was lost.
     if done && have.digest == source.digest {
         return Ok((have, 0));
@@ -156,7 +161,10 @@ fn copy(
         }
         Some(_) | None => Vec::new(),
     };
-    let table = ClientTable::from_bytes(&sums.client_table).map_err(|e| e.to_string())?;
+    let mut table = ClientTable::from_bytes(&sums.client_table).map_err(|e| e.to_string())?;
+    if canary::sings("copy-knows-no-clients") {
+        table = ClientTable::default();
+    }
     let mut writer = node
         .store
         .adopt_begin(chunk, version, source.position, sums.len, spec)

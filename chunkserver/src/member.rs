@@ -10,11 +10,12 @@ use std::sync::{Arc, Mutex};
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId};
 use dfs_proto::data_rpc::{DataFailure, DataReply, WireMutation};
 use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
+use dfs_service::canary;
 
 use crate::data::Waiter;
 use crate::node::{Node, lock, spec_of};
 use crate::primary::to_store;
-use crate::store::{OpTag, StoreError};
+use crate::store::{Mutation, OpTag, StoreError};
 
 /// Chunks whose view is kept; settled ones beyond it are forgotten (and found again from the replica).
 const VIEWS_MAX: usize = 65_536;
@@ -196,6 +197,7 @@ fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
             WireMutation::Append { .. } | WireMutation::Zero { .. } | WireMutation::Seal => {}
         }
     });
+    let mutation = if canary::sings("applied-as-nothing") { Mutation::Nop } else { mutation };
     let tag = OpTag {
         client: op.client,
         counter: op.counter,

@@ -16,6 +16,7 @@ use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
 use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
+use dfs_service::canary;
 use dfs_service::clock::monotonic_nanos;
 
 use crate::data::Waiter;
@@ -158,7 +159,10 @@ fn lead(node: &Node, layout: &ChunkLayout) -> Result<Arc<Led>, DataFailure> {
         Some(report) if report.not_current => {
             return Err(node.failed("replica not current after a reboot"));
         }
-        Some(report) if report.position.version == version && report.position.seq == 0 => {
+        Some(report)
+            if report.position.version == version
+                && (report.position.seq == 0 || canary::sings("version-led-twice")) =>
+        {
             (report.len, report.sealed)
         }
         Some(report) if report.position.version == version => {
@@ -184,6 +188,7 @@ fn lead(node: &Node, layout: &ChunkLayout) -> Result<Arc<Led>, DataFailure> {
             return Err(DataFailure::Busy);
         }
     }
+    let len = len.saturating_sub(u64::from(canary::sings("begins-one-byte-short")));
     let servers: Vec<ServerId> = layout.members.iter().map(|m| m.member.server).collect();
     let led = Arc::new(Led {
         chunk,
@@ -266,6 +271,7 @@ fn try_mutate(
         }
         match seen {
             Seen::New => {}
+            Seen::Done { .. } if canary::sings("operation-done-again") => {}
             Seen::Unknown => return Err(DataFailure::OutcomeUnknown),
             Seen::Done { append } => {
                 let Some(asker) = waiter.take() else { return Ok(()) };

@@ -1,6 +1,7 @@
 //! Runs. What any process here needs and that knows no file-system type: connections, logging, metrics,
 //! memory, shutdown, clocks.
 
+pub mod canary;
 pub mod clock;
 pub mod conn;
 pub mod data_dir;

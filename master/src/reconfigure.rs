@@ -13,6 +13,7 @@ use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_core::job::JobId;
 use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
+use dfs_service::canary;
 use dfs_service::page::Page;
 
 use crate::state::{Master, lock, now};
@@ -171,7 +172,11 @@ impl Master {
     ) -> Result<Configuration, Failed> {
         let everybody: Vec<Member> =
             preparing.members.iter().copied().chain(preparing.learner).collect();
-        let reports = self.collect_promises(chunk, record, preparing, &everybody)?;
+        let mut reports = self.collect_promises(chunk, record, preparing, &everybody)?;
+        if canary::sings("shortest-log-taken") {
+            reports.sort_by_key(|report| (report.version, report.seq));
+            reports.truncate(1);
+        }
         let source = match choose_source(record, preparing, &reports) {
             Source::Adopt(report) => Some(report),
             Source::Empty => None,
@@ -189,7 +194,10 @@ impl Master {
         if preparing.after_wait {
             self.check_wait(record, preparing)?;
         }
-        let adopted = self.adopt(chunk, record, preparing, &everybody, source.as_ref())?;
+        let adopted = match canary::sings("activated-unconfirmed") {
+            true => Vec::new(),
+            false => self.adopt(chunk, record, preparing, &everybody, source.as_ref())?,
+        };
         if preparing.after_wait {
             // One that was heard of in between may have served what this attempt does not have.
             self.check_wait(record, preparing)?;

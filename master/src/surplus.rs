@@ -11,6 +11,7 @@ use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::plan::surplus::{Known, Surplus, surplus};
 use dfs_core::time::Timestamp;
 use dfs_proto::control::StaleReplica;
+use dfs_service::canary;
 
 use crate::state::{Master, lock, now};
 
@@ -97,6 +98,14 @@ impl Master {
     /// What `server` is to delete now.
     #[must_use]
     pub fn surplus_of(&self, server: ServerId, disk: DiskId) -> Vec<StaleReplica> {
+        if canary::sings("deleted-on-first-sight") {
+            let cluster = lock(&self.cluster);
+            let held = cluster.row(server).into_iter().flat_map(|row| &row.replicas);
+            return held
+                .filter(|(_, replica)| replica.not_current)
+                .map(|(chunk, _)| StaleReplica { chunk: chunk.0, below: u64::MAX })
+                .collect();
+        }
         let settled_ms = 2 * self.config.profile.interval_ms + 1_000;
         let now = now();
         let noted: Vec<(ChunkId, u64)> = {

@@ -11,6 +11,7 @@ use dfs_core::cluster::Liveness;
 use dfs_core::exposure::{Exposure, Lens, Safety, Survey, eta_ms};
 use dfs_core::ids::ServerId;
 use dfs_core::meta::{self, Key, MetaStore as _, Record};
+use dfs_service::canary;
 use dfs_service::metrics_http::{MetricsServer, Pages};
 use dfs_service::shutdown::Shutdown;
 
@@ -59,7 +60,10 @@ impl Master {
         self.for_each_chunk(|chunk, record| {
             let written_lately = self.was_written_lately(chunk);
             let lens = Lens { now: now(), replication, without };
-            let looked = lens.look(&lock(&self.cluster), chunk, record, written_lately);
+            let mut looked = lens.look(&lock(&self.cluster), chunk, record, written_lately);
+            if looked.safety == Safety::Unavailable && canary::sings("silent-counts-as-lost") {
+                looked.safety = Safety::Lost;
+            }
             survey.add(chunk, looked, replication, min_replicas);
         });
         survey

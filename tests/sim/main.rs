@@ -8,6 +8,7 @@
 #![expect(clippy::print_stdout, reason = "clients are heard by it, and people read it")]
 
 mod calls;
+mod canaries;
 mod client;
 mod disk;
 mod faults;

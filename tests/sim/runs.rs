@@ -4,8 +4,10 @@ use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
+use tests::canary::has_canaries;
 use tests::setting;
 
+use crate::canaries::{self, WITHOUT_CANARIES};
 use crate::native;
 use crate::world::{Outcome, Plan, World};
 
@@ -16,6 +18,7 @@ Usage: tests/run sim [--seeds N]             seeds 1 to N
        tests/run sim --seed S [--minutes M] [--verbose] [--follow] [--canary NAME]
                                              one seed again: --verbose prints what every program says and
                                              what goes wrong, --follow also every system call
+       tests/run sim --canaries              every deliberate bug of docs/proof.md at its seed: each must be found
 
 Environment:
   DFS_SIM_SEEDS    seeds to try [default: 20]
@@ -35,6 +38,7 @@ struct Asked {
     verbose: bool,
     follow: bool,
     canary: Option<String>,
+    canaries: bool,
 }
 
 fn parse(args: &[String]) -> Result<Option<Asked>, String> {
@@ -46,6 +50,7 @@ fn parse(args: &[String]) -> Result<Option<Asked>, String> {
         verbose: false,
         follow: false,
         canary: None,
+        canaries: false,
     };
     let mut rest = args.iter();
     while let Some(arg) = rest.next() {
@@ -59,6 +64,7 @@ fn parse(args: &[String]) -> Result<Option<Asked>, String> {
             "--minutes" => asked.minutes = number(value()?)?,
             "--processor" => asked.processor = usize::try_from(number(value()?)?).unwrap_or(0),
             "--canary" => asked.canary = Some(value()?.clone()),
+            "--canaries" => asked.canaries = true,
             "--verbose" => asked.verbose = true,
             "--follow" => asked.follow = true,
             // Of the test runner.
@@ -92,13 +98,18 @@ pub(crate) fn main(args: &[String]) -> i32 {
     if !cfg!(target_arch = "x86_64") {
         return skip("the simulated kernel speaks x86-64 only");
     }
+    if asked.canary.is_some() && !has_canaries(tests::dfs_program()) {
+        eprintln!("sim: {WITHOUT_CANARIES}");
+        return 2;
+    }
     match asked.seed {
+        _ if asked.canaries => canaries::main(),
         Some(seed) => one(seed, &asked),
         None => many(&asked),
     }
 }
 
-fn skip(reason: &str) -> i32 {
+pub(crate) fn skip(reason: &str) -> i32 {
     tests::skipped(reason);
     println!("test result: ok. 1 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out");
     0
@@ -145,16 +156,19 @@ fn print_outcome(seed: u64, outcome: &Outcome, began: Instant) {
     );
 }
 
-struct Running {
-    seed: u64,
-    /// Of the first of two runs.
-    earlier: Option<String>,
-    child: Child,
+/// A run in a process of its own.
+pub(crate) struct Run<'a> {
+    pub(crate) seed: u64,
+    pub(crate) minutes: u64,
+    pub(crate) processor: usize,
+    pub(crate) canary: Option<&'a str>,
 }
 
-fn start(seed: u64, minutes: u64, processor: usize, earlier: Option<String>) -> Running {
+pub(crate) fn start(run: &Run<'_>) -> Child {
+    let Run { seed, minutes, processor, canary } = run;
     let own = std::env::current_exe().expect("a program knows its own name");
-    let child = Command::new(own)
+    let canary = canary.map_or_else(Vec::new, |name| vec!["--canary", name]);
+    Command::new(own)
         .args([
             "--seed",
             &seed.to_string(),
@@ -163,22 +177,22 @@ fn start(seed: u64, minutes: u64, processor: usize, earlier: Option<String>) -> 
             "--processor",
             &processor.to_string(),
         ])
+        .args(canary)
         .env("DFS_BIN", tests::dfs_program())
         .stdout(Stdio::piped())
         .spawn()
-        .expect("this program can be started");
-    Running { seed, earlier, child }
+        .expect("this program can be started")
 }
 
 /// What it printed, and its exit code.
-fn finish(running: &mut Running) -> (String, i32) {
+pub(crate) fn finish(mut child: Child) -> (String, i32) {
     let mut said = String::new();
-    if let Some(out) = running.child.stdout.take() {
+    if let Some(out) = child.stdout.take() {
         for line in BufReader::new(out).lines().map_while(Result::ok) {
             said.push_str(&line);
         }
     }
-    let code = running.child.wait().ok().and_then(|status| status.code()).unwrap_or(-1);
+    let code = child.wait().ok().and_then(|status| status.code()).unwrap_or(-1);
     (said, code)
 }
 
@@ -209,7 +223,8 @@ fn many(asked: &Asked) -> i32 {
                     else {
                         return;
                     };
-                    let (said, code) = finish(&mut start(seed, minutes, processor, None));
+                    let run = Run { seed, minutes, processor, canary: None };
+                    let (said, code) = finish(start(&run));
                     let mut bad = code != 0;
                     if code == 3 {
                         unsupported.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -217,14 +232,10 @@ fn many(asked: &Asked) -> i32 {
                         return;
                     }
                     if again && !bad {
-                        let mut second = start(seed, minutes, processor, trace_of(&said));
-                        let (repeated, _) = finish(&mut second);
-                        if trace_of(&repeated) != second.earlier {
+                        let (repeated, _) = finish(start(&run));
+                        if trace_of(&repeated) != trace_of(&said) {
                             bad = true;
-                            println!(
-                                "I24 seed {} is not the same twice:\n{said}\n{repeated}",
-                                second.seed
-                            );
+                            println!("I24 seed {seed} is not the same twice:\n{said}\n{repeated}");
                         }
                     } else {
                         println!("{said}");

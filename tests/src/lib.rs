@@ -3,6 +3,7 @@
 //! Nothing outlives a test: a [`Cluster`] that is dropped stops its processes, kills what does not stop, and unmounts.
 //! Which program is tried: `DFS_BIN`, else the `dfs` beside the test's own executable, built first if it is old.
 
+pub mod canary;
 mod disk;
 mod random;
 

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the repository has failed")]
 
+mod canaries;
 mod docs;
 mod edges;
 mod metrics_doc;
