@@ -446,22 +446,29 @@ impl Supervisor {
             let log = self.plan.dir.log_file(role);
             if restart == Restart::Never || status.success() {
                 // Told to stop, or unmounted.
-                let why = if status.success() { "that is no failure" } else { "as asked" };
-                say(&format!(
-                    "{role} ended ({}); not restarted, {why}; {}",
-                    ended(status),
-                    log.display()
-                ));
+                let (ended, log) = (ended(status), log.display());
+                say(&match status.success() {
+                    true => {
+                        format!("{role} ended ({ended}); not restarted, that is no failure; {log}")
+                    }
+                    false => {
+                        let page = page_of(role);
+                        format!(
+                            "{role} ended ({ended}); not restarted, as asked; {log}; see {page}"
+                        )
+                    }
+                });
                 return;
             }
             if STEADY <= watched.started.elapsed() {
                 watched.pause = PAUSE_MIN;
             }
             say(&format!(
-                "{role} ended ({}); restart in {} ms; {}",
+                "{role} ended ({}); restart in {} ms; {}; see {}",
                 ended(status),
                 watched.pause.as_millis(),
-                log.display()
+                log.display(),
+                page_of(role)
             ));
             watched.restart_at = Some(Instant::now() + watched.pause);
             watched.pause = (watched.pause * 2).min(PAUSE_MAX);
@@ -474,7 +481,7 @@ impl Supervisor {
             match prepared.and_then(|()| self.spawn(role)) {
                 Ok(()) => say(&format!("{role} restarted")),
                 Err(error) => {
-                    say(&format!("restart {role}: {error:#}"));
+                    say(&format!("restart {role}: {error:#}; see {}", page_of(role)));
                     if let Some(watched) = self.watched.get_mut(index) {
                         watched.restart_at = Some(Instant::now() + watched.pause);
                         watched.pause = (watched.pause * 2).min(PAUSE_MAX);
@@ -537,6 +544,15 @@ impl Supervisor {
         }
         self.plan.dir.forget_pid(Role::Supervisor);
         self.lock.done();
+    }
+}
+
+/// What helps when one of these is gone.
+fn page_of(role: Role) -> Page {
+    match role {
+        Role::Chunkserver(_) => Page::DeadServer,
+        Role::Master | Role::Supervisor => Page::MasterSilent,
+        Role::Mount => Page::ClientSilent,
     }
 }
 
