@@ -43,7 +43,7 @@ fn profile() -> &'static str {
 
 fn fill(cluster: &Cluster, mib_each: u64) {
     let files = (mib_each << 20) * u64::from(SERVERS) / u64::from(COPIES) / FILE_BYTES as u64;
-    let content: Vec<u8> = (0..FILE_BYTES).map(|at| (at / 7 % 251) as u8).collect();
+    let content: Vec<u8> = (0..=250_u8).cycle().take(FILE_BYTES).collect();
     cluster.dfs(["mkdir", "--chunk-size", "8MiB", "/data"]);
     for n in 0..files.max(1) {
         let file = std::fs::File::create(cluster.mount().join(format!("data/f{n}"))).unwrap();
@@ -58,7 +58,8 @@ fn write_on(path: &std::path::Path, stop: &AtomicBool) -> Vec<Instant> {
     let file = options.write(true).create(true).custom_flags(libc::O_DSYNC).open(path).unwrap();
     let mut done = vec![Instant::now()];
     while !stop.load(Ordering::Relaxed) {
-        file.write_all_at(&[done.len() as u8; 4096], done.len() as u64 % 256 * 4096).unwrap();
+        let place = (done.len() % 256) as u64;
+        file.write_all_at(&[b'w'; 4096], place * 4096).unwrap();
         done.push(Instant::now());
     }
     done
