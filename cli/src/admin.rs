@@ -2,8 +2,9 @@
 
 use std::error::Error as _;
 use std::future::Future;
+use std::io::ErrorKind;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use dfs_proto::control::admin_client::AdminClient;
@@ -17,18 +18,29 @@ use dfs_service::page::Page;
 use crate::cluster::Target;
 use crate::failure::{Failure, fail};
 
+/// Nobody listens: tried again after so long.
+const AGAIN: Duration = Duration::from_millis(100);
+
 /// Fails with advice if nobody serves at the address: a lazy channel would only say "transport error".
 pub(crate) fn check_reachable(target: &Target) -> anyhow::Result<()> {
-    let Target { master, key, wait } = target;
-    match dial(master, key, Door::Control, *wait) {
-        Ok(_) => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied && key.is_none() => {
-            fail(
-                format!("master {master}: {error}"),
-                "give it with --key-file FILE or DFS_KEY_FILE (a local cluster has it in DIR/cluster.key), or name a local cluster with --dir",
-            )
+    let Target { master, key, wait, wait_for_start } = target;
+    let until = Instant::now() + *wait;
+    let reached = loop {
+        let reached = dial(master, key, Door::Control, *wait);
+        let refused =
+            matches!(&reached, Err(error) if error.kind() == ErrorKind::ConnectionRefused);
+        if !(refused && *wait_for_start && Instant::now() + AGAIN < until) {
+            break reached;
         }
-        Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => fail(
+        std::thread::sleep(AGAIN);
+    };
+    match reached {
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied && key.is_none() => fail(
+            format!("master {master}: {error}"),
+            "give it with --key-file FILE or DFS_KEY_FILE (a local cluster has it in DIR/cluster.key), or name a local cluster with --dir",
+        ),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => fail(
             format!("master {master}: {error}"),
             "name this cluster's key with --key-file, or its directory with --dir",
         ),
@@ -111,7 +123,7 @@ pub(crate) fn fsck(target: &Target, mut each: impl FnMut(FsckFinding)) -> anyhow
     check_reachable(target)?;
     let runtime = runtime()?;
     runtime.block_on(async {
-        let Target { master, key, wait } = target;
+        let Target { master, key, wait, .. } = target;
         let mut client = AdminClient::new(watched_control_channel(master, key, *wait));
         let said = |refusal: tonic::Status| match refusal.source() {
             None => anyhow::anyhow!("check: master {master}: {}", refusal.message()),
@@ -137,6 +149,7 @@ pub(crate) fn alive_servers(master: &str, key_file: &Path) -> anyhow::Result<u32
         master: master.to_owned(),
         key: ClusterKey::load(key_file)?,
         wait: Duration::from_secs(5),
+        wait_for_start: false,
     };
     let alive = status(&target)?.servers.iter().filter(|server| server.state == "alive").count();
     Ok(u32::try_from(alive).unwrap_or(u32::MAX))

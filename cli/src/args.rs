@@ -106,7 +106,7 @@ pub(crate) struct ClusterArgs {
     /// File with the cluster key; default: cluster.key of the local cluster's directory [env: DFS_KEY_FILE]
     #[arg(long, global = true, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// How long to wait for servers that do not answer, for example 30s or 5m
+    /// How long to wait for servers that do not answer, for example 30s or 5m; if given, also for a master that is not there yet
     /// [default: 10s; for `dfs mount` 5m]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_server_wait)]
     pub server_wait: Option<Duration>,

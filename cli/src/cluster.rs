@@ -22,6 +22,8 @@ pub(crate) struct Target {
     pub master: String,
     pub key: ClusterKey,
     pub wait: Duration,
+    /// Also for a master that is not there at all: somebody said how long. Else that is told at once.
+    pub wait_for_start: bool,
 }
 
 fn env(name: &str) -> Option<OsString> {
@@ -130,7 +132,8 @@ pub(crate) fn target(args: &ClusterArgs) -> anyhow::Result<Target> {
         }
     };
     check_address(&master)?;
-    Ok(Target { master, key: key(args)?, wait: args.server_wait.unwrap_or(WAIT) })
+    let (wait, wait_for_start) = (args.server_wait.unwrap_or(WAIT), args.server_wait.is_some());
+    Ok(Target { master, key: key(args)?, wait, wait_for_start })
 }
 
 /// `HOST:PORT`, so that a forgotten port is not found out by a failed connection.

@@ -383,3 +383,11 @@ fn df_counts_a_disk_that_all_servers_fill_once() {
     // Others may write to the disk between the two questions.
     assert!(0 < free && free <= disk_free / 3 + (1 << 30), "{free} of {disk_free}");
 }
+
+#[test]
+fn a_command_that_is_told_how_long_waits_for_a_master_that_is_started_again() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { restart: "on-failure", ..Options::default() });
+    cluster.kill("master");
+    assert!(cluster.dfs(["status", "--server-wait", "60s"]).contains("cs-3"));
+}
