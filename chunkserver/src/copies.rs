@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -123,11 +123,17 @@ impl Copies {
         }
     }
 
+    /// Names and small files are in the copies: the permissions inside count for nothing to who reads them here.
+    fn make_dir(&self) -> io::Result<()> {
+        fs::create_dir_all(&self.dir)?;
+        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
+    }
+
     /// Bytes of `name` from `offset` on, where the file ends now or, with 0, anew.
     pub(crate) fn write(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
         check_name(name)?;
         let mut dirty = lock(&self.dirty);
-        fs::create_dir_all(&self.dir)?;
+        self.make_dir()?;
         let path = self.dir.join(name);
         dirty.names |= offset == 0;
         let file = OpenOptions::new().write(true).create(true).truncate(offset == 0).open(&path)?;
@@ -151,7 +157,7 @@ impl Copies {
             return Err(invalid(format!("{} files are too many for a copy", files.len())));
         }
         let mut dirty = lock(&self.dirty);
-        fs::create_dir_all(&self.dir)?;
+        self.make_dir()?;
         let have = self.files()?;
         for (name, length) in files {
             if have.get(name) != Some(length) {

@@ -285,7 +285,16 @@ fn try_mutate(
         let state = lock(&led.state);
         match state.check(payload.len() as u64, missing) {
             Verdict::Failed(failure) => return Err(member_failed(&failure)),
-            Verdict::Later if missing => return Err(DataFailure::Busy),
+            Verdict::Later if missing => {
+                tracing::debug!(
+                    chunk = chunk.0,
+                    version = led.version.0,
+                    counter,
+                    low_water,
+                    "the operation before this one is missing"
+                );
+                return Err(DataFailure::Busy);
+            }
             Verdict::Later => {
                 drop(order);
                 let left = Duration::from_nanos(deadline.saturating_sub(monotonic_nanos()));

@@ -49,6 +49,8 @@ const IN_FLIGHT_OPS: usize = 48;
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Acknowledged bytes of one chunk that are worth a sync in the background.
 const UNSTABLE_BYTES: u64 = 16 << 20;
+/// A server that is busy so often in a row may miss what it will not be sent again: it gets everything.
+const BUSY_MAX: u32 = 4;
 struct State {
     dirty: DirtyExtents,
     dirty_since: Option<Instant>,
@@ -66,6 +68,8 @@ struct State {
     /// Since when nothing was acknowledged although it was tried.
     troubled_since: Option<Instant>,
     backoff: Backoff,
+    /// How many times in a row a server was busy, or had not seen an operation before the one that it was sent.
+    busy: u32,
     /// Answers of appends that somebody waits for.
     appends: BTreeMap<u64, Result<Appended>>,
     /// Appends that crossed the end and whose rest is not stable yet: servers must remember them.
@@ -118,6 +122,7 @@ impl ChunkWriter {
                 moved_at: now,
                 troubled_since: None,
                 backoff: Backoff::default(),
+                busy: 0,
                 appends: BTreeMap::new(),
                 crossing: BTreeSet::new(),
                 error: None,
@@ -505,6 +510,7 @@ impl ChunkWriter {
             state.moved_at = Instant::now();
             state.troubled_since = None;
             state.backoff.reset();
+            state.busy = 0;
             match appended {
                 // Stable by its answer, so it is not kept.
                 Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
@@ -579,12 +585,16 @@ impl ChunkWriter {
                 return;
             }
             tracing::debug!(
-                ino = self.ino.0, index = self.index, counter, trouble = %trouble, "write is tried again"
+                ino = self.ino.0, index = self.index, counter, trouble = %trouble,
+                low_water = low_water(&state), kept = state.queue.low_water(), next = state.queue.next_counter(),
+                crossing = ?state.crossing, "write is tried again"
             );
             // Only this thread sees this attempt end; later replies to it are ignored.
             state.attempt += 1;
             state.syncing = None;
             state.recovering = true;
+            let busy = matches!(trouble, Trouble::Failed(DataFailure::Busy));
+            state.busy = if busy { state.busy + 1 } else { 0 };
             let refused = match &trouble {
                 Trouble::Failed(DataFailure::BadRequest { reason }) => {
                     Some(ClientError::Protocol { reason: reason.clone() })
@@ -671,6 +681,17 @@ impl ChunkWriter {
                     state.queue.resend_all();
                     state.attempt += 1;
                     state.syncing = None;
+                }
+                Some(_) if BUSY_MAX <= state.busy => {
+                    let low_water = low_water(&state);
+                    tracing::info!(
+                        ino = self.ino.0,
+                        index = self.index,
+                        low_water,
+                        "all is sent again: a server misses some"
+                    );
+                    state.queue.resend_without_gaps(low_water, Body::nothing);
+                    state.busy = 0;
                 }
                 Some(_) if failure.is_some() => state.queue.resend_unanswered(),
                 Some(_) | None => {}
