@@ -49,8 +49,6 @@ const IN_FLIGHT_OPS: usize = 48;
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Acknowledged bytes of one chunk that are worth a sync in the background.
 const UNSTABLE_BYTES: u64 = 16 << 20;
-/// A server that is busy so often in a row may miss what it will not be sent again: it gets everything.
-const BUSY_MAX: u32 = 4;
 struct State {
     dirty: DirtyExtents,
     dirty_since: Option<Instant>,
@@ -68,8 +66,6 @@ struct State {
     /// Since when nothing was acknowledged although it was tried.
     troubled_since: Option<Instant>,
     backoff: Backoff,
-    /// How many times in a row a server was busy, or had not seen an operation before the one that it was sent.
-    busy: u32,
     /// Answers of appends that somebody waits for.
     appends: BTreeMap<u64, Result<Appended>>,
     /// Appends that crossed the end and whose rest is not stable yet: servers must remember them.
@@ -122,7 +118,6 @@ impl ChunkWriter {
                 moved_at: now,
                 troubled_since: None,
                 backoff: Backoff::default(),
-                busy: 0,
                 appends: BTreeMap::new(),
                 crossing: BTreeSet::new(),
                 error: None,
@@ -440,9 +435,7 @@ impl ChunkWriter {
                     }
                     return;
                 };
-                let low_water = state.queue.low_water();
-                let low_water =
-                    state.crossing.first().map_or(low_water, |first| low_water.min(*first));
+                let low_water = low_water(&state);
                 let alone = !state.queue.is_any_in_flight();
                 let next = state.queue.send_next(IN_FLIGHT_OPS, IN_FLIGHT_BYTES);
                 let Some((counter, body)) = next.map(|(counter, body)| (counter, body.clone()))
@@ -510,12 +503,19 @@ impl ChunkWriter {
             state.moved_at = Instant::now();
             state.troubled_since = None;
             state.backoff.reset();
-            state.busy = 0;
             match appended {
                 // Stable by its answer, so it is not kept.
                 Some(answer) if state.queue.body(counter).is_some_and(Body::is_append) => {
                     let cuts = state.cuts;
-                    let answer = match (answer, state.queue.remove(counter)) {
+                    let full = matches!(answer, Ok(Appended::Full { .. }));
+                    let taken = if full && low_water(&state) < counter {
+                        // Its server did not note this number. With an earlier one kept, those behind it would wait
+                        // for it for ever: it goes out once more, for nothing.
+                        state.queue.replace(counter, Body::nothing())
+                    } else {
+                        state.queue.remove(counter)
+                    };
+                    let answer = match (answer, taken) {
                         (
                             Ok(Appended::At { offset, len }),
                             Some((Body::Append { data, cuts: begun, .. }, _)),
@@ -539,8 +539,10 @@ impl ChunkWriter {
                     state.queue.acknowledge(counter);
                 }
             }
-            let worth_a_sync =
-                UNSTABLE_BYTES <= state.queue.acknowledged_bytes() && state.syncing.is_none();
+            // What goes out for nothing has nobody who waits for it.
+            let nothing = state.queue.body(counter).is_some_and(Body::is_nothing);
+            let worth_a_sync = (nothing || UNSTABLE_BYTES <= state.queue.acknowledged_bytes())
+                && state.syncing.is_none();
             (state.queue.has_unsent(), worth_a_sync)
         };
         self.changed.notify_all();
@@ -593,8 +595,6 @@ impl ChunkWriter {
             state.attempt += 1;
             state.syncing = None;
             state.recovering = true;
-            let busy = matches!(trouble, Trouble::Failed(DataFailure::Busy));
-            state.busy = if busy { state.busy + 1 } else { 0 };
             let refused = match &trouble {
                 Trouble::Failed(DataFailure::BadRequest { reason }) => {
                     Some(ClientError::Protocol { reason: reason.clone() })
@@ -662,7 +662,9 @@ impl ChunkWriter {
             state.moved_at = Instant::now();
             match before {
                 Some(before) if before.chunk != layout.chunk => {
-                    // Cut or punched away by another client, with what was acknowledged in it.
+                    // Cut or punched away by another client, with what was acknowledged in it, and with what its
+                    // servers were to remember.
+                    state.crossing.clear();
                     let next = state.queue.next_counter();
                     let (unanswered, gone) = state.queue.drain_unacknowledged();
                     freed = gone;
@@ -681,17 +683,6 @@ impl ChunkWriter {
                     state.queue.resend_all();
                     state.attempt += 1;
                     state.syncing = None;
-                }
-                Some(_) if BUSY_MAX <= state.busy => {
-                    let low_water = low_water(&state);
-                    tracing::info!(
-                        ino = self.ino.0,
-                        index = self.index,
-                        low_water,
-                        "all is sent again: a server misses some"
-                    );
-                    state.queue.resend_without_gaps(low_water, Body::nothing);
-                    state.busy = 0;
                 }
                 Some(_) if failure.is_some() => state.queue.resend_unanswered(),
                 Some(_) | None => {}
@@ -768,6 +759,12 @@ impl ChunkWriter {
             self.io.jobs.put(Arc::clone(self), job);
         }
     }
+}
+
+/// Below this no answer is waited for, and nothing may be sent again.
+fn low_water(state: &State) -> u64 {
+    let kept = state.queue.low_water();
+    state.crossing.first().map_or(kept, |first| kept.min(*first))
 }
 
 fn begin_sync(state: &mut State, upto: u64) -> Option<BegunSync> {

@@ -63,6 +63,8 @@ struct Pending {
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
+    /// Bytes were given up: the file may end before `end`.
+    lost: bool,
     /// The master may believe that this client writes.
     marked: bool,
     logged: Logged,

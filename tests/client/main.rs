@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
+use dfs_client::error::OpenId;
 use dfs_client::file::FileState;
 use dfs_client::session::{LockRequest, Session, SessionConfig};
 use dfs_core::command::{Change, LockKind, NewKind, Outcome, RenameMode};
@@ -105,6 +106,33 @@ impl Draw {
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
         usize::try_from(self.0 >> 11).unwrap() % n
+    }
+}
+
+/// An append that finds its chunk full leaves no gap among the numbers of what is written there before and after it.
+#[test]
+fn a_chunk_that_an_append_found_full_is_written_on() {
+    let cluster = start("never");
+    let mut config = config(&cluster, "both");
+    config.server_wait = Duration::from_secs(5);
+    let session = Session::connect(config).unwrap();
+    let file = create(&session, "f", chunks(65_536));
+    let mut content = pattern(3, 65_536);
+    file.write(0, &content).unwrap();
+    file.sync(OpenId::NOBODY, false).unwrap();
+    for round in 0..3 {
+        let (before, after) = (&[round | 0x10; 10][..], &[round | 0x20; 10][..]);
+        file.write(0, before).unwrap();
+        let at = if round == 0 { content.len() } else { 65_536 };
+        assert_eq!(file.append(&[b'x'; 65_536]).unwrap(), at as u64);
+        content.truncate(at);
+        content.extend_from_slice(&[b'x'; 65_536]);
+        file.write(20, after).unwrap();
+        file.sync(OpenId::NOBODY, false).unwrap();
+        content[..10].copy_from_slice(before);
+        content[20..30].copy_from_slice(after);
+        check_same(&read_all(&file), &content);
+        file.truncate(65_536).unwrap();
     }
 }
 

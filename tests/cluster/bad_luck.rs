@@ -472,7 +472,7 @@ fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
     need_fuse!();
     let options = Options { capacity: None, ..Options::default() };
     let small = ["cs-1", "cs-2", "cs-3"].map(|server| (server, "192m"));
-    let (cluster, disks) = match Cluster::start_on_small_disks(options, &small) {
+    let (mut cluster, disks) = match Cluster::start_on_small_disks(options, &small) {
         Ok(started) => started,
         Err(reason) => return tests::skipped(&reason),
     };
@@ -498,6 +498,35 @@ fn a_full_disk_says_so_corrupts_nothing_and_goes_on_when_space_is_freed() {
     }
     let (refused_path, error) = refusal.expect("320 MiB do not fit on 192 MiB");
     assert_eq!(error.raw_os_error(), Some(libc::ENOSPC), "{error}");
+    // As with a program that never syncs, and goes on after a write has failed.
+    let unsynced = cluster.mount().join("unsynced");
+    let mut file = File::create(&unsynced).unwrap();
+    let beyond = pattern(48 << 20, 99);
+    let failed = beyond.chunks(1_000_000).filter(|part| file.write_all(part).is_err()).count();
+    drop(file);
+    // Refused bytes are not the end of a file, read as zeros.
+    let second = cluster.mount_again("second");
+    let refused = pattern(8 << 20, 100 + u64::try_from(written.len()).unwrap());
+    for (name, whole) in
+        [(refused_path.file_name().unwrap(), &refused), ("unsynced".as_ref(), &beyond)]
+    {
+        let found = std::fs::read(second.join(name)).unwrap();
+        assert_eq!(
+            found.len(),
+            std::fs::read(cluster.mount().join(name)).unwrap().len(),
+            "{name:?}"
+        );
+        assert!(found.len() < whole.len(), "{name:?} has all of {}", whole.len());
+        let last = found.len().saturating_sub(64);
+        let is_stored = |end: &[u8]| whole.windows(end.len().max(1)).any(|part| part == end);
+        assert!(
+            found.is_empty() || is_stored(&found[last..]),
+            "{name:?} of {} ends with {:?}, {failed} writes failed",
+            found.len(),
+            &found[last..]
+        );
+    }
+    std::fs::remove_file(unsynced).unwrap();
     check_content(&cluster.mount().join("kept"), &kept);
     for (path, content) in &written {
         check_content(path, content);

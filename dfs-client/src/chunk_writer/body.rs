@@ -82,4 +82,8 @@ impl Body {
     pub(super) fn nothing() -> Self {
         Self::Zero { offset: 0, len: 0 }
     }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        matches!(self, Self::Zero { len: 0, .. })
+    }
 }

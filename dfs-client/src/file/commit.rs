@@ -34,6 +34,7 @@ struct Wrote {
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
+    lost: bool,
     marked: bool,
     /// What is written below this needs no new size, most likely.
     known_size: u64,
@@ -42,7 +43,9 @@ struct Wrote {
 impl FileState {
     pub(super) fn keep(&self, outcome: Result<()>) {
         if let Err(error) = outcome {
-            self.lock().error.keep(error);
+            let mut inner = self.lock();
+            inner.error.keep(error);
+            inner.pending.lost = true;
         }
     }
 
@@ -209,12 +212,41 @@ impl FileState {
             self.each_writer(ChunkWriter::stable)
         });
         // The size is logged when somebody flushes again.
-        self.kept(self.forgive_gone(stable))?;
+        self.kept(self.forgive_gone(stable)).inspect_err(|_| {
+            if let Err(error) = self.end_at_stored() {
+                tracing::debug!(ino = self.ino.0, %error, "asked again by the next flush");
+            }
+        })?;
         if logged {
             return Ok(());
         }
-        let outcome = self.commit_stable(&wrote, last_word);
+        let outcome = match wrote.lost {
+            true => self.end_at_stored().and_then(|end| {
+                self.commit_stable(&Wrote { end: wrote.end.min(end), ..wrote }, last_word)
+            }),
+            false => self.commit_stable(&wrote, last_word),
+        };
         self.kept(self.forgive_gone(outcome))
+    }
+
+    /// After bytes were given up: the file ends where those end that are stored, not where those would.
+    fn end_at_stored(&self) -> Result<u64> {
+        let writes = self.lock().pending.writes;
+        let attr = self.io.link.getattr(self.ino)?;
+        let tail = self.io.known_tail_size(&attr).ok_or_else(|| ClientError::ChunkUnavailable {
+            reason: "how long the file is after bytes were given up cannot be told".to_owned(),
+            waited: Duration::ZERO,
+        })?;
+        let end = tail.max(attr.size);
+        let mut inner = self.lock();
+        let pending = &mut inner.pending;
+        // Otherwise asked again when what was written meanwhile is stable.
+        if pending.writes == writes {
+            pending.end = pending.end.min(end);
+            pending.reach = pending.reach.map(|(cuts, reach)| (cuts, reach.min(end)));
+            pending.lost = false;
+        }
+        Ok(end)
     }
 
     fn kept(&self, outcome: Result<()>) -> Result<()> {
@@ -224,10 +256,10 @@ impl FileState {
 
     fn to_commit(&self) -> Wrote {
         let inner = self.lock();
-        let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
+        let Pending { end, cuts, mtime, kill_priv, writes, lost, marked, .. } = inner.pending;
         let cuts = cuts.unwrap_or(u64::MAX);
         let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
-        Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
+        Wrote { end, cuts, mtime, kill_priv, writes, lost, marked, known_size }
     }
 
     /// Whether stable bytes are found again without a commit: a moment ago the file was as large, with content in these

@@ -111,24 +111,6 @@ impl<B> ResendQueue<B> {
         self.entries.iter_mut().for_each(|entry| entry.stage = Stage::Unsent);
     }
 
-    /// Everything from `low_water` on goes out again, with `nothing` under the numbers that are not kept any more: some
-    /// server says that it has not seen one of them, and takes none behind it.
-    pub fn resend_without_gaps(&mut self, low_water: u64, nothing: impl Fn() -> B) {
-        let kept = std::mem::take(&mut self.entries);
-        let mut next = low_water;
-        for entry in kept {
-            self.put_nothing(next..entry.counter, &nothing);
-            next = entry.counter + 1;
-            self.entries.push_back(Entry { stage: Stage::Unsent, ..entry });
-        }
-        self.put_nothing(next..self.next, &nothing);
-    }
-
-    fn put_nothing(&mut self, counters: std::ops::Range<u64>, nothing: impl Fn() -> B) {
-        let none = |counter| Entry { counter, bytes: 0, stage: Stage::Unsent, body: nothing() };
-        self.entries.extend(counters.map(none));
-    }
-
     /// What has no answer goes out again, in order: the configuration is the same.
     pub fn resend_unanswered(&mut self) {
         let sent = self.entries.iter_mut().filter(|entry| entry.stage == Stage::Sent);
@@ -276,22 +258,6 @@ mod tests {
         assert!(queue.acknowledge(11) && !queue.acknowledge(11) && !queue.acknowledge(99));
         queue.resend_unanswered();
         assert_eq!(sent(&mut queue), "acd");
-    }
-
-    #[test]
-    fn what_a_server_misses_goes_out_again_with_nothing_in_the_gaps() {
-        let mut queue = queue();
-        queue.push('e', 100);
-        assert_eq!(sent(&mut queue), "abcde");
-        assert!(queue.acknowledge(10));
-        assert_eq!(queue.remove(12), Some(('c', 100)));
-        assert_eq!(queue.remove(14), Some(('e', 100)));
-        queue.resend_without_gaps(8, || '-');
-        assert_eq!(sent(&mut queue), "--ab-d-");
-        assert_eq!((queue.low_water(), queue.next_counter()), (8, 15));
-        let mut empty = ResendQueue::new(5);
-        empty.resend_without_gaps(5, || '-');
-        assert!(empty.is_empty());
     }
 
     #[test]
