@@ -373,7 +373,7 @@ fn df_counts_a_disk_that_all_servers_fill_once() {
     need_fuse!();
     let cluster = Cluster::start_with(Options { capacity: None, ..Options::default() });
     let disk = rustix::fs::statvfs(cluster.dir()).unwrap();
-    let found = rustix::fs::statvfs(&cluster.mount()).unwrap();
+    let found = rustix::fs::statvfs(cluster.mount()).unwrap();
     let (disk_total, disk_free) = (disk.f_blocks * disk.f_frsize, disk.f_bavail * disk.f_frsize);
     let (total, free) = (found.f_blocks * found.f_frsize, found.f_bavail * found.f_frsize);
     assert!(
