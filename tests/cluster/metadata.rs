@@ -1,5 +1,6 @@
 //! A master's directory that is lost, and made again from the copies at chunkservers.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,13 @@ fn a_lost_master_directory_is_made_again_under_load() {
         write_synced(&mount.join(format!("old-{n}")), content);
     }
     wait_for_copies(&cluster);
+    // Small files are in the log, whoever may read them.
+    let copies: Vec<u32> = (1..=4)
+        .map(|n| cluster.dir().join(format!("data/cs-{n}/metadata-copy")))
+        .filter_map(|dir| std::fs::metadata(dir).ok())
+        .map(|found| found.permissions().mode() & 0o7777)
+        .collect();
+    assert_eq!(copies, [0o700; 2]);
     let addresses = addresses(&cluster);
     let stop = AtomicBool::new(false);
     let (lost_at, acked) = std::thread::scope(|scope| {
