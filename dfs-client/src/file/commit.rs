@@ -212,21 +212,41 @@ impl FileState {
             self.each_writer(ChunkWriter::stable)
         });
         // The size is logged when somebody flushes again.
-        self.kept(self.forgive_gone(stable)).inspect_err(|_| {
-            if let Err(error) = self.end_at_stored() {
-                tracing::debug!(ino = self.ino.0, %error, "asked again by the next flush");
+        self.kept(self.forgive_gone(stable)).inspect_err(|error| {
+            // Of others the servers may be silent, and whoever waits for the error would wait for them again.
+            if matches!(error, ClientError::NoSpace { .. }) {
+                let _asked_by_the_next_flush = self.end_at_stored();
             }
         })?;
         if logged {
             return Ok(());
         }
-        let outcome = match wrote.lost {
-            true => self.end_at_stored().and_then(|end| {
-                self.commit_stable(&Wrote { end: wrote.end.min(end), ..wrote }, last_word)
-            }),
-            false => self.commit_stable(&wrote, last_word),
+        if !wrote.lost {
+            let outcome = self.commit_stable(&wrote, last_word);
+            return self.kept(self.forgive_gone(outcome));
+        }
+        // No more bytes are lost if it cannot be told now.
+        let end = match self.until_end_is_told() {
+            Ok(end) => end,
+            Err(error) => return self.forgive_gone(Err(error)),
         };
-        self.kept(self.forgive_gone(outcome))
+        let wrote = Wrote { end: wrote.end.min(end), ..wrote };
+        self.kept(self.forgive_gone(self.commit_stable(&wrote, last_word)))
+    }
+
+    /// [`Self::end_at_stored`], asked again while servers are silent.
+    fn until_end_is_told(&self) -> Result<u64> {
+        let began = Instant::now();
+        loop {
+            match self.end_at_stored() {
+                Err(ClientError::ChunkUnavailable { .. })
+                    if began.elapsed() < self.io.link.config().server_wait =>
+                {
+                    std::thread::sleep(AGAIN);
+                }
+                told => return told,
+            }
+        }
     }
 
     /// After bytes were given up: the file ends where those end that are stored, not where those would.
