@@ -40,7 +40,7 @@ fn a_lost_master_directory_is_made_again_under_load() {
         .filter_map(|dir| std::fs::metadata(dir).ok())
         .map(|found| found.permissions().mode() & 0o7777)
         .collect();
-    assert!(2 <= copies.len() && copies.iter().all(|mode| *mode == 0o700), "{copies:o?}");
+    assert!(2 <= copies.len() && copies.iter().all(|mode| *mode == 0o700), "{copies:?}");
     let addresses = addresses(&cluster);
     let stop = AtomicBool::new(false);
     let (lost_at, acked) = std::thread::scope(|scope| {
