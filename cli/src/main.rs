@@ -57,6 +57,9 @@ fn main() -> ExitCode {
 fn abort_on_panic() {
     let default = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |info| {
+        if dfs_service::panics::is_contained() {
+            return;
+        }
         default(info);
         std::process::abort();
     }));

@@ -11,5 +11,6 @@ pub mod memory;
 pub mod metrics;
 pub mod metrics_http;
 pub mod page;
+pub mod panics;
 pub mod sealed;
 pub mod shutdown;

@@ -39,6 +39,12 @@ enum Answer {
 
 /// Checks all there is; `replicas`: also the chunkservers' disks.
 pub fn fsck(master: &Arc<Master>, replicas: bool, tell: Tell<'_>) {
+    if let Err(error) = master.store.reader().verify() {
+        let text = format!(
+            "the master's file state.redb is not what was written: {error}; restart the master, which makes it anew from snapshot and log"
+        );
+        tell("violation", text, 0);
+    }
     for violation in &check::check(&master.reader()) {
         tell("violation", violation.to_string(), 0);
     }

@@ -3,7 +3,11 @@
 //! A batch (the commands of one log entry) changes records in memory only: the log is durable, and the state is a
 //! cache of it. Every few megabytes of changes go to the file in one synced transaction that also records what was
 //! applied, so the file never holds half a batch; that bounds what a start has to replay. Batches go on meanwhile. A
-//! file that cannot be read is deleted by the caller and made anew from snapshot and log.
+//! file that cannot be read is put aside by the caller and made anew from snapshot and log.
+//!
+//! Nothing is believed that the disk changed: opening reads the whole file once and compares redb's checksums of its
+//! pages; each record has one of its own ([`seal`]), compared whenever it is read, and no snapshot is made of a file
+//! that is not what was written.
 //!
 //! Readers see the last finished batch, whole, for as long as they keep their view; old pages are kept that long.
 
@@ -15,20 +19,23 @@ use std::thread::JoinHandle;
 use dfs_core::meta::MetaStore;
 use dfs_proto::codec::{DecodeError, Reader, Wire};
 use dfs_service::page::Page;
+use dfs_service::panics::contained;
 use redb::{
-    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, StorageBackend,
-    TableDefinition, TableError,
+    Builder, Database, DatabaseError, Durability, ReadOnlyTable, ReadableDatabase, ReadableTable,
+    StorageBackend, TableDefinition, TableError,
 };
 
 use batch::OpenBatch;
 pub use read_view::ReadView;
 use recent::Recent;
+use seal::{Totals, seal, unseal};
 
 mod batch;
 mod image;
 mod merged;
 mod read_view;
 mod recent;
+mod seal;
 
 #[cfg(test)]
 mod crash_tests;
@@ -44,7 +51,7 @@ type Table = ReadOnlyTable<&'static [u8], &'static [u8]>;
 /// Where [`Applied`] is kept. Tags of records begin at 1.
 const APPLIED_KEY: &[u8] = &[0];
 /// Raised when older code must not read the file.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Bytes changed in memory that are written to the file; a batch waits when there are twice as many.
 const CHECKPOINT_BYTES: u64 = 8 << 20;
@@ -65,28 +72,37 @@ pub struct Applied {
 }
 
 impl Applied {
-    fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(32 + self.group_state.len());
+    /// As it is kept, sealed, beside the records with these totals.
+    fn encode(&self, totals: Totals) -> Vec<u8> {
+        let mut out = Vec::with_capacity(48 + self.group_state.len());
         FORMAT.put(&mut out);
         self.term.put(&mut out);
         self.index.put(&mut out);
         self.group_state.put(&mut out);
-        out
+        totals.put(&mut out);
+        let mut sealed = Vec::new();
+        seal(APPLIED_KEY, &out, &mut sealed);
+        sealed
     }
 
-    fn decode(bytes: &[u8]) -> Result<Self, StoreError> {
+    fn decode(sealed: &[u8]) -> Result<(Self, Totals), StoreError> {
+        // Before anything else: another program's record may have no checksum, or another one.
+        let format = u32::get(&mut Reader::new(sealed)).unwrap_or(0);
+        if format != FORMAT {
+            return Err(StoreError::Damaged(format!("format {format} is not known here")));
+        }
+        let bytes = unseal(APPLIED_KEY, sealed)
+            .map_err(|broken| StoreError::Damaged(format!("what was applied: {broken}")))?;
         let mut input = Reader::new(bytes);
         let damaged = |error: DecodeError| {
             StoreError::Damaged(format!("record of the last applied entry: {error}"))
         };
-        let format = u32::get(&mut input).map_err(damaged)?;
-        if format != FORMAT {
-            return Err(StoreError::Damaged(format!("format {format} is not known here")));
-        }
+        u32::get(&mut input).map_err(damaged)?;
         let term = u64::get(&mut input).map_err(damaged)?;
         let index = u64::get(&mut input).map_err(damaged)?;
         let group_state = Vec::get(&mut input).map_err(damaged)?;
-        Ok(Self { term, index, group_state })
+        let totals = Totals::get(&mut input).map_err(damaged)?;
+        Ok((Self { term, index, group_state }, totals))
     }
 }
 
@@ -96,7 +112,7 @@ pub enum StoreError {
     /// Another process has it.
     #[error("the metadata store is open in another process")]
     InUse,
-    /// The file is not a store, or not a whole one: delete it, replay snapshot and log.
+    /// The file is not a store, or not a whole one, or not what was written: put it aside, replay snapshot and log.
     #[error("the metadata store cannot be read: {0}")]
     Damaged(String),
     /// The operating system refused.
@@ -169,13 +185,12 @@ struct Flush {
 }
 
 impl RedbStore {
-    /// Opens the store in file `path`; makes an empty one if there is no such file.
+    /// Opens the store in file `path`, after reading all of it once; makes an empty one if there is no such file.
     ///
     /// # Errors
     /// See [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut store =
-            Self::from_database(Builder::new().set_cache_size(CACHE_BYTES).create(path))?;
+        let mut store = Self::from_database(|builder| builder.create(path))?;
         let shared = Arc::clone(&store.shared);
         let flusher = std::thread::Builder::new().name("store".to_owned());
         store.flusher = Some(flusher.spawn(move || shared.flush_until_closed())?);
@@ -187,7 +202,7 @@ impl RedbStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn open_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
-        Self::from_database(Builder::new().set_cache_size(CACHE_BYTES).create_with_backend(backend))
+        Self::from_database(|builder| builder.create_with_backend(backend))
     }
 
     /// Sets after how many changed bytes the file is written.
@@ -197,14 +212,18 @@ impl RedbStore {
         self
     }
 
-    fn from_database(database: Result<Database, DatabaseError>) -> Result<Self, StoreError> {
-        let database = database.map_err(redb::Error::from)?;
+    fn from_database(
+        create: impl FnOnce(&mut Builder) -> Result<Database, DatabaseError>,
+    ) -> Result<Self, StoreError> {
+        let database = checked(|| create(Builder::new().set_cache_size(CACHE_BYTES)))?;
         let table = table_of(&database)?;
         let applied = match &table {
             None => None,
             Some(table) => {
-                let bytes = table.get(APPLIED_KEY).map_err(redb::Error::from)?;
-                bytes.map(|bytes| Applied::decode(bytes.value())).transpose()?
+                let sealed = table.get(APPLIED_KEY).map_err(redb::Error::from)?;
+                // It is written with the first record and never deleted.
+                let missing = || StoreError::Damaged("what was applied is not recorded".to_owned());
+                Some(Applied::decode(sealed.ok_or_else(missing)?.value())?.0)
             }
         };
         let durable_index = applied.as_ref().map(|applied| applied.index);
@@ -268,7 +287,7 @@ impl RedbStore {
     /// state gives the same bytes. What was applied is not among them.
     ///
     /// # Errors
-    /// None now; what writes may fail.
+    /// None now; what writes may fail, with `InvalidData` if the file is not what was written.
     pub fn snapshot(&self) -> io::Result<StateWriter> {
         let view = self.reader();
         Ok(Box::new(move |out| image::write(&view, out)))
@@ -285,10 +304,14 @@ impl RedbStore {
         transaction.delete_table(TABLE).map_err(io::Error::other)?;
         {
             let mut table = transaction.open_table(TABLE).map_err(io::Error::other)?;
+            let (mut totals, mut sealed) = (Totals::default(), Vec::new());
             image::read(from, |key, value| {
-                table.insert(key, value).map(|_| ()).map_err(io::Error::other)
+                seal(key, value, &mut sealed);
+                totals.add(&sealed);
+                table.insert(key, sealed.as_slice()).map(|_| ()).map_err(io::Error::other)
             })?;
-            table.insert(APPLIED_KEY, applied.encode().as_slice()).map_err(io::Error::other)?;
+            let applied = applied.encode(totals);
+            table.insert(APPLIED_KEY, applied.as_slice()).map_err(io::Error::other)?;
         }
         transaction.commit().map_err(io::Error::other)?;
         written.applied = Some(applied.clone());
@@ -349,14 +372,25 @@ impl Shared {
         let written = self.begin().and_then(|transaction| {
             {
                 let mut table = transaction.open_table(TABLE)?;
+                let before = table.get(APPLIED_KEY)?.map(|before| Applied::decode(before.value()));
+                let before = before.map(|before| fatal(before, "read what was applied"));
+                let mut totals = before.map_or_else(Totals::default, |(_, totals)| totals);
+                let mut sealed = Vec::new();
                 for (key, value) in flush.recent.newest() {
-                    match value {
-                        Some(value) => table.insert(key.as_slice(), value.as_slice())?,
+                    let replaced = match value {
+                        Some(value) => {
+                            seal(&key, &value, &mut sealed);
+                            totals.add(&sealed);
+                            table.insert(key.as_slice(), sealed.as_slice())?
+                        }
                         None => table.remove(key.as_slice())?,
                     };
+                    if let Some(replaced) = replaced {
+                        totals.remove(replaced.value());
+                    }
                 }
                 if let Some(applied) = &flush.applied {
-                    table.insert(APPLIED_KEY, applied.encode().as_slice())?;
+                    table.insert(APPLIED_KEY, applied.encode(totals).as_slice())?;
                 }
             }
             Ok(transaction.commit()?)
@@ -411,6 +445,25 @@ impl Drop for Failing<'_> {
     fn drop(&mut self) {
         self.0.written().failed = std::thread::panicking();
         self.0.turned.notify_all();
+    }
+}
+
+/// Opens a database and compares every page of it with its checksum.
+fn checked(
+    create: impl FnOnce() -> Result<Database, DatabaseError>,
+) -> Result<Database, StoreError> {
+    // redb panics at some damage.
+    let panicked = |message| StoreError::Damaged(format!("reading it panics: {message}"));
+    let mut database = contained(create).map_err(panicked)?.map_err(redb::Error::from)?;
+    match contained(|| database.check_integrity()) {
+        // Mended: it is whole, and what it holds is some state that was written, whichever.
+        Ok(Ok(_whole_or_mended)) => Ok(database),
+        Ok(Err(error)) => Err(redb::Error::from(error).into()),
+        Err(message) => {
+            // Closing it might panic again, out of reach.
+            std::mem::forget(database);
+            Err(panicked(message))
+        }
     }
 }
 

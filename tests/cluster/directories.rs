@@ -1,5 +1,6 @@
 //! Data directories that are not what they were: older, shorter, damaged, or somebody else's.
 
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -118,6 +119,86 @@ fn a_master_that_is_stopped_says_how_far_its_log_reached() {
     tests::signal(master, Signal::TERM);
     wait_until("the master has stopped", || !is_running(master));
     wait_until_known(&cluster, index);
+}
+
+/// Where `wanted` begins in the file, first time and last time.
+fn places(path: &Path, wanted: &[u8]) -> (u64, u64) {
+    let bytes = std::fs::read(path).unwrap();
+    let mut places = bytes.windows(wanted.len()).enumerate().filter(|(_, found)| *found == wanted);
+    let (first, _) = places.next().unwrap_or_else(|| panic!("not in {}", path.display()));
+    (first as u64, places.next_back().map_or(first, |(last, _)| last) as u64)
+}
+
+#[track_caller]
+fn overwrite(path: &Path, at: u64, bytes: &[u8]) {
+    let file = std::fs::File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
+}
+
+#[test]
+fn a_masters_state_that_the_disk_changed_is_made_anew_from_the_log() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    let content = b"kept in the inode itself ".repeat(150);
+    // More than is changed in memory before the file is written.
+    for n in 0..4_000 {
+        std::fs::write(mount.join(format!("f{n}")), &content).unwrap();
+    }
+    let state = cluster.dir().join("data/master/state.redb");
+    let log = cluster.dir().join("log/master.log");
+    // One character of a file's content; then pages of the tree, so that redb itself would fall over it.
+    let damages: [&dyn Fn(); 2] = [
+        &|| {
+            let (first, last) = places(&state, b"inode itself");
+            overwrite(&state, first, b"I");
+            overwrite(&state, last, b"I");
+        },
+        &|| {
+            let (first, last) = places(&state, b"inode itself");
+            for page in first / 4096..=last / 4096 {
+                overwrite(&state, page * 4096, &[0xa5; 64]);
+            }
+        },
+    ];
+    for (round, damage) in (1..).zip(damages) {
+        cluster.down();
+        damage();
+        cluster.up();
+        for n in 0..4_000 {
+            check_content(&mount.join(format!("f{n}")), &content);
+        }
+        cluster.until_clean();
+        let told = std::fs::read_to_string(&log).unwrap();
+        assert_eq!(told.matches("made anew from snapshot and log").count(), round, "{told}");
+        assert!(told.contains("#a-log-is-damaged"), "{told}");
+    }
+}
+
+#[test]
+fn a_log_segment_that_does_not_begin_like_one_is_damage() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    write_synced(&mount.join("f"), &pattern(20_000, 1));
+    cluster.down();
+    let segment = cluster.dir().join("data/master/log/0000000000000001.log");
+    // All that says what it is; the checksum says that everything else is right.
+    overwrite(&segment, 3, b"????");
+    let up = cluster.try_dfs(["up", "--detach"]);
+    let words = [segment.to_str().unwrap(), "is damaged at byte 0", "#a-log-is-damaged"];
+    check_refused(&up, &words);
+    let up = cluster.try_dfs(["up", "--detach", "--accept-loss"]);
+    assert!(up.status.success(), "{}", said(&up));
+    check_content(&mount.join("f"), &pattern(20_000, 1));
+    cluster.until_clean();
+    cluster.down();
+    // Where it begins, and no more to go by: nothing would be left but a new, empty file system.
+    overwrite(&segment, 0, &[b'?'; 64]);
+    check_refused(&cluster.try_dfs(["up", "--detach"]), &words);
+    let up = cluster.try_dfs(["up", "--detach", "--accept-loss"]);
+    check_refused(&up, &words);
+    check_refused(&up, &["nothing of the file system would be left", "dfs master restore"]);
 }
 
 #[test]

@@ -24,34 +24,48 @@ const BLOCK_BYTES: usize = 64 << 10;
 const BLOCK_BYTES_MAX: usize = 64 << 20;
 
 pub(super) fn write(view: &ReadView, out: &mut dyn Write) -> io::Result<()> {
-    // From the first tag on: what was applied is told apart from the state.
-    write_pairs(view.pairs(&[1]), out)
+    let mut stream = Stream::begin(out)?;
+    view.for_each_pair(|key, value| stream.pair(&key, &value))?;
+    stream.end()
 }
 
-pub(super) fn write_pairs(
-    pairs: impl Iterator<Item = (Vec<u8>, Vec<u8>)>,
-    out: &mut dyn Write,
-) -> io::Result<()> {
-    out.write_all(MAGIC)?;
-    out.write_all(&FORMAT.to_le_bytes())?;
-    let mut block = Vec::with_capacity(BLOCK_BYTES * 2);
-    let (mut number, mut count) = (0_u64, 0_u64);
-    for (key, value) in pairs {
-        key.put(&mut block);
-        value.put(&mut block);
-        count += 1;
-        if BLOCK_BYTES <= block.len() {
-            write_block(number, &block, &[], out)?;
-            number += 1;
-            block.clear();
+/// A stream that is being written; one that is not ended is no whole one.
+pub(super) struct Stream<'a> {
+    out: &'a mut dyn Write,
+    block: Vec<u8>,
+    number: u64,
+    count: u64,
+}
+
+impl<'a> Stream<'a> {
+    pub(super) fn begin(out: &'a mut dyn Write) -> io::Result<Self> {
+        out.write_all(MAGIC)?;
+        out.write_all(&FORMAT.to_le_bytes())?;
+        Ok(Self { out, block: Vec::with_capacity(BLOCK_BYTES * 2), number: 0, count: 0 })
+    }
+
+    /// Keys rise.
+    pub(super) fn pair(&mut self, key: &Vec<u8>, value: &Vec<u8>) -> io::Result<()> {
+        key.put(&mut self.block);
+        value.put(&mut self.block);
+        self.count += 1;
+        if BLOCK_BYTES <= self.block.len() { self.close_block() } else { Ok(()) }
+    }
+
+    fn close_block(&mut self) -> io::Result<()> {
+        write_block(self.number, &self.block, &[], self.out)?;
+        self.number += 1;
+        self.block.clear();
+        Ok(())
+    }
+
+    pub(super) fn end(mut self) -> io::Result<()> {
+        if !self.block.is_empty() {
+            self.close_block()?;
         }
+        write_block(self.number, &[], &self.count.to_le_bytes(), self.out)?;
+        self.out.flush()
     }
-    if !block.is_empty() {
-        write_block(number, &block, &[], out)?;
-        number += 1;
-    }
-    write_block(number, &[], &count.to_le_bytes(), out)?;
-    out.flush()
 }
 
 fn write_block(number: u64, content: &[u8], covered: &[u8], out: &mut dyn Write) -> io::Result<()> {

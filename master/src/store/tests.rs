@@ -284,3 +284,116 @@ fn views_stay_whole_while_the_file_is_written_behind() {
     assert_eq!(store.applied(), Some(applied(2_000)));
     assert_eq!(content(&store.reader()), model);
 }
+
+/// A file with 2,000 records behind it, and its content.
+fn closed_store(path: &std::path::Path) -> MemStore {
+    let store = RedbStore::open(path).unwrap();
+    fill(&store);
+    store.checkpoint();
+    content(&store.reader())
+}
+
+#[test]
+fn changed_bytes_of_the_file_are_noticed_when_it_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    let state = closed_store(&path);
+    let whole = std::fs::read(&path).unwrap();
+    let (mut refused, mut harmless) = (0, 0);
+    let mut check = |at: usize, damage: &dyn Fn(&mut [u8])| {
+        let mut bytes = whole.clone();
+        damage(&mut bytes[at..]);
+        std::fs::write(&path, &bytes).unwrap();
+        match RedbStore::open(&path) {
+            Err(StoreError::Damaged(_)) => refused += 1,
+            // Of an unused page, or one that redb can do without.
+            Ok(store) => {
+                harmless += 1;
+                assert_eq!(content(&store.reader()), state, "at {at}");
+            }
+            Err(error) => panic!("at {at}: {error}"),
+        }
+    };
+    // Where the values are, too: no length or pointer is touched.
+    let values = whole.windows(11).enumerate().filter(|(_, found)| found.starts_with(b"file-0"));
+    for (at, _) in values.step_by(97) {
+        check(at + 8, &|bytes| bytes[0] ^= 1);
+    }
+    for at in (0..whole.len() - 4096).step_by(whole.len() / 150) {
+        check(at, &|bytes| bytes[0] ^= 0x10);
+        check(at, &|bytes| bytes[..4096].fill(0xa5));
+    }
+    assert!(20 < refused, "{refused} of {} were refused", refused + harmless);
+}
+
+/// As the disk would change it while the file is open.
+fn change_in_file(store: &RedbStore, key: &[u8], change: impl FnOnce(Vec<u8>) -> Option<Vec<u8>>) {
+    let transaction = store.shared.begin().unwrap();
+    {
+        let mut table = transaction.open_table(super::TABLE).unwrap();
+        let before = table.remove(key).unwrap().unwrap().value().to_vec();
+        if let Some(after) = change(before) {
+            table.insert(key, after.as_slice()).unwrap();
+        }
+    }
+    transaction.commit().unwrap();
+    let view = super::ReadView { table: store.shared.table(), ..store.reader() };
+    store.shared.show(view);
+}
+
+#[test]
+fn no_snapshot_is_made_of_a_file_that_is_not_what_was_written() {
+    type Change = fn(Vec<u8>) -> Option<Vec<u8>>;
+    let flipped: Change = |mut value| {
+        value[3] ^= 1;
+        Some(value)
+    };
+    let gone: Change = |_| None;
+    for change in [flipped, gone] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("state");
+        closed_store(&path);
+        let store = RedbStore::open(&path).unwrap();
+        store.reader().verify().unwrap();
+        let key = dfs_proto::convert::encode_key(&Key::Super);
+        change_in_file(&store, &key, change);
+        let error = store.reader().verify().unwrap_err();
+        assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+        let error = store.snapshot().unwrap()(&mut Vec::new()).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::InvalidData, "{error}");
+    }
+}
+
+#[test]
+#[should_panic(expected = "wrong checksum")]
+fn a_changed_record_is_not_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("state");
+    closed_store(&path);
+    let store = RedbStore::open(&path).unwrap();
+    let key = dfs_proto::convert::encode_key(&Key::Super);
+    change_in_file(&store, &key, |mut value| {
+        value[3] ^= 1;
+        Some(value)
+    });
+    store.reader().get(&Key::Super);
+}
+
+/// Changes of all kinds keep the totals right.
+#[test]
+fn what_was_written_verifies() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = RedbStore::open(&dir.path().join("state")).unwrap().checkpoint_every(1);
+    let key = |n: u64| Key::Xattr(InodeNo(1), n.to_le_bytes().to_vec());
+    for n in 0..300_u64 {
+        store.batch(&applied(n + 1), |store| {
+            store.put(key(n % 50), Record::Xattr(n.to_le_bytes().to_vec()));
+            store.delete(&key(n * 7 % 60));
+        });
+    }
+    store.checkpoint();
+    store.reader().verify().unwrap();
+    let bytes = snapshot(&store);
+    store.install(&applied(301), &mut bytes.as_slice()).unwrap();
+    store.reader().verify().unwrap();
+}
