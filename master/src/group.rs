@@ -139,7 +139,7 @@ pub enum GroupError {
     Snapshot(#[from] SnapshotError),
     /// The log ends before what the store has applied, so something durable is gone. Opening with
     /// `accept_loss` goes on with the store's state.
-    #[error("the log ends at {last:?}, but the store has applied entry {applied}")]
+    #[error("{}, but the store has applied entry {applied}", end_of(*.last))]
     LogBehindStore {
         /// Last index in the log.
         last: Option<u64>,
@@ -147,7 +147,7 @@ pub enum GroupError {
         applied: u64,
     },
     /// The store ends before the log begins, and no snapshot closes the gap.
-    #[error("the store has applied {applied:?}, but the log begins behind entry {purged}")]
+    #[error("{}, but the log begins behind entry {purged}", .applied.map_or_else(|| "the store is empty".to_owned(), |index| format!("the store ends at entry {index}")))]
     StoreBehindLog {
         /// Index the store has applied.
         applied: Option<u64>,
@@ -165,15 +165,20 @@ pub enum GroupError {
     Raft(String),
 }
 
+fn end_of(last: Option<u64>) -> String {
+    last.map_or_else(
+        || "the log is empty".to_owned(),
+        |index| format!("the log ends at entry {index}"),
+    )
+}
+
 impl GroupError {
     /// Which section of the manual helps.
     #[must_use]
     pub fn page(&self) -> Option<Page> {
         match self {
-            Self::Journal(JournalError::Foreign { .. } | JournalError::Newer { .. }) => {
-                Some(Page::DirectoryRefused)
-            }
-            Self::Journal(JournalError::Damaged { .. })
+            Self::Journal(JournalError::Newer { .. }) => Some(Page::DirectoryRefused),
+            Self::Journal(JournalError::Damaged { .. } | JournalError::NothingLeft { .. })
             | Self::Snapshot(_)
             | Self::LogBehindStore { .. }
             | Self::StoreBehindLog { .. }
@@ -279,8 +284,10 @@ impl Group {
     /// See [`GroupError`].
     pub fn open(config: GroupConfig, applier: impl Applier) -> Result<Self, GroupError> {
         let GroupConfig { dir, node_id, accept_loss, journal } = config;
-        let journal = Journal::open(&dir.join("log"), JournalConfig { accept_loss, ..journal })?;
         let files = SnapshotFiles::open(&dir.join("snapshots"))?;
+        let may_begin_anew = applier.applied().is_some() || !files.paths()?.is_empty();
+        let journal = JournalConfig { accept_loss, may_begin_anew, ..journal };
+        let journal = Journal::open(&dir.join("log"), journal)?;
         let machine = Machine::new(Box::new(applier), files);
         let opened_at = reconcile(&journal, &machine, node_id, accept_loss)?;
 

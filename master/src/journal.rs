@@ -14,6 +14,7 @@
 //! then unknown, and a second sync that succeeds would be a lie about the first.
 
 pub mod disk;
+mod error;
 mod format;
 mod lock;
 mod segments;
@@ -32,92 +33,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::thread::JoinHandle;
 
 use bytes::Bytes;
 
 use disk::{LogDisk, LogFile, PosixDisk};
+pub use error::JournalError;
 use format::{Carried, HEADER_BYTES, MARKER_BYTES, Record};
 pub use format::{FORMAT_VERSION, Position, RECORD_PAYLOAD_BYTES_MAX, SavedVote};
 use lock::DirectoryLock;
-use segments::Segments;
 pub use segments::{Cut, complete_copy};
-
-/// Why the log cannot be used, by what an operator does next.
-#[derive(Debug, thiserror::Error)]
-pub enum JournalError {
-    /// Another process has it open.
-    #[error("{} is in use by another process", dir.display())]
-    InUse {
-        /// The directory both wanted.
-        dir: PathBuf,
-    },
-    /// A file with a segment's name that no version of this program wrote.
-    #[error("{} is not a log segment of DistributedFS", file.display())]
-    Foreign {
-        /// The file.
-        file: PathBuf,
-    },
-    /// Written by a newer version of this program, which has to be used.
-    #[error(
-        "{} has log format {version}, this program reads formats up to {supported}", file.display()
-    )]
-    Newer {
-        /// The file.
-        file: PathBuf,
-        /// Format found.
-        version: u32,
-        /// Newest format this program reads.
-        supported: u32,
-    },
-    /// Something that was durable no longer reads back. Opening with `accept_loss` cuts the log
-    /// there.
-    #[error("{} is damaged at byte {offset}: {reason}", file.display())]
-    Damaged {
-        /// The file.
-        file: PathBuf,
-        /// First byte that is not part of the log as it was written.
-        offset: u64,
-        /// What is wrong there.
-        reason: &'static str,
-    },
-    /// The operating system refused.
-    #[error("{doing} {}: {source}", path.display())]
-    Io {
-        /// What was attempted.
-        doing: &'static str,
-        /// On which file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// An earlier write or sync failed, or the log was closed. Nothing of this call happened.
-    #[error("the log no longer takes writes")]
-    Stopped,
-    /// Entries must be handed in by rising index, behind the last one. Nothing of this call
-    /// happened.
-    #[error("entry {index} does not follow the log's last entry {last}")]
-    OutOfOrder {
-        /// Index of the refused entry.
-        index: u64,
-        /// Index of the last entry.
-        last: u64,
-    },
-    /// Greater than [`RECORD_PAYLOAD_BYTES_MAX`]. Nothing of this call happened.
-    #[error("an entry of {payload_bytes} bytes is too large for the log")]
-    TooLarge {
-        /// Size of the refused payload.
-        payload_bytes: usize,
-    },
-}
-
-impl JournalError {
-    fn io(doing: &'static str, disk: &dyn LogDisk, name: &str, source: io::Error) -> Self {
-        Self::Io { doing, path: disk.path(name), source }
-    }
-}
+use segments::{OnDamage, Segments};
 
 /// What [`JournalConfig::on_failure`] is told.
 #[derive(Debug)]
@@ -136,6 +64,8 @@ pub struct JournalConfig {
     pub segment_bytes: u64,
     /// Cut the log at damage instead of refusing to open.
     pub accept_loss: bool,
+    /// Even if that leaves nothing of it.
+    pub may_begin_anew: bool,
     /// Payload bytes kept in memory for readers, beyond those not yet durable.
     pub cache_bytes: usize,
     /// What to do about a failed write or sync. The default prints one line and aborts.
@@ -149,6 +79,7 @@ impl Default for JournalConfig {
         Self {
             segment_bytes: 64 << 20,
             accept_loss: false,
+            may_begin_anew: true,
             cache_bytes: 16 << 20,
             on_failure: Arc::new(|failure| {
                 tracing::error!(error = %failure.error, see = %Page::DamagedLog, "the log cannot be written, ending the process");
@@ -161,10 +92,18 @@ impl Default for JournalConfig {
 
 impl fmt::Debug for JournalConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { segment_bytes, accept_loss, cache_bytes, on_failure: _, sync_seconds: _ } = self;
+        let Self {
+            segment_bytes,
+            accept_loss,
+            may_begin_anew,
+            cache_bytes,
+            on_failure: _,
+            sync_seconds: _,
+        } = self;
         f.debug_struct("JournalConfig")
             .field("segment_bytes", segment_bytes)
             .field("accept_loss", accept_loss)
+            .field("may_begin_anew", may_begin_anew)
             .field("cache_bytes", cache_bytes)
             .finish_non_exhaustive()
     }
@@ -300,10 +239,21 @@ impl Journal {
         config: JournalConfig,
         lock: Option<DirectoryLock>,
     ) -> Result<Self, JournalError> {
-        let JournalConfig { segment_bytes, accept_loss, cache_bytes, on_failure, sync_seconds: _ } =
-            config;
+        let JournalConfig {
+            segment_bytes,
+            accept_loss,
+            may_begin_anew,
+            cache_bytes,
+            on_failure,
+            sync_seconds: _,
+        } = config;
+        let on_damage = match (accept_loss, may_begin_anew) {
+            (false, _) => OnDamage::Refuse,
+            (true, false) => OnDamage::CutAndKeepSome,
+            (true, true) => OnDamage::Cut,
+        };
         let segment_bytes = segment_bytes.max(HEADER_BYTES + MARKER_BYTES);
-        let (segments, contents) = Segments::open(Arc::clone(&disk), segment_bytes, accept_loss)?;
+        let (segments, contents) = Segments::open(Arc::clone(&disk), segment_bytes, on_damage)?;
         let entries = contents
             .entries
             .into_iter()

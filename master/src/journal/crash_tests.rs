@@ -96,7 +96,7 @@ fn run(seed: u64, losses: usize, lies: bool) -> Result<(), String> {
     let mut acknowledged: Vec<Record> = Vec::new();
     let mut unsure: Vec<Record> = Vec::new();
     for (term, loss) in (2..).zip(0..=losses) {
-        let opened = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, false);
+        let opened = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, OnDamage::Refuse);
         let (mut segments, contents) =
             opened.map_err(|err| format!("seed {seed}, loss {loss}: does not open: {err}"))?;
         let found = found(&contents, &segments);
@@ -173,7 +173,7 @@ fn run(seed: u64, losses: usize, lies: bool) -> Result<(), String> {
         // Some crashes leave the page cache, and others come while the log is being opened.
         if random.below(4) == 0 {
             disk.fail_after(random.below(6));
-            let _ = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, false);
+            let _ = Segments::open(Arc::new(disk.clone()), SEGMENT_BYTES, OnDamage::Refuse);
             if random.below(2) == 0 {
                 disk.kill();
             } else {

@@ -28,6 +28,8 @@ use super::disk::is_zero;
 pub(super) const MAGIC: [u8; 8] = *b"DFSRLOG\n";
 /// The format this program writes, and the newest it reads.
 pub const FORMAT_VERSION: u32 = 1;
+/// What a segment begins with: magic and format.
+pub(super) const LABEL: [u8; 12] = *b"DFSRLOG\n\x01\0\0\0";
 pub(super) const HEADER_SIZE: usize = 4096;
 pub(super) const HEADER_BYTES: u64 = HEADER_SIZE as u64;
 const HEADER_USED: usize = 128;
@@ -271,9 +273,10 @@ pub(super) struct SegmentHeader {
 /// Why a segment's first bytes are not a header.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum HeaderError {
-    Foreign,
     Newer(u32),
     Damaged(&'static str),
+    /// Magic and format number are not those of a segment; the checksum says what they were, and that all else is right.
+    Mislabelled(SegmentHeader),
 }
 
 impl SegmentHeader {
@@ -315,18 +318,29 @@ impl SegmentHeader {
         if bytes[..8] == [0; 8] {
             return Err(HeaderError::Damaged("the segment header is zeros"));
         }
-        if bytes[..8] != MAGIC {
-            return Err(HeaderError::Foreign);
+        let used = bytes.get(..HEADER_USED);
+        if bytes[..LABEL.len()] != LABEL {
+            let mut labelled = used.unwrap_or_default().to_vec();
+            if let Some(start) = labelled.first_chunk_mut() {
+                *start = LABEL;
+                if let Ok(header) = Self::parse(&labelled) {
+                    return Err(HeaderError::Mislabelled(header));
+                }
+            }
         }
-        // Before anything else: a newer program may have moved even the checksum.
+        // The directory is ours, and so are all files with a segment's name in it.
+        if bytes[..8] != MAGIC {
+            return Err(HeaderError::Damaged("it does not begin like a log segment"));
+        }
+        // Before the checksum: a newer program may have moved even that.
         let version = u32_at(bytes, 8);
         if version > FORMAT_VERSION {
             return Err(HeaderError::Newer(version));
         }
-        let Some(bytes) = bytes.get(..HEADER_USED) else {
+        let Some(bytes) = used else {
             return Err(HeaderError::Damaged("the file is shorter than a segment header"));
         };
-        if version == 0 || header_crc(bytes) != u32_at(bytes, 12) {
+        if version != FORMAT_VERSION || header_crc(bytes) != u32_at(bytes, 12) {
             return Err(HeaderError::Damaged("the segment header's checksum does not match"));
         }
         let flags = u32_at(bytes, 52);

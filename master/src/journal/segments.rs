@@ -26,7 +26,7 @@ use dfs_service::canary;
 
 use super::disk::{LogDisk, LogFile, PosixDisk, is_zero, write_zeros};
 use super::format::{
-    Carried, FORMAT_VERSION, HEADER_BYTES, HEADER_SIZE, HeaderError, MARKER_BYTES, Parsed,
+    Carried, FORMAT_VERSION, HEADER_BYTES, HEADER_SIZE, HeaderError, LABEL, MARKER_BYTES, Parsed,
     Position, RECORD_HEADER_BYTES, Record, SegmentHeader, encode_marker, find_marker, parse_record,
 };
 use super::{DurableSegment, JournalError, Location};
@@ -75,6 +75,15 @@ pub(super) struct Contents {
     pub(super) cut: Option<Cut>,
 }
 
+/// What becomes of a log in which something durable no longer reads back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum OnDamage {
+    Refuse,
+    /// Refuse where nothing would be left.
+    CutAndKeepSome,
+    Cut,
+}
+
 /// Bytes at the end of the log that open removed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cut {
@@ -120,7 +129,7 @@ impl Segments {
     pub(super) fn open(
         disk: Arc<dyn LogDisk>,
         segment_bytes: u64,
-        accept_loss: bool,
+        on_damage: OnDamage,
     ) -> Result<(Self, Contents), JournalError> {
         // A process that was killed may have left a segment whose name is not on disk: what is written to it from now on
         // would go with the name.
@@ -131,12 +140,12 @@ impl Segments {
         sequences.sort_unstable();
 
         let mut contents = Contents::default();
-        let walk = walk(&disk, &sequences, &mut contents)?;
+        let walk = walk(&disk, &sequences, on_damage, &mut contents)?;
         let mut kept = walk.kept;
         let mut end = walk.end;
 
         let hole = missing_before(&sequences, &contents);
-        if hole.is_some() && !accept_loss {
+        if hole.is_some() && on_damage == OnDamage::Refuse {
             return Err(JournalError::Damaged {
                 // There is one: `missing_before` finds nothing where there is none.
                 file: disk.path(&segment_name(sequences[0])),
@@ -147,8 +156,14 @@ impl Segments {
         if let Some(damage) = walk.damage {
             let Damage { sequence, offset, reason } = damage;
             let file = disk.path(&segment_name(sequence));
-            if !accept_loss {
-                return Err(JournalError::Damaged { file, offset, reason });
+            match on_damage {
+                OnDamage::Refuse => {
+                    return Err(JournalError::Damaged { file, offset, reason });
+                }
+                OnDamage::CutAndKeepSome if contents.entries.is_empty() => {
+                    return Err(JournalError::NothingLeft { file, offset, reason });
+                }
+                OnDamage::CutAndKeepSome | OnDamage::Cut => {}
             }
             tracing::error!(
                 file = %file.display(), offset, reason, see = %Page::DamagedLog,
@@ -488,10 +503,11 @@ struct Walk {
     damage: Option<Damage>,
 }
 
-/// Follows the records of all segments, changing nothing.
+/// Follows the records of all segments, changing nothing but the labels of headers that are proven, when told to cut.
 fn walk(
     disk: &Arc<dyn LogDisk>,
     sequences: &[u64],
+    on_damage: OnDamage,
     contents: &mut Contents,
 ) -> Result<Walk, JournalError> {
     let mut walk = Walk {
@@ -500,7 +516,7 @@ fn walk(
         chain: 0,
         damage: None,
     };
-    // First all headers: a foreign file must be found before the others are judged.
+    // First all headers: a newer one must be found before the others are judged.
     let mut opened = Vec::new();
     for &sequence in sequences {
         let name = segment_name(sequence);
@@ -513,9 +529,6 @@ fn walk(
                 Err("the segment header names another segment")
             }
             Ok(header) => Ok(header),
-            Err(HeaderError::Foreign) => {
-                return Err(JournalError::Foreign { file: disk.path(&name) });
-            }
             Err(HeaderError::Newer(version)) => {
                 return Err(JournalError::Newer {
                     file: disk.path(&name),
@@ -524,6 +537,19 @@ fn walk(
                 });
             }
             Err(HeaderError::Damaged(reason)) => Err(reason),
+            Err(HeaderError::Mislabelled(_)) if on_damage == OnDamage::Refuse => {
+                Err("it does not begin like a log segment")
+            }
+            Err(HeaderError::Mislabelled(header)) => {
+                let path = disk.path(&name);
+                tracing::error!(
+                    file = %path.display(), see = %Page::DamagedLog,
+                    "a log segment did not begin like one: mended, as told; nothing in it is lost"
+                );
+                let mended = file.write_at(0, &LABEL).and_then(|()| file.sync());
+                mended.map_err(|err| JournalError::io("mend", &**disk, &name, err))?;
+                Ok(header)
+            }
         };
         opened.push((sequence, header, file));
     }

@@ -84,7 +84,7 @@ fn a_vote_survives_a_power_loss() {
         disk.fail_after(0);
         disk.lose_power();
         // The first log is still open, as a process would be that the power took away.
-        let again = Segments::open(Arc::new(disk.clone()), 8 << 10, false).unwrap().1;
+        let again = Segments::open(Arc::new(disk.clone()), 8 << 10, OnDamage::Refuse).unwrap().1;
         assert_eq!(again.carried.vote, Some(vote));
     }
 }
@@ -263,7 +263,7 @@ fn a_missing_segment_is_damage() {
 }
 
 #[test]
-fn foreign_newer_and_damaged_headers_are_told_apart() {
+fn newer_and_damaged_headers_are_told_apart() {
     let disk = FaultyDisk::new(1);
     append(&open(&disk), 0..3);
     let refused = |at: usize, change: fn(u8) -> u8| {
@@ -276,17 +276,17 @@ fn foreign_newer_and_damaged_headers_are_told_apart() {
         disk.edit(FIRST, |bytes| bytes[at] = before);
         err
     };
-    let err = refused(0, |_| b'X');
-    assert!(matches!(&err, JournalError::Foreign { file } if file.ends_with(FIRST)), "{err}");
-    let err = refused(8, |_| 9);
+    for at in 0..120 {
+        let err = refused(at, |byte| !byte);
+        assert!(matches!(err, JournalError::Damaged { offset: 0, .. }), "byte {at}: {err}");
+    }
+    // A newer program's own: its checksum is another, or elsewhere.
+    disk.edit(FIRST, |bytes| (bytes[8], bytes[12]) = (9, !bytes[12]));
+    let err = Journal::open_on(Arc::new(disk.clone()), config(8 << 10)).unwrap_err();
     assert_eq!(
         err.to_string(),
         format!("/faulty/{FIRST} has log format 9, this program reads formats up to 1")
     );
-    for at in 12..120 {
-        let err = refused(at, |byte| !byte);
-        assert!(matches!(err, JournalError::Damaged { offset: 0, .. }), "byte {at}: {err}");
-    }
 }
 
 #[test]
@@ -400,4 +400,26 @@ fn a_directory_has_one_user() {
     drop(journal);
     let journal = Journal::open(dir.path(), config(64 << 10)).unwrap();
     assert_eq!(indexes(&journal), (0..10).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_label_that_is_not_one_is_mended_and_nothing_is_cut_where_nothing_would_be_left() {
+    let disk = FaultyDisk::new(1);
+    append(&open(&disk), 0..3);
+    let try_open = |may_begin_anew| {
+        let config = JournalConfig { accept_loss: true, may_begin_anew, ..config(8 << 10) };
+        Journal::open_on(Arc::new(disk.clone()), config)
+    };
+    disk.edit(FIRST, |bytes| bytes[..12].fill(b'?'));
+    assert!(try_open(false).is_ok());
+    assert_eq!(indexes(&open(&disk)), [0, 1, 2]);
+
+    for at in [20, format::HEADER_SIZE + 5] {
+        let mut before = 0;
+        disk.edit(FIRST, |bytes| (before, bytes[at]) = (bytes[at], !bytes[at]));
+        let error = try_open(false).unwrap_err();
+        assert!(matches!(error, JournalError::NothingLeft { .. }), "byte {at}: {error}");
+        disk.edit(FIRST, |bytes| bytes[at] = before);
+    }
+    assert_eq!(indexes(&open(&disk)), [0, 1, 2]);
 }
