@@ -6,12 +6,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
-use dfs_service::sealed::{seal, unseal};
+use dfs_service::sealed::{replace, seal, unseal};
 
 use crate::node::lock;
 
@@ -179,11 +179,7 @@ impl Copies {
             File::open(&self.dir)?.sync_all()?;
         }
         *dirty = Dirty::default();
-        let next = self.dir.join(COMPLETE_NEXT);
-        let mut file = File::create(&next)?;
-        file.write_all(text_of(complete).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&next, self.dir.join(COMPLETE))?;
+        replace(&self.dir.join(COMPLETE), &text_of(complete))?;
         let mut gone = have.keys().filter(|name| !files.contains_key(*name)).peekable();
         if gone.peek().is_some() {
             // Until then the mark before this one may come back, and needs them.

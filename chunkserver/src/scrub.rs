@@ -5,8 +5,7 @@
 //! client had found it.
 
 use std::collections::BTreeSet;
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -14,7 +13,7 @@ use dfs_core::ids::ChunkId;
 use dfs_proto::control::ReplicaReport;
 use dfs_service::clock::wall_nanos;
 use dfs_service::page::Page;
-use dfs_service::sealed::{seal, unseal};
+use dfs_service::sealed::{replace, seal, unseal};
 use dfs_service::shutdown::Shutdown;
 
 use crate::node::Node;
@@ -227,18 +226,9 @@ fn parse(text: &str) -> Option<Round> {
 }
 
 fn keep(path: &Path, round: Round) {
-    if let Err(error) = write(path, round) {
+    if let Err(error) = replace(path, &text_of(round)) {
         tracing::warn!(%error, path = %path.display(), "keep how far the reading of all replicas is");
     }
-}
-
-/// Whole or not at all.
-fn write(path: &Path, round: Round) -> io::Result<()> {
-    let next = path.with_extension("next");
-    let mut file = File::create(&next)?;
-    file.write_all(text_of(round).as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&next, path)
 }
 
 #[cfg(test)]

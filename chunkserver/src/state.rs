@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use dfs_core::ids::{ClientId, Epoch};
 use dfs_proto::data_rpc::DataFailure;
-use dfs_service::sealed::{seal, unseal};
+use dfs_service::sealed::{replace_durably, seal, unseal};
 
 const ENDED_CLIENTS: &str = "ended_clients";
 /// The log's index is written no more often, however often the master is heard.
@@ -196,12 +196,8 @@ impl ServerState {
     }
 
     fn write(&self, reign: Reign) -> io::Result<()> {
-        let next = self.dir.join("server_state.next");
-        let mut file = File::create(&next)?;
-        file.write_all(text_of(self.incarnation, reign).as_bytes())?;
-        file.sync_all()?;
-        fs::rename(&next, self.dir.join("server_state"))?;
-        File::open(&self.dir)?.sync_all()
+        let path = self.dir.join("server_state");
+        replace_durably(&path, &text_of(self.incarnation, reign))
     }
 }
 

@@ -1,4 +1,8 @@
-//! Small text files of one line that says itself whether it is whole.
+//! Small text files: lines that say themselves whether they are whole, and files that are there whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::Path;
 
 /// `body` with its CRC32C behind it.
 #[must_use]
@@ -11,6 +15,28 @@ pub fn seal(body: &str) -> String {
 pub fn unseal(text: &str) -> Option<&str> {
     let (body, crc) = text.strip_suffix('\n')?.rsplit_once(' ')?;
     (u32::from_str_radix(crc, 16).ok()? == crc32c::crc32c(body.as_bytes())).then_some(body)
+}
+
+/// Replaces the file `path` by one with `text`, whole or not at all. By way of `path` with the extension `next`.
+/// After a loss of power it may be the one before.
+///
+/// # Errors
+/// I/O errors; the file is then as it was.
+pub fn replace(path: &Path, text: &str) -> io::Result<()> {
+    let next = path.with_extension("next");
+    let mut file = File::create(&next)?;
+    file.write_all(text.as_bytes())?;
+    file.sync_all()?;
+    fs::rename(&next, path)
+}
+
+/// [`replace`], and a loss of power brings the one before not back.
+///
+/// # Errors
+/// I/O errors; the file is then as it was, or replaced and not durable.
+pub fn replace_durably(path: &Path, text: &str) -> io::Result<()> {
+    replace(path, text)?;
+    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -4,13 +4,13 @@
 //! the next one's beginning. A server that was told of more has seen entries that are not here, however often this
 //! directory was started since: a refused start begins a reign, too, and its own entries must not count.
 
-use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::Context as _;
 use dfs_core::ids::Epoch;
-use dfs_service::sealed::{seal, unseal};
+use dfs_service::sealed::{replace_durably, seal, unseal};
 
 /// One line, replaced atomically, in the master's directory.
 const NAME: &str = "reigns";
@@ -53,15 +53,8 @@ impl Reigns {
         self.0.retain(|before| before.epoch < reign.epoch);
         self.0.push(reign);
         self.0.drain(..self.0.len().saturating_sub(KEPT_MAX));
-        let (path, next) = (dir.join(NAME), dir.join("reigns.next"));
-        let written = || {
-            let mut file = File::create(&next)?;
-            file.write_all(self.text().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&next, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        written().with_context(|| format!("write {}", path.display()))
+        let path = dir.join(NAME);
+        replace_durably(&path, &self.text()).with_context(|| format!("write {}", path.display()))
     }
 
     /// The last index that this reign can have logged as far as is known here; `None`: it goes on, or is later than all

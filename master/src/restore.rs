@@ -8,7 +8,6 @@
 //! members hold.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -19,7 +18,7 @@ use dfs_core::meta;
 use dfs_proto::control::metadata_copies_client::MetadataCopiesClient;
 use dfs_proto::control::{CopyFile, CopyListReply, CopyListRequest, CopyReadRequest};
 use dfs_service::conn::{self, ClusterKey, Door};
-use dfs_service::sealed::{seal, unseal};
+use dfs_service::sealed::{replace_durably, seal, unseal};
 use tonic::transport::Channel;
 
 use crate::config::Config;
@@ -60,15 +59,8 @@ impl Note {
     }
 
     pub(crate) fn write(self, dir: &Path) -> anyhow::Result<()> {
-        let (path, next) = (dir.join(NOTE), dir.join("restored.next"));
-        let written = || {
-            let mut file = File::create(&next)?;
-            file.write_all(self.text().as_bytes())?;
-            file.sync_all()?;
-            fs::rename(&next, &path)?;
-            File::open(dir)?.sync_all()
-        };
-        written().with_context(|| format!("write {}", path.display()))
+        let path = dir.join(NOTE);
+        replace_durably(&path, &self.text()).with_context(|| format!("write {}", path.display()))
     }
 
     fn text(self) -> String {
