@@ -7,6 +7,7 @@
 pub mod flapping;
 pub mod overlay;
 mod place;
+pub mod running;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -17,6 +18,7 @@ use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
 use crate::plan::rebuild::Place;
 use crate::time::Timestamp;
+use running::Running;
 
 /// When silence means something. `dead_after` is at least three intervals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -140,6 +142,10 @@ pub struct ServerRow {
     pub address: String,
     pub connected: bool,
     pub heard_at: Timestamp,
+    /// Its silence counts from here: when it was heard, or later by what the master itself slept.
+    silent_since: Timestamp,
+    /// When its connection closed, if it did.
+    closed_at: Timestamp,
     /// This disk's first heartbeat.
     joined_at: Timestamp,
     /// Since this, until it answers again, it does not count as alive.
@@ -185,13 +191,15 @@ pub struct Cluster {
     overlays: BTreeMap<ServerId, Vec<OverlayKind>>,
     /// Replicas told of that may be the first of their chunk, since the last [`Self::take_told`].
     told: BTreeSet<ChunkId>,
+    running: Running,
 }
 
 impl Cluster {
     #[must_use]
     pub fn new(profile: LivenessProfile) -> Self {
         let (rows, overlays) = (BTreeMap::new(), BTreeMap::new());
-        Self { profile, rows, overlays, placements: 0, told: BTreeSet::new() }
+        let running = Running::default();
+        Self { profile, rows, overlays, placements: 0, told: BTreeSet::new(), running }
     }
 
     /// As if `server` had never been heard of.
@@ -276,6 +284,7 @@ impl Cluster {
             device,
             place,
         } = heartbeat;
+        self.was_running(now);
         let returned = self.liveness(now, server) != Liveness::Alive;
         let is_old = |row: &ServerRow| row.disk == disk && incarnation < row.incarnation;
         if self.rows.get(&server).is_some_and(is_old) {
@@ -287,6 +296,8 @@ impl Cluster {
             address: String::new(),
             connected: true,
             heard_at: now,
+            silent_since: now,
+            closed_at: now,
             joined_at: now,
             unresponsive_until: None,
             inventory_complete: false,
@@ -337,6 +348,7 @@ impl Cluster {
         row.address = address;
         row.connected = true;
         row.heard_at = now;
+        row.silent_since = now;
         row.chunk_count = chunk_count;
         row.used_bytes = used_bytes;
         row.free_bytes = free_bytes;
@@ -425,21 +437,25 @@ impl Cluster {
         for (server, row) in &mut self.rows {
             if beats(*server) {
                 row.heard_at = now;
+                row.silent_since = now;
             }
         }
     }
 
     /// The heartbeat connection of this incarnation closed.
-    pub fn on_disconnect(&mut self, server: ServerId, incarnation: u64) {
+    pub fn on_disconnect(&mut self, now: Timestamp, server: ServerId, incarnation: u64) {
+        self.was_running(now);
         if let Some(row) = self.rows.get_mut(&server)
             && row.incarnation == incarnation
         {
             row.connected = false;
+            row.closed_at = now;
         }
     }
 
     /// It did not answer a call in time: avoided for `millis`, whatever its heartbeats say.
     pub fn on_unresponsive(&mut self, now: Timestamp, server: ServerId, millis: u64) {
+        self.was_running(now);
         if let Some(row) = self.rows.get_mut(&server) {
             row.unresponsive_until = Some(Timestamp(now.0.saturating_add(millis * 1_000_000)));
         }
@@ -448,12 +464,12 @@ impl Cluster {
     #[must_use]
     pub fn liveness(&self, now: Timestamp, server: ServerId) -> Liveness {
         let Some(row) = self.rows.get(&server) else { return Liveness::Dead };
-        let silence_ms = now.nanos_since(row.heard_at) / 1_000_000;
+        let silence_ms = self.silence_ms(now, row);
+        let closed = !row.connected && !self.running.excuses(now, row.closed_at);
         let late = self.profile.interval_ms + self.profile.interval_ms / 2 <= silence_ms;
         if self.profile.dead_after_ms <= silence_ms {
             Liveness::Dead
-        } else if !row.connected || late || row.unresponsive_until.is_some_and(|until| now < until)
-        {
+        } else if closed || late || row.unresponsive_until.is_some_and(|until| now < until) {
             Liveness::Suspect
         } else {
             Liveness::Alive
@@ -466,7 +482,7 @@ impl Cluster {
         let Some(row) = self.rows.get(&server) else {
             return "not heard of since the master began its reign".to_owned();
         };
-        let silent = now.nanos_since(row.heard_at) / 1_000_000;
+        let silent = self.silence_ms(now, row);
         let silent = format!("{}.{} s", silent / 1000, silent % 1000 / 100);
         match self.liveness(now, server) {
             Liveness::Alive => "heard of".to_owned(),
@@ -482,13 +498,12 @@ impl Cluster {
     /// How long `member` was not heard of, by a master that began at `start`.
     #[must_use]
     pub fn silent_ms(&self, now: Timestamp, start: Timestamp, member: &Member) -> u64 {
-        let last = match self.row(member.server) {
-            None => start,
-            Some(row) if row.disk == member.disk => row.heard_at,
+        match self.row(member.server) {
+            None => now.nanos_since(start) / 1_000_000,
+            Some(row) if row.disk == member.disk => self.silence_ms(now, row),
             // Another disk came in its place.
-            Some(row) => row.joined_at,
-        };
-        now.nanos_since(last) / 1_000_000
+            Some(row) => now.nanos_since(row.joined_at) / 1_000_000,
+        }
     }
 
     /// Alive, with the disk the member was made on.
@@ -562,9 +577,9 @@ mod tests {
     fn a_closed_connection_is_suspect_at_once_but_an_old_one_is_not_believed() {
         let mut cluster = Cluster::new(LivenessProfile::STANDARD);
         cluster.on_heartbeat(at(0), Heartbeat { incarnation: 7, ..beat(1, 500) });
-        cluster.on_disconnect(ServerId(1), 6);
+        cluster.on_disconnect(at(0), ServerId(1), 6);
         assert_eq!(cluster.liveness(at(1), ServerId(1)), Liveness::Alive);
-        cluster.on_disconnect(ServerId(1), 7);
+        cluster.on_disconnect(at(0), ServerId(1), 7);
         assert_eq!(cluster.liveness(at(1), ServerId(1)), Liveness::Suspect);
     }
 

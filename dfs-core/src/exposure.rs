@@ -322,7 +322,7 @@ pub(crate) mod tests {
             let mut cluster = cluster(5, &CHUNKS);
             let predicted = survey(&cluster, &CHUNKS, without);
             for server in without {
-                cluster.on_disconnect(ServerId(*server), 1);
+                cluster.on_disconnect(NOW, ServerId(*server), 1);
             }
             assert_eq!(survey(&cluster, &CHUNKS, &[]), predicted, "{without:?}");
         }

@@ -243,7 +243,7 @@ mod tests {
         let mut cluster = cluster(servers, &CHUNKS);
         let now = Timestamp(NOW.0 + seconds * 1_000_000_000);
         for server in gone {
-            cluster.on_disconnect(ServerId(*server), 1);
+            cluster.on_disconnect(NOW, ServerId(*server), 1);
         }
         cluster.refresh_for_test(now, |server| !gone.contains(&server.0));
         (cluster, now)

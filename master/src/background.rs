@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dfs_core::chunk::Member;
-use dfs_core::cluster::Liveness;
+use dfs_core::cluster::{Liveness, running};
 use dfs_core::command::Change;
 use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
 use dfs_core::meta::{self, Client, Key, MetaStore, Record};
@@ -25,6 +25,19 @@ const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
 const RECLAIM_BATCH: usize = 256;
 const STORED_BATCH: usize = 512;
 const STORED_BATCHES: usize = 64;
+
+/// Tells the detector that this process runs, so that a time in which it did not is held against nobody. A task: threads
+/// of ours wait for the disk.
+pub async fn say_it_runs(master: Arc<Master>) {
+    let pause = Duration::from_millis(running::tick_ms(&master.config.profile));
+    loop {
+        let slept = lock(&master.cluster).on_running(now());
+        if let Some(slept_ms) = slept {
+            tracing::warn!(slept_ms, "this process did not run: nobody's silence meanwhile counts");
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
 
 /// Frees inodes that nobody can reach any more, in batches, as [`Master::maybe_reclaim`] hands them over.
 pub async fn reclaim(master: Arc<Master>, mut inodes: tokio::sync::mpsc::Receiver<InodeNo>) {

@@ -91,7 +91,7 @@ impl MasterControl for Control {
                 }
             }
             if let Some((server, incarnation)) = who {
-                lock(&master.cluster).on_disconnect(server, incarnation);
+                lock(&master.cluster).on_disconnect(now(), server, incarnation);
                 tracing::info!(%server, "heartbeat connection closed: suspect");
                 master.changed.tell();
             }
@@ -232,7 +232,7 @@ async fn take(
             },
         );
         if leaving {
-            cluster.on_disconnect(server, incarnation);
+            cluster.on_disconnect(now(), server, incarnation);
         }
         heard
     };

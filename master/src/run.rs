@@ -172,6 +172,7 @@ impl Server {
         background::refuse_fenced(&master);
         // Before anybody asks: a server that is wished silent must not hear that it is not.
         master.refresh_overlays();
+        runtime.spawn(background::say_it_runs(Arc::clone(&master)));
         runtime.spawn(background::reclaim(Arc::clone(&master), reclaimed));
         let shutdown = Shutdown::new();
         let threads: [(&str, Work); 6] = [

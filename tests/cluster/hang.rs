@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use tests::{Cluster, Options, wait_until};
@@ -68,6 +68,50 @@ fn has_stopped(pid: u32) -> bool {
         let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
         stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('T'))
     })
+}
+
+/// What a master slept through says nothing about servers, that their connections gave up neither.
+#[test]
+fn a_master_that_was_stopped_calls_no_server_suspect_or_dead() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mut file = File::create(cluster.mount().join("f")).unwrap();
+    let master = cluster.pid("master").unwrap();
+    let said = || {
+        let text = cluster.dfs(["events", "-n", "0", "-o", "json"]);
+        let events = text.lines().map(|line| serde_json::from_str(line).unwrap());
+        let events: Vec<serde_json::Value> = events.collect();
+        events
+    };
+    wait_until("all are alive", || {
+        let status = cluster.dfs_json(["status"]);
+        status["servers"].as_array().unwrap().iter().all(|it| it["state"] == "alive")
+    });
+    let before = said().len();
+    // Less than it takes to be dead; more; and so much that servers have given their connections up.
+    for millis in [2_000, 3_500, 8_000] {
+        tests::signal(master, Signal::STOP);
+        wait_until("it has stopped", || has_stopped(master));
+        std::thread::sleep(Duration::from_millis(millis));
+        tests::signal(master, Signal::CONT);
+        let until = Instant::now() + Duration::from_secs(3);
+        while Instant::now() < until {
+            let status = cluster.dfs_json(["status"]);
+            for server in status["servers"].as_array().unwrap() {
+                assert_eq!(server["state"], "alive", "after {millis} ms: {status}");
+            }
+            file.write_all(b"on").unwrap();
+            file.sync_all().unwrap();
+        }
+    }
+    let new = said().split_off(before);
+    let bad: Vec<_> = new.iter().filter(|it| it["kind"] != "reconfigured").collect();
+    assert!(bad.is_empty(), "{bad:?}");
+    // It has not lost its sight.
+    cluster.kill("cs-2");
+    wait_until("a server that is dead is found dead", || {
+        said().iter().any(|it| it["kind"] == "dead" && it["server"] == "cs-2")
+    });
 }
 
 /// What is waited for is said in one line: a directory of files whose servers hang costs one wait, not one each.

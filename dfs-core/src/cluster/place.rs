@@ -139,7 +139,7 @@ mod tests {
             |members: Vec<Member>| members.into_iter().map(|m| m.server.0).collect::<BTreeSet<_>>();
         assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[])), [2, 3, 4].into());
         assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1].into());
-        cluster.on_disconnect(ServerId(3), 1);
+        cluster.on_disconnect(at(1), ServerId(3), 1);
         assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1].into());
     }
 
