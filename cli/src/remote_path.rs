@@ -6,6 +6,11 @@ use std::os::unix::ffi::OsStrExt as _;
 use crate::failure::fail;
 use crate::output::{escaped, hex_unless_utf8};
 
+/// `PATH_MAX` of Linux: bytes of a path with the zero byte at its end.
+const PATH_BYTES_MAX: usize = 4096;
+/// Of a path that is too long, messages show so many bytes.
+const SHOWN_BYTES: usize = 64;
+
 /// Names from the root down; empty: the root itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemotePath {
@@ -22,6 +27,20 @@ impl RemotePath {
         let bytes = text.as_bytes();
         if bytes.is_empty() {
             return fail("path '': empty", "name a path such as /notes.txt, or / for the root");
+        }
+        // The kernel says the same of a path on a mount.
+        if PATH_BYTES_MAX <= bytes.len() {
+            let start = bytes.get(..SHOWN_BYTES).unwrap_or(bytes);
+            return fail(
+                format!(
+                    "path '{}…': File name too long: {} bytes, the limit is {} ({PATH_BYTES_MAX} with the zero byte behind it, \
+                     PATH_MAX)",
+                    String::from_utf8_lossy(start),
+                    bytes.len(),
+                    PATH_BYTES_MAX - 1
+                ),
+                "use shorter names or fewer directories; through a mount, go down in steps with cd",
+            );
         }
         let mut names = Vec::new();
         for name in bytes.split(|byte| *byte == b'/') {
@@ -120,6 +139,18 @@ mod tests {
     fn empty_paths_and_parents_are_refused() {
         for bad in ["", "/a/../b", ".."] {
             assert!(RemotePath::parse(OsStr::new(bad)).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn paths_are_as_long_as_the_kernel_lets_them_be() {
+        let path = |bytes: usize| RemotePath::parse(OsStr::new(&"a/".repeat(4096)[..bytes]));
+        assert_eq!(path(4095).unwrap().names.len(), 2048);
+        for bytes in [4096, 4200] {
+            let said = format!("{:#}", path(bytes).unwrap_err());
+            assert!(said.contains("File name too long"), "{said}");
+            assert!(said.contains(&format!(": {bytes} bytes, the limit is 4095")), "{said}");
+            assert!(said.len() < 400, "{said}");
         }
     }
 

@@ -77,6 +77,24 @@ fn words_that_are_no_utf_8_are_wrong_usage_too() {
 }
 
 #[test]
+fn a_path_longer_than_the_kernel_takes_is_called_too_long() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let long = "a/".repeat(2100);
+    // The kernel's own words for it, through the mount.
+    let error = std::fs::metadata(cluster.mount().join(&long)).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(36), "{error}");
+    for command in ["mkdir", "ls", "stat", "cat", "rm", "locate", "explain"] {
+        let output = cluster.try_dfs([command, &long]);
+        check_refused(&output, 1, &["File name too long", "4200 bytes", "4095"]);
+    }
+    for arguments in [["put", "/etc/hostname", &long], ["mv", "/a", &long], ["get", &long, "-"]] {
+        let output = cluster.try_dfs(arguments);
+        check_refused(&output, 1, &["File name too long", "4200 bytes", "4095"]);
+    }
+}
+
+#[test]
 fn an_unreachable_master_is_named() {
     let free =
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
