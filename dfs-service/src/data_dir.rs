@@ -93,6 +93,23 @@ pub fn check(dir: &Path, kind: Kind) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Whether a server of this kind has used `dir`. A directory that cannot be read counts as not.
+#[must_use]
+pub fn is_of(dir: &Path, kind: Kind) -> bool {
+    kind.mark(dir).is_some()
+}
+
+/// Whether nobody keeps anything in `dir`, or it does not exist. A directory that cannot be read counts as used.
+#[must_use]
+pub fn is_unused(dir: &Path) -> bool {
+    match fs::read_dir(dir) {
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        Ok(entries) => entries.into_iter().all(|entry| {
+            entry.is_ok_and(|entry| ANYBODYS.contains(&&*entry.file_name().to_string_lossy()))
+        }),
+    }
+}
+
 /// Takes the lock of `dir`, until it is dropped; `None` if another process has it.
 ///
 /// # Errors

@@ -15,6 +15,8 @@ pub enum Page {
     ReplicasDiffer,
     /// The master's log, its snapshots or its store; a chunkserver's journal.
     DamagedLog,
+    /// Of the master; the chunkservers have copies of what was in it.
+    DirectoryLost,
     /// Of another cluster, of a newer version, or older than the cluster.
     DirectoryRefused,
     KeyRefused,
@@ -24,7 +26,7 @@ pub enum Page {
 }
 
 impl Page {
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::DeadServer,
         Self::FullDisk,
         Self::CopiesMissing,
@@ -34,6 +36,7 @@ impl Page {
         Self::BadBlock,
         Self::ReplicasDiffer,
         Self::DamagedLog,
+        Self::DirectoryLost,
         Self::DirectoryRefused,
         Self::KeyRefused,
         Self::MasterSilent,
@@ -57,6 +60,7 @@ impl Page {
             Self::BadBlock => "a-block-is-bad",
             Self::ReplicasDiffer => "replicas-differ",
             Self::DamagedLog => "a-log-is-damaged",
+            Self::DirectoryLost => "the-masters-directory-is-lost",
             Self::DirectoryRefused => "a-directory-is-refused",
             Self::KeyRefused => "a-key-is-refused",
             Self::MasterSilent => "the-master-does-not-answer",

@@ -1,10 +1,13 @@
 //! A master's directory that is lost, and made again from the copies at chunkservers.
 
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use tests::{Cluster, Options, wait_until};
+use rustix::process::Signal;
+use tests::{Cluster, Options, PATIENCE, dfs_program, signal, wait_until};
 
 use crate::{need_fuse, pattern, write_synced};
 
@@ -110,6 +113,90 @@ fn a_lost_master_directory_is_made_again_under_load() {
         assert_eq!(content, pattern(50_000, 100 + n), "later-{n}");
     }
     wait_for_copies(&cluster);
+    cluster.until_clean();
+}
+
+/// Everything below `dir` but what processes say, by path, with the sizes of files.
+fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap().flatten() {
+        let (path, meta) = (entry.path(), entry.metadata().unwrap());
+        if meta.is_dir() {
+            found.extend(listing(&path));
+            found.push((path, 0));
+        } else {
+            found.push((path, meta.len()));
+        }
+    }
+    found.sort();
+    found
+}
+
+#[test]
+fn up_without_the_masters_directory_makes_nothing_and_prints_the_commands_that_make_it_again() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let content = pattern(300_000, 1);
+    write_synced(&cluster.mount().join("f"), &content);
+    wait_for_copies(&cluster);
+    cluster.down();
+    std::fs::remove_dir_all(cluster.dir().join("data/master")).unwrap();
+    let before = listing(&cluster.dir());
+    for detach in [true, false] {
+        let arguments = ["up"].into_iter().chain(detach.then_some("--detach"));
+        let up = cluster.try_dfs(arguments);
+        let said = String::from_utf8_lossy(&up.stderr).into_owned();
+        assert!(!up.status.success(), "it started");
+        for word in
+            ["data/master", "cs-1, cs-2, cs-3", "operations.md#the-masters-directory-is-lost"]
+        {
+            assert!(said.contains(word), "'{word}' in {said}");
+        }
+        // The lock's word is who asked last.
+        let after = listing(&cluster.dir());
+        assert_eq!(after, before, "{said}");
+    }
+    let up = cluster.try_dfs(["up", "--detach"]);
+    let said = String::from_utf8_lossy(&up.stderr).into_owned();
+    let commands: Vec<Vec<&str>> = said
+        .split('`')
+        .filter(|part| part.starts_with("dfs "))
+        .map(|part| part.split(' ').skip(1).collect())
+        .collect();
+    let [servers @ .., restore, again] = commands.as_slice() else { panic!("{said}") };
+    assert!(servers.len() == 3 && servers.iter().all(|it| it[0] == "chunkserver"), "{said}");
+    assert_eq!((&restore[..2], again[0]), (&["master", "restore"][..], "up"), "{said}");
+    // They are started by hand: nothing in the environment says which cluster.
+    let typed = |arguments: &[&str]| {
+        let mut command = Command::new(dfs_program());
+        for variable in ["DFS_DIR", "DFS_MASTER", "DFS_KEY_FILE"] {
+            command.env_remove(variable);
+        }
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    };
+    let mut children: Vec<Child> = servers
+        .iter()
+        .map(|arguments| typed(arguments).stderr(Stdio::null()).spawn().unwrap())
+        .collect();
+    let mut said = String::new();
+    let until = Instant::now() + PATIENCE;
+    let restored = loop {
+        let restored = typed(restore).stderr(Stdio::piped()).output().unwrap();
+        said.push_str(&String::from_utf8_lossy(&restored.stderr));
+        // Servers that still start hold nothing for anybody.
+        if restored.status.success() || until <= Instant::now() {
+            break restored;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    };
+    for child in &mut children {
+        signal(child.id(), Signal::TERM);
+        child.wait().unwrap();
+    }
+    assert!(restored.status.success(), "{said}");
+    cluster.up();
+    assert_eq!(std::fs::read(cluster.mount().join("f")).unwrap(), content);
     cluster.until_clean();
 }
 

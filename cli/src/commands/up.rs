@@ -1,5 +1,7 @@
 //! `dfs up`: a whole cluster on this machine, in the foreground or behind a supervisor of its own.
 
+mod lost_master;
+
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -180,6 +182,7 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
         detach: _,
     } = wanted.args;
     let remembered = dir.read()?;
+    lost_master::check(dir, remembered.as_ref())?;
     let known = remembered.as_ref().map_or(0, |file| file.chunkservers.len());
     let known = u32::try_from(known).unwrap_or(u32::MAX);
     let chunkservers = match chunkservers {
