@@ -9,6 +9,7 @@ mod content;
 mod directories;
 mod locks;
 mod names;
+mod releases;
 
 use std::fmt;
 use std::sync::{Arc, Mutex};
@@ -63,6 +64,7 @@ pub struct FileSystem {
     pages: PageVersions,
     /// (inode, owner) that may hold locks of ours: others need no unlock at close.
     locked: Hints<(InodeNo, u64)>,
+    releases: releases::Releases,
     /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
     unsynced: Hints<InodeNo>,
     listings: directories::Listings,
@@ -86,6 +88,7 @@ impl FileSystem {
             pages: PageVersions::new(PAGE_VERSIONS_MAX),
             opens: std::sync::atomic::AtomicU64::new(1),
             locked: Hints::new(HINTS_MAX),
+            releases: releases::Releases::default(),
             unsynced: Hints::new(HINTS_MAX),
             listings: directories::Listings::default(),
             stopping: std::sync::atomic::AtomicBool::new(false),

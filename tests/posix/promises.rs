@@ -306,6 +306,28 @@ fn a_lock_held_on_one_mount_is_refused_on_the_other_until_it_is_closed() {
     });
 }
 
+/// The kernel gives the lock back by RELEASE, for which `close(2)` does not wait.
+#[test]
+fn a_file_whose_last_descriptor_was_closed_has_no_lock_on_its_mount() {
+    on_two_mounts(|a, _| {
+        write(&a.join("f"), b"x");
+        let second = File::open(a.join("f")).unwrap();
+        let lock = || flock(&second, FlockOperation::NonBlockingLockExclusive);
+        for round in 0..400 {
+            let first = File::open(a.join("f")).unwrap();
+            flock(&first, FlockOperation::LockExclusive).unwrap();
+            let twin = (round % 8 == 0).then(|| first.try_clone().unwrap());
+            drop(first);
+            if twin.is_some() {
+                assert_eq!(lock(), Err(Errno::WOULDBLOCK), "another descriptor is open: {round}");
+            }
+            drop(twin);
+            lock().unwrap_or_else(|error| panic!("round {round}: {error}"));
+            flock(&second, FlockOperation::Unlock).unwrap();
+        }
+    });
+}
+
 #[test]
 fn a_crowd_that_waits_for_a_lock_does_not_stop_the_mount() {
     on_two_mounts(|a, b| {

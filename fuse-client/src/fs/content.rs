@@ -138,13 +138,15 @@ impl FileSystem {
         flags: OpenFlags,
         flock_owner: Option<u64>,
     ) -> Answer {
+        // Before anything else: the process that closed the file is not waiting any more, and others may be.
+        if let Some(owner) = flock_owner {
+            let _under_way = self.releases.begin(ino);
+            if let Err(errno) = self.unlock_all(ino, owner) {
+                tracing::warn!(ino = ino.0, ?errno, "lock of a closed file could not be released");
+            }
+        }
         if flags.writes() {
             self.session.file(ino).released_as(open);
-        }
-        if let Some(owner) = flock_owner
-            && let Err(errno) = self.unlock_all(ino, owner)
-        {
-            tracing::warn!(ino = ino.0, ?errno, "lock of a closed file could not be released");
         }
         self.session.release(ino, flags.writes());
         Ok(Reply::Done)

@@ -13,6 +13,9 @@ use super::{Answer, FileSystem};
 use crate::errno::Errno;
 use crate::seam::{HeldLock, Reply};
 
+/// How often a lock is asked for that others close as often.
+const LOCK_TRIES: u32 = 4;
+
 impl FileSystem {
     pub(super) fn get_lock(
         &self,
@@ -52,7 +55,9 @@ impl FileSystem {
         let request = LockRequest { ino, owner, start, end, kind, pid };
         let wait_max = wait.then_some(self.options.lock_wait_max);
         let stopping = || self.stopping.load(Ordering::Acquire);
-        match self.session.set_lock(request, wait_max, &stopping) {
+        let ask = || self.session.set_lock(request, wait_max, &stopping);
+        let answer = if kind.is_some() { self.behind_releases(ino, ask) } else { ask() };
+        match answer {
             Ok(()) => {}
             Err(ClientError::Refused(NamespaceError::Locked)) if wait => {
                 // Not EINTR: the kernel would restart the call at the next signal, and show 512 without one.
@@ -67,6 +72,26 @@ impl FileSystem {
         }
         flushed?;
         Ok(Reply::Done)
+    }
+
+    /// Asks for a lock when those of files that were closed before it are given back: closing a file and locking it again
+    /// is one thing after the other, also here.
+    fn behind_releases(
+        &self,
+        ino: InodeNo,
+        ask: impl Fn() -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let mut tries = LOCK_TRIES;
+        loop {
+            let place = self.releases.wait_for_those_before(ino);
+            let answer = ask();
+            tries -= 1;
+            let refused = matches!(answer, Err(ClientError::Refused(NamespaceError::Locked)));
+            // One that began meanwhile may have been read from the kernel's queue before the lock was.
+            if !refused || tries == 0 || !self.releases.any_since(ino, place) {
+                return answer;
+            }
+        }
     }
 
     /// What another mount wrote under the lock before us must be seen now.
