@@ -94,6 +94,35 @@ fn a_path_longer_than_the_kernel_takes_is_called_too_long() {
     }
 }
 
+/// In a mount namespace of its own, where the device is another one.
+#[test]
+fn the_quickstart_says_at_once_what_to_do_where_the_device_is_for_root_only_or_missing() {
+    if !rustix::process::geteuid().is_root() {
+        return tests::skipped("another /dev/fuse takes root");
+    }
+    let script = std::fs::read(tests::repository().join("deploy/quickstart")).unwrap();
+    let temp = tempfile::Builder::new().prefix("t-").tempdir().unwrap();
+    let run_as_nobody = "exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+                         env -u CARGO_TARGET_DIR PATH=/usr/bin:/bin HOME=/nonexistent bash -s";
+    for (device, words) in [
+        ("mknod fuse c 10 229 && chmod 600 fuse", ["mode 600", "chmod 666 /dev/fuse"]),
+        ("mkdir empty && mount --bind empty /dev", ["is missing", "modprobe fuse"]),
+    ] {
+        let bind = "test -e fuse && mount --bind fuse /dev/fuse; rm -f fuse";
+        let shell = format!("{device} && {{ {bind}; {run_as_nobody}; }}");
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "sh", "-c", &shell]).current_dir(temp.path());
+        let output = run_with_input(&mut command, &script, PATIENCE);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.starts_with("quickstart: /dev/fuse"), "{said}");
+        for word in words {
+            assert!(said.contains(word), "'{word}' in {said}");
+        }
+        assert!(output.stdout.is_empty(), "nothing was installed or built");
+    }
+}
+
 #[test]
 fn an_unreachable_master_is_named() {
     let free =
