@@ -86,9 +86,20 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
     match unused_flags(name).find(|flag| given.contains(&(flag, true))) {
         None => Ok(()),
         Some(flag) => fail_usage(
-            format!("usage: --{flag} has no meaning for `dfs {name}`"),
-            format!("leave it out; see `dfs {name} --help`"),
+            format!("usage: --{flag} has no meaning for `dfs {name}`{}", what_instead(name).0),
+            format!("{}see `dfs {name} --help`", what_instead(name).1),
         ),
+    }
+}
+
+/// Why a command looks at no cluster, and what to do.
+fn what_instead(command: &str) -> (&'static str, &'static str) {
+    match command {
+        "bench" => (
+            ", which measures a directory and asks no cluster",
+            "mount it with `dfs mount HOST:PORT DIR --key-file FILE` and name DIR, as in `dfs bench DIR`; ",
+        ),
+        _ => ("", "leave it out; "),
     }
 }
 

@@ -133,7 +133,13 @@ fn usage(error: &clap::Error) -> ExitCode {
     }
     let typed = std::env::args_os().skip(1).map_while(|word| word.into_string().ok());
     let command = known_command(typed).join(" ");
-    say_error(&format!("usage: {words}; see `{command} --help`"));
+    let instead = match command.as_str() {
+        "dfs bench" if error.kind() == ErrorKind::MissingRequiredArgument => {
+            "name a mounted directory, as `dfs mount` and `dfs up` make it; "
+        }
+        _ => "",
+    };
+    say_error(&format!("usage: {words}; {instead}see `{command} --help`"));
     ExitCode::from(USAGE)
 }
 

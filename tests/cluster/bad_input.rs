@@ -50,7 +50,11 @@ fn wrong_usage_is_exit_code_2() {
         (vec!["down", "--dir", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
         (vec!["down", "--dir", "/tmp/x", "--key-file", "k"], vec!["--key-file"]),
         (vec!["umount", "/tmp/x", "--dir", "/tmp/x"], vec!["--dir", "dfs umount"]),
-        (vec!["bench", "/tmp/x", "--master", "h:1"], vec!["--master", "dfs bench"]),
+        (
+            vec!["bench", "/tmp/x", "--master", "h:1"],
+            vec!["--master", "dfs bench DIR", "dfs mount"],
+        ),
+        (vec!["bench", "--master", "h:1"], vec!["<PATH>", "a mounted directory", "dfs mount"]),
         (vec!["master", "--data", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
         (vec!["mount", "h:1", "/tmp/x", "--master", "h:2"], vec!["h:1", "h:2"]),
         (vec!["mount", "evict", "00", "--read-only"], vec!["mount evict"]),
