@@ -8,6 +8,7 @@ use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::process::Signal;
 use tests::{Cluster, Options, wait_until};
 
+use crate::top::InTerminal;
 use crate::{check_bytes, check_content, need_fuse, pattern, write_synced};
 
 /// Chunks in the map, and on the server that has the most.
@@ -180,4 +181,24 @@ fn a_put_keeps_mode_owner_attributes_and_links() {
     assert_eq!(cluster.dfs(["ls", "/"]), "f\nlink\nother\n");
     let refused = cluster.try_dfs(["put", "/dev/null", "/absent/f"]);
     assert_eq!(refused.status.code(), Some(1));
+}
+
+#[test]
+fn a_put_whose_input_stalls_says_what_it_waits_for() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mut command = cluster.command(["put", "-", "/f"]);
+    command.env("TERM", "xterm");
+    // Its input is the keyboard.
+    let mut put = InTerminal::start(command);
+    wait_until("it says so before anything came", || {
+        put.text().contains("waiting for standard input")
+    });
+    put.keys.write_all(b"one line\n").unwrap();
+    wait_until("bytes that came are counted", || put.text().contains("9 B"));
+    // Ctrl-D
+    put.keys.write_all(&[4]).unwrap();
+    wait_until("it ends", || put.child.try_wait().unwrap().is_some());
+    assert!(put.child.wait().unwrap().success(), "{}", put.text());
+    check_content(&cluster.mount().join("f"), b"one line\n");
 }

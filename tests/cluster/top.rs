@@ -13,15 +13,15 @@ use tests::{Cluster, Options, wait_until};
 use crate::need_fuse;
 
 /// A program in a terminal of 80 columns and 24 lines.
-struct InTerminal {
-    child: Child,
-    keys: File,
+pub(crate) struct InTerminal {
+    pub(crate) child: Child,
+    pub(crate) keys: File,
     /// All that it ever wrote.
     written: Arc<Mutex<Vec<u8>>>,
 }
 
 impl InTerminal {
-    fn start(mut command: std::process::Command) -> Self {
+    pub(crate) fn start(mut command: std::process::Command) -> Self {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
         let ours = openpt(flags).unwrap();
         grantpt(&ours).unwrap();
@@ -44,7 +44,7 @@ impl InTerminal {
         Self { child, keys, written }
     }
 
-    fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.written.lock().unwrap()).into_owned()
     }
 }

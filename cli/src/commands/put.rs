@@ -72,7 +72,9 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
     let mut progress = Progress::new(total);
     let mut writer = files.replace(&path)?;
     let mut piece = vec![0; PIECE];
+    let input = if stdin { "standard input" } else { "the local file" };
     loop {
+        progress.waits_for(input);
         let read = match source.read(&mut piece) {
             Ok(0) => break,
             Ok(read) => read,
@@ -81,6 +83,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
                 return Err(error).with_context(|| format!("read {}", args.src.display()));
             }
         };
+        progress.waits_for("the servers");
         writer.write(piece.get(..read).unwrap_or_default())?;
         progress.add(read as u64);
     }
