@@ -151,6 +151,8 @@ pub(crate) enum Command {
     Jobs(jobs::JobsArgs),
     /// Deleted files that are kept for a while: list, restore, empty
     Trash(trash::TrashArgs),
+    /// Show what the master decided in a recording of its heartbeats
+    Replay(servers::ReplayArgs),
     /// Measure a directory, with ratios to another in the same run
     Bench(crate::bench::BenchArgs),
 
@@ -521,14 +523,18 @@ pub(crate) struct UmountArgs {
     subcommand_negates_reqs = true,
     after_help = "Examples:
   dfs master --data /var/lib/dfs/master --listen 127.0.0.1:7000
-  dfs master --data /var/lib/dfs/master --listen 10.0.0.5:7000 --key-file /etc/dfs/cluster.key"
+  dfs master --data /var/lib/dfs/master --listen 10.0.0.5:7000 --key-file /etc/dfs/cluster.key
+  dfs master --data /var/lib/dfs/master --record /var/log/dfs/heartbeats.jsonl
+  dfs master --stdio                heartbeats as JSON lines, one a line; docs/behaviours.md has a session"
 )]
 pub(crate) struct MasterArgs {
     #[command(subcommand)]
     pub action: Option<servers::MasterAction>,
     /// Directory for the log and the store
-    #[arg(long, value_name = "DIR", required = true)]
+    #[arg(long, value_name = "DIR", required_unless_present = "stdio")]
     pub data: Option<PathBuf>,
+    #[command(flatten)]
+    pub lines: servers::LinesArgs,
     /// Address to serve; port 0 takes a free one
     #[arg(long, value_name = "IP:PORT", default_value = "127.0.0.1:7000", value_parser = parse_socket)]
     pub listen: SocketAddr,

@@ -44,6 +44,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         Command::Down(_) => "down",
         Command::Bench(_) => "bench",
         Command::Master(_) => "master",
+        Command::Replay(_) => "replay",
         Command::Chunkserver(_) => "chunkserver",
         Command::Umount(_) => "umount",
         Command::Completions(_) => "completions",

@@ -22,6 +22,7 @@ pub(crate) mod mount;
 pub(crate) mod mv;
 pub(crate) mod put;
 pub(crate) mod rebalance;
+pub(crate) mod replay;
 pub(crate) mod rm;
 pub(crate) mod scrub;
 pub(crate) mod stat;

@@ -18,3 +18,9 @@ pub fn wall_nanos() -> i64 {
         Err(before) => i64::try_from(before.duration().as_nanos()).map_or(i64::MIN, |n| -n),
     }
 }
+
+/// Milliseconds since 1970, 0 before.
+#[must_use]
+pub fn wall_millis() -> u64 {
+    u64::try_from(wall_nanos().div_euclid(1_000_000)).unwrap_or(0)
+}

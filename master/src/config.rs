@@ -43,6 +43,8 @@ pub struct Config {
     pub client_lease_ms: u64,
     /// Replicas of chunks that the map does not know are deleted after so long.
     pub orphan_wait_ms: u64,
+    /// Where heartbeats are recorded, for `dfs replay`.
+    pub record: Option<PathBuf>,
     /// Entries of the log after which a snapshot is made and what is behind the older one purged.
     pub snapshot_entries: u64,
 }
@@ -67,6 +69,7 @@ impl Config {
             segment_bytes: SEGMENT_BYTES,
             client_lease_ms: crate::clients::LEASE_MS,
             orphan_wait_ms: ORPHAN_WAIT_MS,
+            record: None,
             snapshot_entries: SNAPSHOT_ENTRIES,
         }
     }

@@ -19,6 +19,7 @@ use dfs_proto::control::{
     RepairSource, ReplicaReport, ServerStatus, StatusReply, StatusRequest, WhatIfReply,
     WhatIfRequest,
 };
+use dfs_service::clock;
 use dfs_service::page::Page;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
@@ -190,6 +191,9 @@ async fn take(
     let damaged: Vec<_> = beat.replicas.iter().filter_map(damage_of).collect();
     for (chunk, damage) in &damaged {
         tracing::warn!(%server, chunk = chunk.0, ?damage, see = %Page::BadBlock, "damaged replica");
+    }
+    if let Some(recorder) = &master.recorder {
+        recorder.heartbeat(clock::wall_millis(), &beat);
     }
     lock(&master.health).on_heartbeat(server, &beat);
     lock(&master.traffic).on_heartbeat(now(), server, &beat);

@@ -18,6 +18,7 @@ pub mod group;
 pub mod health;
 pub mod jobs;
 pub mod journal;
+pub mod lines;
 pub mod metrics;
 pub mod pauses;
 pub mod rebuild;

@@ -38,6 +38,7 @@ use crate::config::Config;
 use crate::control::Control;
 use crate::copies;
 use crate::group::{Group, GroupConfig};
+use crate::lines::Recorder;
 use crate::metrics::Metrics;
 use crate::rebuild;
 use crate::reigns::{Reign, Reigns};
@@ -158,12 +159,18 @@ impl Server {
         let (reclaim, reclaimed) = tokio::sync::mpsc::channel(RECLAIM_QUEUE_MAX);
         let own_client = ClientId(random128()?);
         let address_file = config.address_file.clone();
+        let recorder = config.record.as_deref().map(|path| {
+            let opened = Recorder::open(path, clock::wall_millis());
+            opened.with_context(|| format!("open the recording {}", path.display()))
+        });
+        let recorder = recorder.transpose()?;
         let master = Arc::new(Master::assemble(
             config,
             group,
             store,
             &superblock,
             reigns,
+            recorder,
             own_client,
             runtime.handle().clone(),
             reclaim,

@@ -44,6 +44,7 @@ pub struct Master {
     pub started: Timestamp,
     /// Where this and earlier reigns of its directory began.
     pub reigns: Reigns,
+    pub recorder: Option<crate::lines::Recorder>,
     pub cluster: Mutex<Cluster>,
     pub clients: Mutex<Clients>,
     /// Chunks with a configuration change running: one at a time each.
@@ -156,6 +157,7 @@ impl Master {
         store: Arc<RedbStore>,
         superblock: &dfs_core::meta::Superblock,
         reigns: Reigns,
+        recorder: Option<crate::lines::Recorder>,
         own_client: ClientId,
         runtime: tokio::runtime::Handle,
         reclaim: tokio::sync::mpsc::Sender<InodeNo>,
@@ -169,6 +171,7 @@ impl Master {
             min_replicas: superblock.min_replicas,
             started: now(),
             reigns,
+            recorder,
             cluster: Mutex::new(Cluster::new(config.profile)),
             clients: Mutex::default(),
             reconfiguring: Mutex::default(),

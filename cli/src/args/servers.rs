@@ -310,3 +310,39 @@ mod tests {
         assert!(zero.profile("drill").is_err());
     }
 }
+
+#[derive(Args, Debug)]
+pub(crate) struct LinesArgs {
+    /// Serve nobody: answer heartbeats that come as JSON lines on standard input, until it ends
+    #[arg(long, conflicts_with_all = ["data", "listen", "address_file", "record", "metrics", "metrics_file"])]
+    pub stdio: bool,
+    /// With --stdio: time passes only by messages `{"type": "advance", "ms": N}`
+    #[arg(long, requires = "stdio")]
+    pub stopped_clock: bool,
+    /// Add all heartbeats to this file, for `dfs replay`
+    #[arg(long, value_name = "FILE")]
+    pub record: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The recording is what `dfs master --record FILE` wrote. It goes through the detector and the planner that the master has, with the
+times it has: who was dead since when, what was to be copied and deleted.
+
+Examples:
+  dfs replay /var/log/dfs/heartbeats.jsonl
+  dfs replay --profile drill incident.jsonl"
+)]
+pub(crate) struct ReplayArgs {
+    /// The recording; `-`: standard input
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+    /// Timing of heartbeats and repair
+    #[arg(long, value_enum, default_value = "standard")]
+    pub profile: super::Profile,
+    #[command(flatten)]
+    pub timing: TimingArgs,
+    /// Replicas of every chunk
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = whole::<u32>(1..=16))]
+    pub replication: u32,
+}

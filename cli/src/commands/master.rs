@@ -1,8 +1,12 @@
 //! `dfs master`: one master process.
 
-use anyhow::Context as _;
+use std::io::{BufRead, Read as _};
+use std::time::Instant;
 
-use crate::args::servers::{MasterAction, MasterRestoreArgs};
+use anyhow::Context as _;
+use master::lines::{Conversation, LINE_BYTES_MAX, Settings};
+
+use crate::args::servers::{LinesArgs, MasterAction, MasterRestoreArgs};
 use crate::args::{ClusterArgs, MasterArgs, PagesArgs};
 use crate::cluster;
 use crate::failure::fail_usage;
@@ -15,6 +19,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
     let MasterArgs {
         action: _,
         data,
+        lines: LinesArgs { stdio, stopped_clock, record },
         listen,
         address_file,
         profile,
@@ -25,6 +30,11 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         accept_loss,
         pages: PagesArgs { metrics, metrics_file },
     } = args;
+    let profile = timing.profile(profile.name())?;
+    if *stdio {
+        let settings = Settings { profile, replication: *replication as usize };
+        return converse(settings, *stopped_clock);
+    }
     let data = data.as_ref().context("--data is missing")?;
     if replication < min_replicas {
         return fail_usage(
@@ -34,7 +44,6 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
             format!("give a number from 1 to {replication}"),
         );
     }
-    let profile = timing.profile(profile.name())?;
     dfs_service::log::init()?;
     let config = master::Config {
         listen: *listen,
@@ -47,9 +56,44 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         min_replicas: *min_replicas,
         change_replication: *change_replication,
         accept_loss: *accept_loss,
+        record: record.clone(),
         ..master::Config::new(data.clone())
     };
     master::run(config).with_context(|| format!("master in {}", data.display()))
+}
+
+/// `--stdio`. Events go to standard error.
+fn converse(settings: Settings, stopped_clock: bool) -> anyhow::Result<()> {
+    let mut conversation = Conversation::new(settings);
+    let mut input = std::io::stdin().lock();
+    let began = Instant::now();
+    let mut line = Vec::new();
+    while next_line(&mut input, &mut line).context("read standard input")? {
+        let elapsed = if stopped_clock { 0 } else { began.elapsed().as_nanos() };
+        let elapsed = u64::try_from(elapsed).unwrap_or(u64::MAX);
+        if let Some(answer) = conversation.answer(elapsed, &line) {
+            output::line(&answer)?;
+        }
+        for event in conversation.take_events() {
+            eprintln!("{}", printable(&event));
+        }
+    }
+    Ok(())
+}
+
+/// Of a line that is too long only so much that this shows is kept. False at the end.
+fn next_line(input: &mut impl BufRead, line: &mut Vec<u8>) -> std::io::Result<bool> {
+    line.clear();
+    let limit = LINE_BYTES_MAX as u64 + 1;
+    let mut read = input.take(limit).read_until(b'\n', line)?;
+    while read != 0 && line.last() != Some(&b'\n') {
+        let mut rest = Vec::new();
+        read = input.take(limit).read_until(b'\n', &mut rest)?;
+        if rest.last() == Some(&b'\n') {
+            break;
+        }
+    }
+    Ok(!line.is_empty())
 }
 
 fn restore(cluster: &ClusterArgs, args: &MasterRestoreArgs) -> anyhow::Result<()> {

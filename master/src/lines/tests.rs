@@ -1,0 +1,231 @@
+use dfs_core::cluster::LivenessProfile;
+
+use super::*;
+
+const SETTINGS: Settings = Settings { profile: LivenessProfile::STANDARD, replication: 3 };
+
+/// A conversation whose clock only `at` moves.
+struct Talk {
+    conversation: Conversation,
+    ms: u64,
+}
+
+impl Talk {
+    fn begin() -> Self {
+        let mut talk = Self { conversation: Conversation::new(SETTINGS), ms: 0 };
+        talk.say(r#"{"src": "c0", "dest": "n1", "body": {"type": "init", "msg_id": 1}}"#);
+        talk
+    }
+
+    fn at(&mut self, ms: u64) -> &mut Self {
+        assert!(self.ms <= ms);
+        self.ms = ms;
+        self
+    }
+
+    fn say(&mut self, line: &str) -> serde_json::Value {
+        let answer = self.conversation.answer(self.ms * 1_000_000, line.as_bytes()).unwrap();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// The body of the answer to a heartbeat that lists `chunks`, as JSON.
+    fn beat(&mut self, server: &str, chunks: &str) -> serde_json::Value {
+        let line = format!(
+            r#"{{"src": "{server}", "dest": "n1", "body": {{"type": "heartbeat", "msg_id": 2, "chunks": {chunks}, "disk_usage": 30}}}}"#
+        );
+        self.say(&line)["body"].clone()
+    }
+
+    fn status(&mut self) -> serde_json::Value {
+        let line = r#"{"src": "c0", "dest": "n1", "body": {"type": "server_status", "msg_id": 9}}"#;
+        self.say(line)["body"]["servers"].clone()
+    }
+}
+
+#[test]
+fn the_samples_bytes() {
+    let mut talk = Conversation::new(SETTINGS);
+    let mut say = |line: &str| talk.answer(0, line.as_bytes()).unwrap();
+    assert_eq!(
+        say(
+            r#"{"src": "c0", "dest": "n1", "body": {"type": "init", "msg_id": 1, "node_id": "n1"}}"#
+        ),
+        r#"{"src": "n1", "dest": "c0", "body": {"type": "init_ok", "in_reply_to": 1, "msg_id": 0}}"#
+    );
+    assert_eq!(
+        say(
+            r#"{"src": "n2", "dest": "n1", "body": {"type": "heartbeat", "msg_id": 2, "chunks": ["ch_001", "ch_002"], "disk_usage": 30}}"#
+        ),
+        r#"{"src": "n1", "dest": "n2", "body": {"type": "heartbeat_ok", "in_reply_to": 2, "status": "alive", "msg_id": 1}}"#
+    );
+    let mut talk = Conversation::new(SETTINGS);
+    talk.answer(0, br#"{"src": "c0", "dest": "n1", "body": {"type": "init", "msg_id": 1}}"#);
+    assert_eq!(
+        talk.answer(
+            0,
+            br#"{"src": "c0", "dest": "n1", "body": {"type": "server_status", "msg_id": 2}}"#
+        )
+        .unwrap(),
+        r#"{"src": "n1", "dest": "c0", "body": {"type": "server_status_ok", "in_reply_to": 2, "servers": [], "msg_id": 1}}"#
+    );
+}
+
+#[test]
+fn a_dead_server_has_no_chunks_and_servers_are_sorted_by_name() {
+    let mut talk = Talk::begin();
+    talk.beat("cs2", r#"["a"]"#);
+    talk.at(28_000).beat("cs1", r#"["a", "b", "c"]"#);
+    let status = talk.at(30_000).status();
+    assert_eq!(
+        status.to_string(),
+        r#"[{"chunks":3,"last_heartbeat_ms_ago":2000,"server":"cs1","status":"alive"},{"chunks":0,"last_heartbeat_ms_ago":30000,"server":"cs2","status":"dead"}]"#
+    );
+}
+
+#[test]
+fn silence_of_fifteen_seconds_is_death() {
+    let mut talk = Talk::begin();
+    talk.beat("cs2", "[]");
+    assert_eq!(talk.at(14_500).status()[0]["status"], "alive");
+    assert_eq!(talk.at(15_500).status()[0]["status"], "dead");
+    assert_eq!(talk.beat("cs2", "[]")["status"], "alive");
+    assert_eq!(talk.status()[0]["status"], "alive");
+}
+
+#[test]
+fn one_of_those_without_a_copy_gets_what_a_dead_server_had() {
+    let mut talk = Talk::begin();
+    let all = ["cs1", "cs2", "cs3", "cs4", "cs5"];
+    for ms in (0..=20_000).step_by(5_000) {
+        for server in all {
+            let chunks = if server < "cs4" { r#"["x"]"# } else { "[]" };
+            let answer = talk.at(ms).beat(server, chunks);
+            assert_eq!(answer.get("chunks_to_replicate"), None, "{ms} {server}");
+        }
+    }
+    let mut told = Vec::new();
+    for ms in (25_000..=45_000).step_by(5_000) {
+        for server in ["cs1", "cs3", "cs4", "cs5"] {
+            let chunks = if server < "cs4" { r#"["x"]"# } else { "[]" };
+            let answer = talk.at(ms).beat(server, chunks);
+            if answer.get("chunks_to_replicate").is_some() {
+                assert_eq!(answer["chunks_to_replicate"].to_string(), r#"["x"]"#);
+                assert_eq!(answer["sources"]["x"].to_string(), r#"["cs1","cs3"]"#);
+                told.push((ms, server));
+            }
+        }
+    }
+    // It is told until it has it, and nobody else is.
+    let (first, target) = told[0];
+    assert!((35_000..=40_000).contains(&first), "{told:?}");
+    assert!(told.iter().all(|(_, server)| *server == target && "cs4" <= *server), "{told:?}");
+    // It has it: nobody is told any more, and whoever returns with one too many may delete it.
+    assert_eq!(talk.beat(target, r#"["x"]"#).get("chunks_to_replicate"), None);
+    assert_eq!(talk.beat("cs2", r#"["x"]"#)["chunks_to_delete"].to_string(), r#"["x"]"#);
+}
+
+#[test]
+fn stale_and_surplus_copies_go_when_enough_others_are_current() {
+    let mut talk = Talk::begin();
+    let stale = r#"[{"handle": "x", "version": 1}]"#;
+    let new = r#"[{"handle": "x", "version": 2}]"#;
+    talk.beat("cs1", new);
+    talk.beat("cs2", new);
+    // Two current ones are not three.
+    assert_eq!(talk.beat("cs4", stale).get("chunks_to_delete"), None);
+    talk.beat("cs3", new);
+    assert_eq!(talk.beat("cs4", stale)["chunks_to_delete"].to_string(), r#"["x"]"#);
+    assert_eq!(talk.beat("cs5", new)["chunks_to_delete"].to_string(), r#"["x"]"#);
+    // Not while one of the three does not have it.
+    talk.beat("cs3", "[]");
+    assert_eq!(talk.beat("cs4", stale).get("chunks_to_delete"), None);
+    assert_eq!(talk.beat("cs5", new).get("chunks_to_delete"), None, "it takes cs3's place");
+}
+
+#[test]
+fn what_a_server_lists_no_more_is_copied_again() {
+    let mut talk = Talk::begin();
+    for server in ["cs1", "cs2", "cs3"] {
+        talk.beat(server, r#"["x"]"#);
+    }
+    for server in ["cs1", "cs2", "cs3"] {
+        talk.at(14_000).beat(server, r#"["x"]"#);
+    }
+    talk.conversation.take_events();
+    let answer = talk.at(16_000).beat("cs1", "[]");
+    assert_eq!(answer["chunks_to_replicate"].to_string(), r#"["x"]"#);
+    assert_eq!(talk.conversation.take_events(), ["cs1 holds no more: x", "cs1 is to fetch x"]);
+}
+
+#[test]
+fn lines_that_are_wrong_are_answered_and_change_nothing() {
+    let mut talk = Conversation::new(SETTINGS);
+    let beat = |body: &str| {
+        format!(
+            r#"{{"src": "cs1", "dest": "n1", "body": {{"type": "heartbeat", "msg_id": 7{body}}}}}"#
+        )
+    };
+    let wrong = [
+        ("{".to_owned(), "malformed"),
+        ("[]".to_owned(), "malformed"),
+        (r#"{"src": "a", "dest": "b", "body": {"msg_id": 7}}"#.to_owned(), "malformed"),
+        (beat(r#", "chunks": []"#), "not_initialised"),
+        (r#"{"src": "a", "dest": "b", "body": {"type": "dance"}}"#.to_owned(), "unknown_type"),
+        (r#"{"src": "a", "dest": "b", "body": {"type": "advance"}}"#.to_owned(), "bad_field"),
+    ];
+    for (line, code) in &wrong {
+        let answer: serde_json::Value =
+            serde_json::from_str(&talk.answer(0, line.as_bytes()).unwrap()).unwrap();
+        assert_eq!(
+            (&answer["body"]["type"], &answer["body"]["code"]),
+            (&"error".into(), &(*code).into()),
+            "{line}"
+        );
+    }
+    let mut talk = Talk::begin();
+    for (body, code) in [
+        ("", "bad_field"),
+        (r#", "chunks": ["x", "x"]"#, "bad_field"),
+        (r#", "chunks": [{"handle": "x", "version": 0}]"#, "bad_field"),
+        (r#", "chunks": ["x"], "disk_usage": 130"#, "bad_field"),
+        (r#", "chunks": "x""#, "malformed"),
+    ] {
+        let answer = talk.say(&beat(body));
+        assert_eq!(answer["body"]["code"], code, "{body}");
+        assert_eq!((&answer["dest"], &answer["body"]["in_reply_to"]), (&"cs1".into(), &7.into()));
+        assert_eq!(talk.status().to_string(), "[]", "{body}");
+    }
+    let again = talk.say(r#"{"src": "c0", "dest": "n1", "body": {"type": "init"}}"#);
+    assert_eq!(again["body"]["code"], "initialised_already");
+}
+
+#[test]
+fn a_replay_tells_when_who_died_and_who_was_to_copy() {
+    let mut lines =
+        vec![r#"{"src":"r","dest":"m","at_ms":1000,"body":{"type":"init"}}"#.to_owned()];
+    for ms in (1_000..=60_000).step_by(5_000) {
+        for server in ["cs-1", "cs-2", "cs-3", "cs-4"] {
+            if server == "cs-3" && 20_000 < ms {
+                continue;
+            }
+            let chunks = if server == "cs-4" { "[]" } else { r#"[{"handle":"7","version":1}]"# };
+            let full = ms == 1_000;
+            let chunks = if full { chunks } else { "[]" };
+            lines.push(format!(
+                r#"{{"src":"{server}","dest":"m","at_ms":{ms},"body":{{"type":"heartbeat","full":{full},"chunks":{chunks}}}}}"#
+            ));
+        }
+    }
+    let mut told = Vec::new();
+    let tell = |ms, text: &str| told.push(format!("{ms} {text}"));
+    let replayed =
+        replay(SETTINGS, lines.iter().map(|line| Ok(line.clone().into_bytes())), tell).unwrap();
+    assert_eq!(replayed.messages, lines.len() as u64);
+    let dead: Vec<_> = told.iter().filter(|line| line.contains("dead")).collect();
+    assert_eq!(dead, ["31000 cs-3 dead: silent for 15.0 s"], "{told:?}");
+    let fetch: Vec<_> = told.iter().filter(|line| line.contains("fetch")).collect();
+    assert_eq!(fetch, ["31000 cs-4 is to fetch 7"], "told each time, noted once");
+    let cut = lines.iter().map(|line| Ok(line.replace("\"at_ms\":1000,", "").into_bytes()));
+    let error = replay(SETTINGS, cut, |_, _| {}).unwrap_err();
+    assert_eq!(format!("{error:#}"), "line 1: at_ms is missing");
+}
