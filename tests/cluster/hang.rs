@@ -94,7 +94,7 @@ fn a_master_that_was_stopped_calls_no_server_suspect_or_dead() {
         wait_until("it has stopped", || has_stopped(master));
         std::thread::sleep(Duration::from_millis(millis));
         tests::signal(master, Signal::CONT);
-        let until = Instant::now() + Duration::from_secs(3);
+        let until = Instant::now() + Duration::from_secs(4);
         while Instant::now() < until {
             let status = cluster.dfs_json(["status"]);
             for server in status["servers"].as_array().unwrap() {

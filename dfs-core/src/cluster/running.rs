@@ -31,6 +31,8 @@ pub(super) struct Running {
     /// Connections that closed since are not held against anybody until then: servers gave up waiting for an answer, and
     /// come back.
     excused_until: Timestamp,
+    /// For how long it ran, sleeps not counted, since it last gave everybody a fresh interval. `None`: it never did.
+    ran_nanos: Option<u64>,
 }
 
 impl Running {
@@ -55,11 +57,12 @@ impl Cluster {
         let gap = now.nanos_since(before);
         self.running.at = Some(before.max(now));
         if gap / 1_000_000 < asleep_ms(&self.profile) {
+            self.running.ran_nanos = self.running.ran_nanos.map(|ran| ran.saturating_add(gap));
             return None;
         }
         // One that sleeps again and again must still find out who is dead: then only the sleep itself is not counted.
-        let fresh =
-            self.profile.dead_after_ms * 1_000_000 <= now.nanos_since(self.running.excused_until);
+        let dead_after = self.profile.dead_after_ms.saturating_mul(1_000_000);
+        let fresh = self.running.ran_nanos.is_none_or(|ran| dead_after <= ran);
         let alive: Vec<_> = self
             .rows
             .keys()
@@ -71,6 +74,7 @@ impl Cluster {
             row.silent_since = if fresh && alive.contains(server) { now } else { later };
         }
         if fresh {
+            self.running.ran_nanos = Some(0);
             self.running.woke_at = now;
             // As long as a heartbeat may take: the old connection's end may be noticed after the new one's first.
             let late = self.profile.interval_ms.saturating_mul(1_500_000);
