@@ -124,7 +124,8 @@ fn listing(dir: &Path) -> Vec<(PathBuf, u64)> {
         if meta.is_dir() {
             found.extend(listing(&path));
             found.push((path, 0));
-        } else {
+        } else if !path.ends_with("run/lock") {
+            // Who asked last stands in that one.
             found.push((path, meta.len()));
         }
     }
@@ -152,9 +153,7 @@ fn up_without_the_masters_directory_makes_nothing_and_prints_the_commands_that_m
         {
             assert!(said.contains(word), "'{word}' in {said}");
         }
-        // The lock's word is who asked last.
-        let after = listing(&cluster.dir());
-        assert_eq!(after, before, "{said}");
+        assert_eq!(listing(&cluster.dir()), before, "{said}");
     }
     let up = cluster.try_dfs(["up", "--detach"]);
     let said = String::from_utf8_lossy(&up.stderr).into_owned();
