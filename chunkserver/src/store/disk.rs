@@ -2,6 +2,7 @@
 //!
 //! Paths are relative to the data directory and made by the store from numbers only.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::sync::Arc;
@@ -67,6 +68,8 @@ pub struct DiskSpace {
 
 /// One data directory.
 pub trait ChunkDisk: Send + Sync + fmt::Debug {
+    /// A new file's directory is made if it is not there; [`Self::sync_dir`] of it then keeps it, too.
+    ///
     /// # Errors
     /// `NotFound`, or another of the kernel's.
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>>;
@@ -86,6 +89,12 @@ pub trait ChunkDisk: Send + Sync + fmt::Debug {
     /// # Errors
     /// The kernel's.
     fn make_dir(&self, path: &str) -> io::Result<()>;
+
+    /// The directories there are.
+    ///
+    /// # Errors
+    /// The kernel's.
+    fn dirs(&self) -> io::Result<BTreeSet<String>>;
 
     /// Names in a directory, in any order.
     ///

@@ -379,6 +379,13 @@ impl ChunkDisk for FaultyHandle {
         })
     }
 
+    fn dirs(&self) -> io::Result<BTreeSet<String>> {
+        self.with(false, |world| {
+            let above = |name: &String| name.split_once('/').map(|(dir, _)| dir.to_owned());
+            Ok(world.live.keys().filter_map(above).chain(world.dirs.iter().cloned()).collect())
+        })
+    }
+
     fn list(&self, path: &str) -> io::Result<Vec<String>> {
         self.with(false, |world| {
             let prefix = format!("{path}/");

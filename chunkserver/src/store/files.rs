@@ -14,9 +14,10 @@ pub(super) const ADOPT_SUFFIX: &str = ".adopt";
 /// Half of the usual soft limit of open files, for connections need the other half.
 const OPEN_FILES_MAX: usize = 512;
 
-/// All directories of chunk files.
-pub(super) fn chunk_dirs() -> impl Iterator<Item = String> {
-    (0..=255u8).map(|low| format!("{low:02x}"))
+/// The directories of chunk files that there are: each is made for the first file in it.
+pub(super) fn chunk_dirs(disk: &dyn ChunkDisk) -> io::Result<Vec<String>> {
+    let is_ours = |dir: &String| dir.len() == 2 && u8::from_str_radix(dir, 16).is_ok();
+    Ok(disk.dirs()?.into_iter().filter(is_ours).collect())
 }
 
 /// The low byte spreads chunks, whose ids rise, over the directories.

@@ -190,10 +190,10 @@ fn format_disk(config: &StoreConfig, disk: &dyn ChunkDisk) -> Result<DiskLabel, 
     let fs_id = config.fs_id.ok_or_else(unlabelled)?;
     let mut id = [0; 16];
     getrandom::fill(&mut id).map_err(|err| std::io::Error::other(err.to_string()))?;
-    for dir in chunk_dirs().chain([JOURNAL_DIR.to_owned(), QUARANTINE_DIR.to_owned()]) {
-        disk.make_dir(&dir)?;
+    for dir in [JOURNAL_DIR, QUARANTINE_DIR] {
+        disk.make_dir(dir)?;
     }
-    for dir in chunk_dirs() {
+    for dir in chunk_dirs(disk)? {
         if disk.list(&dir)?.iter().any(|name| chunk_of_name(&dir, name).is_some()) {
             let what = "there are chunks, but no label".to_owned();
             return Err(StoreError::Corrupt { file: LABEL.to_owned(), offset: 0, what });
@@ -217,7 +217,7 @@ fn load_chunks(
     label: &DiskLabel,
     loaded: &mut BTreeMap<ChunkId, Loaded>,
 ) -> Result<(), StoreError> {
-    for dir in chunk_dirs() {
+    for dir in chunk_dirs(disk)? {
         for name in disk.list(&dir)? {
             if name.ends_with(ADOPT_SUFFIX) {
                 disk.remove(&format!("{dir}/{name}"))?;

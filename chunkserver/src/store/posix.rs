@@ -1,22 +1,26 @@
 //! A data directory on a Linux file system.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use dfs_service::data_dir;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
 use super::disk::{ChunkDisk, DiskFile, DiskSpace, OpenMode};
+use super::journal::lock;
 
 /// Holds the directory's lock as long as it lives.
 #[derive(Debug)]
 pub struct PosixDisk {
     dir: PathBuf,
     lock: File,
+    /// Directories that were made since the start, and whose names may not be on the disk yet.
+    new_dirs: Mutex<BTreeSet<String>>,
     sync_seconds: Option<prometheus::Histogram>,
 }
 
@@ -34,7 +38,12 @@ impl PosixDisk {
     pub fn open(dir: &Path) -> io::Result<Option<Self>> {
         fs::create_dir_all(dir)?;
         let lock = data_dir::lock(dir)?;
-        Ok(lock.map(|lock| Self { dir: dir.to_owned(), lock, sync_seconds: None }))
+        Ok(lock.map(|lock| Self {
+            dir: dir.to_owned(),
+            lock,
+            new_dirs: Mutex::default(),
+            sync_seconds: None,
+        }))
     }
 }
 
@@ -49,13 +58,19 @@ impl PosixDisk {
 impl ChunkDisk for PosixDisk {
     fn open(&self, path: &str, mode: OpenMode) -> io::Result<Arc<dyn DiskFile>> {
         let new = mode == OpenMode::New;
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(new)
-            .truncate(new)
-            .mode(0o600)
-            .open(self.dir.join(path))?;
+        let open = || {
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(new).truncate(new).mode(0o600);
+            options.open(self.dir.join(path))
+        };
+        let file = match (open(), path.split_once('/')) {
+            (Err(err), Some((dir, _))) if new && err.kind() == io::ErrorKind::NotFound => {
+                lock(&self.new_dirs).insert(dir.to_owned());
+                self.make_dir(dir)?;
+                open()?
+            }
+            (file, _) => file?,
+        };
         Ok(Arc::new(PosixFile { file, sync_seconds: self.sync_seconds.clone() }))
     }
 
@@ -77,7 +92,24 @@ impl ChunkDisk for PosixDisk {
             .collect()
     }
 
+    fn dirs(&self) -> io::Result<BTreeSet<String>> {
+        let mut dirs = BTreeSet::new();
+        for entry in fs::read_dir(&self.dir)? {
+            let entry = entry?;
+            // A link may lead to one.
+            if !entry.file_type()?.is_file() {
+                dirs.insert(entry.file_name().to_string_lossy().into_owned());
+            }
+        }
+        Ok(dirs)
+    }
+
     fn sync_dir(&self, path: &str) -> io::Result<()> {
+        // Its own name first: what is on disk without one is lost.
+        if lock(&self.new_dirs).contains(path) {
+            File::open(&self.dir)?.sync_all()?;
+            lock(&self.new_dirs).remove(path);
+        }
         File::open(self.dir.join(path))?.sync_all()
     }
 
@@ -179,5 +211,26 @@ impl PosixFile {
             at += step as u64;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_is_made_for_its_first_file_and_its_name_is_synced_with_what_is_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = PosixDisk::open(dir.path()).unwrap().unwrap();
+        let missing = disk.open("07/x", OpenMode::Existing).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        assert_eq!(disk.dirs().unwrap(), BTreeSet::new());
+        disk.open("07/x", OpenMode::New).unwrap();
+        assert_eq!(disk.dirs().unwrap(), ["07".to_owned()].into());
+        assert_eq!(*lock(&disk.new_dirs), ["07".to_owned()].into());
+        disk.sync_dir("07").unwrap();
+        assert!(lock(&disk.new_dirs).is_empty());
+        disk.open("07/y", OpenMode::New).unwrap();
+        assert!(lock(&disk.new_dirs).is_empty());
     }
 }

@@ -87,3 +87,31 @@ fn callers_share_a_sync() {
     drop(sender);
     assert_eq!(receiver.iter().collect::<Vec<_>>(), vec![1; 20]);
 }
+
+#[test]
+fn a_start_finds_chunks_in_directories_that_were_made_for_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let disk = super::super::PosixDisk::open(dir.path()).unwrap().unwrap();
+        Store::open_with(config(dir.path()), Arc::new(disk), options(1)).unwrap()
+    };
+    let dirs = || {
+        let names = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = names.filter(|name| name.len() == 2).collect();
+        names.sort();
+        names
+    };
+    let store = open();
+    assert!(dirs().is_empty());
+    for chunk in [0x105, 0x3ff, 0x2ff] {
+        let mutation = Mutation::Write { offset: 0, data: b"here" };
+        store.apply(ChunkId(chunk), V1, 1, &spec(4096), NOBODY, mutation).unwrap();
+    }
+    assert_eq!(dirs(), ["05", "ff"]);
+    store.checkpoint().unwrap();
+    drop(store);
+    let store = open();
+    for chunk in [0x105, 0x3ff, 0x2ff] {
+        assert_eq!(read_all(&store, ChunkId(chunk), V1).unwrap(), b"here");
+    }
+}
