@@ -506,6 +506,33 @@ impl Cluster {
         }
     }
 
+    /// Whether nobody serves `chunk` and nobody will by itself: its members that are up rebooted with unsynced data, and
+    /// each other was silent for `wait_ms`, which ends the wait for it (DECISIONS 1). `start`: as in [`Self::silent_ms`].
+    #[must_use]
+    pub fn only_rebooted_are_left(
+        &self,
+        now: Timestamp,
+        start: Timestamp,
+        wait_ms: u64,
+        chunk: ChunkId,
+        record: &Chunk,
+    ) -> bool {
+        let mut rebooted = 0;
+        for member in &record.active.members {
+            if !self.is_up(now, member) {
+                if self.silent_ms(now, start, member) < wait_ms {
+                    return false;
+                }
+                continue;
+            }
+            match self.row(member.server).and_then(|row| row.replicas.get(&chunk)) {
+                Some(replica) if replica.not_current => rebooted += 1,
+                Some(_) | None => return false,
+            }
+        }
+        0 < rebooted
+    }
+
     /// Alive, with the disk the member was made on.
     #[must_use]
     pub fn is_up(&self, now: Timestamp, member: &Member) -> bool {
@@ -560,6 +587,38 @@ mod tests {
         assert_eq!(cluster.capacity(at(0)), (4000, 498 + 300 + 100 + 50));
         cluster.on_heartbeat(at(60_000), Heartbeat { device: 7, ..beat(1, 500) });
         assert_eq!(cluster.capacity(at(60_000)), (1000, 500), "the others are dead");
+    }
+
+    #[test]
+    fn rebooted_members_are_left_alone_once_the_others_were_waited_for() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        let chunk = samples::chunk(4, &[1, 2, 3]);
+        let replica = |not_current| Replica {
+            version: chunk.active.version,
+            seq: 1,
+            len: 1,
+            not_current,
+            digest: 0,
+        };
+        let left = |cluster: &Cluster, millis| {
+            cluster.only_rebooted_are_left(at(millis), at(0), 3_000, ChunkId(8), &chunk)
+        };
+        for millis in [1_000, 2_000, 3_000, 4_000] {
+            for server in 1..=3 {
+                // The third comes with another disk than the one the chunk was on.
+                let disk = samples::member(if server == 3 { 9 } else { server }).disk;
+                let full_inventory = millis == 1_000;
+                let beat = Heartbeat { disk, full_inventory, ..beat(server, 500) };
+                cluster.on_heartbeat(at(millis), beat);
+            }
+            for server in 1..=2 {
+                cluster.on_replica(&samples::member(server), ChunkId(8), replica(true));
+            }
+            assert!(millis != 2_000 || !left(&cluster, millis), "the third may still come");
+        }
+        assert!(left(&cluster, 4_001));
+        cluster.on_replica(&samples::member(2), ChunkId(8), replica(false));
+        assert!(!left(&cluster, 4_001), "one serves");
     }
 
     #[test]

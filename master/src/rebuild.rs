@@ -522,6 +522,9 @@ fn is_even_wished(master: &Master) -> bool {
 }
 
 fn start(master: &Arc<Master>, task: Task) {
+    if let Some(learner) = &task.step.learner {
+        tracing::debug!(chunk = task.chunk.0, server = %learner.server, "copy begins");
+    }
     lock(&master.rebuild.work).running.insert(task.chunk, task.step);
     let (chunk, worker) = (task.chunk, Arc::clone(master));
     let started = std::thread::Builder::new()
@@ -585,7 +588,11 @@ fn needs_readoption(master: &Master, chunk: ChunkId, record: &Chunk) -> bool {
             })
     });
     let all_up = record.active.members.iter().all(|member| cluster.is_up(now, member));
-    all_up && (behind || record.preparing.is_some())
+    if all_up {
+        return behind || record.preparing.is_some();
+    }
+    // Who could serve does not come back; without this nobody would read it until somebody wrote it.
+    cluster.only_rebooted_are_left(now, master.started, master.wait_ms(), chunk, record)
 }
 
 fn all_up(master: &Master, record: &Chunk) -> bool {

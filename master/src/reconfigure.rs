@@ -254,11 +254,16 @@ impl Master {
         }
     }
 
+    /// How long members that may know more are waited for (DECISIONS 1).
+    pub(crate) fn wait_ms(&self) -> u64 {
+        let profile = self.config.profile;
+        profile.rebuild_delay_ms.max(profile.dead_after_ms)
+    }
+
     /// Members that take no part have been silent for so long that they serve nobody, and that waiting for them ends
     /// (DECISIONS 1).
     fn check_wait(&self, record: &Chunk, preparing: &Preparing) -> Result<(), Failed> {
-        let profile = self.config.profile;
-        let wait_ms = profile.rebuild_delay_ms.max(profile.dead_after_ms);
+        let wait_ms = self.wait_ms();
         let cluster = lock(&self.cluster);
         let mut absent = record.active.members.iter().filter(|m| !preparing.members.contains(m));
         match absent.find(|member| cluster.silent_ms(now(), self.started, member) < wait_ms) {
