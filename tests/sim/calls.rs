@@ -287,8 +287,10 @@ impl Kernel {
                 if expired {
                     return Err(libc::ETIMEDOUT);
                 }
-                let now = u32::from_ne_bytes(self.read(tid, at, 4)?.try_into().unwrap_or_default());
-                if now != int(value).cast_unsigned() {
+                let (mut now, mut time) = ([0; 4], [0; 16]);
+                let until: &mut [u8] = if timeout == 0 { &mut [] } else { &mut time };
+                self.read_parts(tid, &mut [(at, &mut now), (timeout, until)])?;
+                if u32::from_ne_bytes(now) != int(value).cast_unsigned() {
                     return Err(libc::EAGAIN);
                 }
                 let absolute = wait == libc::FUTEX_WAIT_BITSET;
@@ -297,7 +299,7 @@ impl Kernel {
                 let until = if timeout == 0 {
                     None
                 } else {
-                    let nanos = self.timespec_at(tid, timeout)?;
+                    let nanos = nanos_of(&time);
                     let left = match (absolute, op & FUTEX_CLOCK_REALTIME != 0) {
                         (false, _) => nanos,
                         (true, true) => nanos.saturating_sub(self.wall(host)),
@@ -323,9 +325,9 @@ impl Kernel {
     }
 
     fn timespec_at(&self, tid: Tid, at: u64) -> Result<u64> {
-        let bytes = self.read(tid, at, 16)?;
-        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap_or_default());
-        Ok(word(0).saturating_mul(SECOND).saturating_add(word(8)))
+        let mut bytes = [0; 16];
+        self.read_parts(tid, &mut [(at, &mut bytes)])?;
+        Ok(nanos_of(&bytes))
     }
 
     fn clock_gettime(&mut self, tid: Tid, host: HostId, args: [u64; 6]) -> Result<Flow> {
@@ -371,6 +373,11 @@ impl Kernel {
             _ => Err(libc::EINVAL),
         }
     }
+}
+
+fn nanos_of(timespec: &[u8; 16]) -> u64 {
+    let word = |at: usize| u64::from_ne_bytes(timespec[at..at + 8].try_into().unwrap_or_default());
+    word(0).saturating_mul(SECOND).saturating_add(word(8))
 }
 
 fn timespec(nanos: u64) -> Vec<u8> {

@@ -18,7 +18,7 @@ use tests::Random;
 pub(crate) const BLOCK: usize = 4096;
 /// Blocks of a file that is written in place: more than one chunk of it.
 const BLOCKS: u64 = 12;
-const CHUNK: u64 = 16 << 10;
+pub(crate) const CHUNK: u64 = 16 << 10;
 const LOG_CHUNK: u64 = 64 << 10;
 const MAGIC: u32 = 0x5245_4331;
 const HEADER: usize = 16;
@@ -36,14 +36,19 @@ struct Client {
     names_end: bool,
 }
 
-/// Arguments: master, key file, number, seed; or `check` instead of a seed, and the numbers of all clients there were.
+/// Arguments: master, key file, number, seed; or `check` instead of a seed, and the numbers of all clients there were; or
+/// `peek`, and files and blocks.
 pub(crate) fn run(args: &[String]) {
     let [master, key, id, seed, others @ ..] = args else {
-        panic!("client MASTER KEY-FILE ID SEED|check")
+        panic!("client MASTER KEY-FILE ID SEED|check|peek")
     };
     let key = ClusterKey::load(key.as_ref()).expect("the key is there");
     let mut config = SessionConfig::new(master.clone(), key, format!("client {id}"));
-    config.server_wait = Duration::from_secs(if seed == "check" { 300 } else { 40 });
+    config.server_wait = Duration::from_secs(match seed.as_str() {
+        "check" => 300,
+        "peek" => 3,
+        _ => 40,
+    });
     let session = loop {
         match Session::connect(config.clone()) {
             Ok(session) => break session,
@@ -55,6 +60,12 @@ pub(crate) fn run(args: &[String]) {
         let mut client =
             Client { session, id, random: Random::new(1, 1), stamp: 0, names_end: false };
         client.check(others);
+        return;
+    }
+    if seed == "peek" {
+        let mut client =
+            Client { session, id, random: Random::new(1, 2), stamp: 0, names_end: false };
+        client.peek(others);
         return;
     }
     let seed = seed.parse().expect("a number");
@@ -246,8 +257,25 @@ impl Client {
         Ok(())
     }
 
+    /// Reads the named blocks again and again.
+    fn peek(&mut self, places: &[String]) {
+        let numbers: Vec<u64> = places.iter().filter_map(|place| place.parse().ok()).collect();
+        for _ in 0..3 {
+            for place in numbers.chunks_exact(2) {
+                if let Err(error) = self.look_at(place[0], place[1]) {
+                    println!("error {error}");
+                }
+            }
+            std::thread::sleep(Duration::from_secs(5));
+        }
+    }
+
     fn look(&mut self, file: u64) -> Result<()> {
         let block = self.random.below(BLOCKS);
+        self.look_at(file, block)
+    }
+
+    fn look_at(&mut self, file: u64, block: u64) -> Result<()> {
         println!("look {file} {block}");
         let seen = self.with_file(&format!("f{file}"), false, CHUNK, |state| {
             let mut bytes = vec![0; BLOCK];
@@ -261,17 +289,18 @@ impl Client {
             Ok(bytes)
         });
         match seen {
-            Ok(bytes) => Self::say(file, block, &bytes),
+            Ok(bytes) => self.say(file, block, &bytes),
             Err(ClientError::Refused(NamespaceError::NotFound)) => println!("saw {file} {block} -"),
             Err(error) => return Err(error),
         }
         Ok(())
     }
 
-    fn say(file: u64, block: u64, bytes: &[u8]) {
+    fn say(&self, file: u64, block: u64, bytes: &[u8]) {
+        let id = self.id;
         match stamp_of(file, block, bytes) {
-            Ok(None) => println!("saw {file} {block} -"),
-            Ok(Some(stamp)) => println!("saw {file} {block} {stamp}"),
+            Ok(None) => println!("saw {file} {block} - {id}"),
+            Ok(Some(stamp)) => println!("saw {file} {block} {stamp} {id}"),
             Err(wrong) => println!("wrong {file} {block} {wrong}"),
         }
     }
@@ -285,7 +314,7 @@ impl Client {
                 match self.read_at(&format!("f{file}"), block * BLOCK as u64, BLOCK) {
                     Ok(mut bytes) => {
                         bytes.resize(BLOCK, 0);
-                        Self::say(file, block, &bytes);
+                        self.say(file, block, &bytes);
                     }
                     Err(ClientError::Refused(NamespaceError::NotFound)) => {
                         println!("saw {file} {block} -")

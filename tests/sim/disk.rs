@@ -18,6 +18,8 @@ pub(crate) type Result<T> = std::result::Result<T, i32>;
 type Page = Rc<[u8; PAGE]>;
 type Names = BTreeMap<Vec<u8>, Ino>;
 
+static NOTHING: [u8; PAGE] = [0; PAGE];
+
 thread_local! {
     /// Files that are filled with zeros in advance share one page.
     static ZERO: Page = Rc::new([0; PAGE]);
@@ -83,6 +85,11 @@ pub(crate) struct Disk {
 
 pub(crate) const ROOT: Ino = 1;
 
+/// Whether a slice of [`FileData::slices`] is of a page without content.
+pub(crate) fn is_nothing(slice: &[u8]) -> bool {
+    NOTHING.as_ptr_range().contains(&slice.as_ptr())
+}
+
 impl FileData {
     fn room(&self) -> u64 {
         (self.pages.len() as u64 * PAGE as u64).max(self.reserved)
@@ -141,16 +148,22 @@ impl FileData {
     }
 
     pub(crate) fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+        self.slices(offset, len).concat()
+    }
+
+    /// The same as [`Self::read`], page by page.
+    pub(crate) fn slices(&self, offset: u64, len: usize) -> Vec<&[u8]> {
         let end = self.len.min(offset.saturating_add(len as u64));
-        let mut out = Vec::with_capacity(len);
+        let mut out = Vec::with_capacity(len.div_ceil(PAGE) + 1);
         let mut at = offset;
         while at < end {
             let (page, within) = (at / PAGE as u64, usize::try_from(at).unwrap_or(0) % PAGE);
             let take = (PAGE - within).min(usize::try_from(end - at).unwrap_or(PAGE));
-            match self.pages.get(&page) {
-                Some(content) => out.extend_from_slice(&content[within..within + take]),
-                None => out.resize(out.len() + take, 0),
-            }
+            let content: &[u8] = match self.pages.get(&page) {
+                Some(content) if !ZERO.with(|zero| Rc::ptr_eq(zero, content)) => &content[..],
+                Some(_) | None => &NOTHING,
+            };
+            out.push(&content[within..within + take]);
             at += take as u64;
         }
         out
@@ -553,6 +566,11 @@ impl Disk {
             }
         }
         self.drop_unnamed();
+    }
+
+    /// Whatever was wrong with it is over.
+    pub(crate) fn be_well(&mut self, capacity: u64) {
+        (self.trouble, self.capacity) = (Trouble::default(), capacity);
     }
 
     /// Descriptors of killed processes are gone.

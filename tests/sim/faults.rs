@@ -4,8 +4,10 @@ use std::io;
 
 use dfs_proto::chunk_file::DATA_AT;
 
+use crate::client::BLOCK;
 use crate::disk::{ROOT, Trouble};
-use crate::kernel::{HostId, MILLI, ProcId, SECOND};
+use crate::kernel::{DescId, HostId, MILLI, ProcId, SECOND};
+use crate::peek::Place;
 use crate::world::{Act, DISK_BYTES, World, words};
 
 /// Something that is over at some time.
@@ -16,6 +18,7 @@ pub(crate) enum Fault {
     SlowDisk(HostId),
     BadDisk(HostId),
     FullDisk(HostId),
+    Stuck(Vec<DescId>),
 }
 
 impl World {
@@ -44,7 +47,7 @@ impl World {
     /// One thing goes wrong.
     pub(crate) fn misfortune(&mut self) -> io::Result<()> {
         let server = self.one(&self.servers.clone());
-        match self.kernel.random.below(20) {
+        match self.kernel.random.below(24) {
             0..=2 => self.kill(server, "server killed"),
             3 | 4 => {
                 let length = self.seconds(20);
@@ -84,6 +87,12 @@ impl World {
                 let length = self.seconds(20);
                 self.power_loss(&all, length, 3 * SECOND, "zone without power");
             }
+            19 => self.stick(),
+            20 => self.break_connections(),
+            21 => {
+                let other = self.one(&self.servers.clone());
+                self.swap_disks(server, other);
+            }
             // Only while every chunk has all its copies: more than the cluster promises to survive is no test of it.
             _ => self.command("status", &words("status -o json"))?,
         }
@@ -91,19 +100,19 @@ impl World {
     }
 
     /// The master just said whether all chunks have their copies.
-    pub(crate) fn safe(&mut self, all: bool) {
-        if !all || !self.is_trouble() {
-            return;
+    pub(crate) fn safe(&mut self, all: bool) -> io::Result<()> {
+        if !all || !self.is_trouble() || self.swapped.is_some() || self.aged.is_some() {
+            return Ok(());
         }
         // One server of each cluster has the bad luck: no chunk loses more than one copy by it.
         let server = self.servers[0];
-        match self.kernel.random.below(6) {
+        match self.kernel.random.below(8) {
             // One bad place of a disk is seldom alone.
-            0 => (0..=self.kernel.random.below(8)).for_each(|_| self.flip(server)),
+            0 => self.flip_some(server)?,
             1 => self.lose_file(server),
             2 => {
                 self.count("disk replaced by an empty one", &self.name(server));
-                self.kernel.crash_host(server, true);
+                self.lose_power(server);
                 self.new_disk(server);
                 self.after(2 * SECOND, Act::Boot(server));
             }
@@ -120,14 +129,31 @@ impl World {
                 let length = self.seconds(15);
                 self.after(length, Act::Relief(Fault::FullDisk(server)));
             }
-            _ => {}
+            5 => self.older_disk(server),
+            _ => {
+                let mut disk = self.kernel.hosts[server].disk.clone();
+                disk.lose_power(&mut self.kernel.random);
+                disk.be_well(DISK_BYTES);
+                self.older = Some(disk);
+            }
         }
+        Ok(())
     }
 
     pub(crate) fn relieve(&mut self, fault: &Fault) {
         self.say(&format!("--- over: {fault:?}"));
         match fault {
-            Fault::Paused(proc) => self.kernel.pause(*proc, false),
+            Fault::Paused(proc) => {
+                self.kernel.pause(*proc, false);
+                let host = self.kernel.procs[*proc].host;
+                self.lookout.resumed.insert(host, self.kernel.now);
+            }
+            Fault::Stuck(ends) => {
+                for end in ends {
+                    self.kernel.net.stuck.remove(end);
+                }
+                self.kernel.resend();
+            }
             Fault::Cut(links) => {
                 for link in links {
                     self.kernel.net.cut.remove(link);
@@ -155,7 +181,7 @@ impl World {
         self.count(what, &names.join(" "));
         for host in hosts {
             if self.kernel.hosts[*host].up {
-                self.kernel.crash_host(*host, true);
+                self.lose_power(*host);
                 self.down.insert(*host);
                 let back = length + self.kernel.random.below(spread);
                 self.after(back, Act::Boot(*host));
@@ -201,6 +227,82 @@ impl World {
         self.kernel.net.cut.extend(&links);
         let length = self.seconds(15);
         self.after(length, Act::Relief(Fault::Cut(links)));
+    }
+
+    /// Everything that is under way on one connection waits, and with it the end of the connection: what was asked is
+    /// asked again by another, and comes a second time when the first is free, after what was asked since.
+    fn stick(&mut self) {
+        let streams = self.kernel.streams(|_, _| true);
+        if streams.is_empty() {
+            return;
+        }
+        let (a, b) = self.one(&streams);
+        let ends = match self.kernel.random.below(3) {
+            0 => vec![a],
+            1 => vec![b],
+            _ => vec![a, b],
+        };
+        let host =
+            |end| self.kernel.net.descs.get(&end).map_or_else(String::new, |d| self.name(d.host));
+        let names = format!("{} and {}, {} way(s)", host(a), host(b), ends.len());
+        self.count("connection stuck", &names);
+        self.kernel.net.stuck.extend(&ends);
+        let length = self.seconds(20);
+        self.after(length, Act::Relief(Fault::Stuck(ends)));
+    }
+
+    /// Connections end at once, with what was under way: nobody knows whether it was done.
+    fn break_connections(&mut self) {
+        let all: Vec<HostId> =
+            self.servers.iter().chain(&self.clients).copied().chain([self.master]).collect();
+        let of = self.one(&all);
+        let streams = self.kernel.streams(|from, to| from == of || to == of);
+        self.count("connections broken", &format!("{} of {}", streams.len(), self.name(of)));
+        for ends in streams {
+            self.kernel.break_stream(ends);
+        }
+    }
+
+    /// Somebody put each disk into the other machine, and back a while later.
+    fn swap_disks(&mut self, one: HostId, other: HostId) {
+        let busy = self.swapped.is_some() || self.aged.is_some();
+        if one == other || busy || !self.down.is_disjoint(&[one, other].into()) {
+            return;
+        }
+        self.count("disks swapped", &format!("{} and {}", self.name(one), self.name(other)));
+        self.exchange(one, other);
+        self.swapped = Some((one, other));
+        let length = self.seconds(12);
+        self.after(length, Act::SwapBack(one, other));
+    }
+
+    pub(crate) fn exchange(&mut self, one: HostId, other: HostId) {
+        for host in [one, other] {
+            self.lose_power(host);
+            self.down.insert(host);
+        }
+        let (low, high) = (one.min(other), one.max(other));
+        let (left, right) = self.kernel.hosts.split_at_mut(high);
+        std::mem::swap(&mut left[low].disk, &mut right[0].disk);
+        for host in [one, other] {
+            self.kernel.hosts[host].disk.be_well(DISK_BYTES);
+        }
+        for host in [one, other] {
+            let back = self.seconds(2);
+            self.after(back, Act::Boot(host));
+        }
+    }
+
+    /// What its disk held some time ago is there again. Who watches over it takes that away when the server refuses it.
+    fn older_disk(&mut self, server: HostId) {
+        let Some(disk) = self.older.take() else { return };
+        self.count("older copy of a disk put back", &self.name(server));
+        self.lose_power(server);
+        self.kernel.hosts[server].disk = disk;
+        self.aged = Some(server);
+        self.after(SECOND, Act::Boot(server));
+        let length = 10 * SECOND + self.seconds(10);
+        self.after(length, Act::NewDisk(server));
     }
 
     fn kill_client(&mut self) {
@@ -254,19 +356,35 @@ impl World {
             .collect()
     }
 
-    fn flip(&mut self, server: HostId) {
+    /// Some bits turn over, and soon somebody reads there.
+    fn flip_some(&mut self, server: HostId) -> io::Result<()> {
+        let count = 1 + self.kernel.random.below(8);
+        let places: Vec<Place> = (0..count).filter_map(|_| self.flip(server)).collect();
+        self.look_there(server, places)
+    }
+
+    /// Where that is in a file, if it is known.
+    fn flip(&mut self, server: HostId) -> Option<Place> {
         let files = self.chunk_files(server);
+        // Mostly where somebody can look.
+        let (known, others): (Vec<_>, Vec<_>) =
+            files.into_iter().partition(|(path, ..)| self.chunks.contains_key(&chunk_of(path)));
+        let most = !known.is_empty() && self.kernel.random.below(8) != 0;
+        let files = if most || others.is_empty() { known } else { others };
         if files.is_empty() {
-            return;
+            return None;
         }
         let n = usize::try_from(self.kernel.random.below(files.len() as u64)).unwrap_or(0);
         let (path, ino, len) = files[n].clone();
-        // Mostly where the file's bytes are: what comes before them is much longer.
+        // And where the file's bytes are: what comes before them is much longer.
         let from = if self.kernel.random.below(4) == 0 { 0 } else { DATA_AT.min(len - 1) };
         let at = from + self.kernel.random.below(len - from);
         let bit = self.kernel.random.below(8);
         self.count("bit flipped", &format!("{} {path} at {at}", self.name(server)));
         self.kernel.hosts[server].disk.flip(ino, at, u8::try_from(bit).unwrap_or(0));
+        let place = *self.chunks.get(&chunk_of(&path))?;
+        let block = at.checked_sub(DATA_AT)? / BLOCK as u64;
+        Some(Place { block: place.block + block, ..place })
     }
 
     fn lose_file(&mut self, server: HostId) {
@@ -279,4 +397,9 @@ impl World {
         self.count("chunk file gone", &format!("{} {path}", self.name(server)));
         self.kernel.hosts[server].disk.destroy(&path);
     }
+}
+
+/// By the name of its file.
+fn chunk_of(path: &str) -> u64 {
+    path.rsplit('/').next().and_then(|name| u64::from_str_radix(name, 16).ok()).unwrap_or(0)
 }

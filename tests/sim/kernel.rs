@@ -91,6 +91,8 @@ pub(crate) struct Thread {
     pub(crate) bits: u32,
     cleared_at: u64,
     pub(crate) name: String,
+    /// Its call took time: it may have waited for a clock.
+    waited: bool,
     /// The second of its last call, and how many there were in it.
     busy: (u64, u64),
 }
@@ -130,6 +132,11 @@ pub(crate) enum Report {
         code: i32,
     },
     Alarm(u64),
+    /// A chunkserver sent a block or more to somebody who had connected to it.
+    Served {
+        from: HostId,
+        to: HostId,
+    },
     /// A thread that does nothing but ask.
     Busy {
         proc: ProcId,
@@ -284,6 +291,7 @@ impl Kernel {
             bits: 0,
             cleared_at,
             name: String::new(),
+            waited: true,
             busy: (0, 0),
         });
         self.procs[proc].threads.push(tid);
@@ -512,7 +520,7 @@ impl Kernel {
     }
 
     fn park(&mut self, tid: Tid) {
-        self.threads[tid].wait += 1;
+        (self.threads[tid].wait, self.threads[tid].waited) = (self.threads[tid].wait + 1, true);
         self.ready.retain(|other| *other != tid);
         self.current = None;
     }
@@ -521,7 +529,10 @@ impl Kernel {
     fn resume(&mut self, tid: Tid, call: &Call, value: Option<i64>) -> io::Result<()> {
         let proc = self.threads[tid].proc;
         self.note(tid, call, value);
-        self.set_clocks(proc);
+        let told =
+            value == Some(-i64::from(libc::ETIMEDOUT)) || call.number == libc::SYS_clock_gettime;
+        let waited = std::mem::take(&mut self.threads[tid].waited);
+        self.set_clocks(proc, told || waited);
         match value {
             Some(value) => self.procs[proc].native.answer(call, value),
             None => self.procs[proc].native.answer_really(call),
@@ -533,9 +544,10 @@ impl Kernel {
         Ok(())
     }
 
-    fn set_clocks(&self, proc: ProcId) {
+    /// Exactly if it was told that a time is over, or of the time itself: it must find no less.
+    fn set_clocks(&self, proc: ProcId, exactly: bool) {
         let host = self.procs[proc].host;
-        self.procs[proc].native.set_clocks(self.wall(host), self.uptime(host));
+        self.procs[proc].native.set_clocks(self.wall(host), self.uptime(host), exactly);
     }
 
     fn asked(&mut self, tid: Tid, call: Call) {
@@ -561,7 +573,7 @@ impl Kernel {
     fn split(&mut self, tid: Tid, call: &Call, thread_id_at: u64) -> io::Result<()> {
         let proc = self.threads[tid].proc;
         self.note(tid, call, None);
-        self.set_clocks(proc);
+        self.set_clocks(proc, false);
         self.procs[proc].native.answer_really(call);
         let (mut parent, mut child) = (None, None);
         while parent.is_none() || child.is_none() {
@@ -591,7 +603,8 @@ impl Kernel {
         self.current = None;
         // The real kernel clears the thread's number when it is gone: whoever joins it waits for that.
         let mut number = [1; 4];
-        while at != 0 && self.procs[proc].native.read(at, &mut number) && number != [0; 4] {
+        while at != 0 && self.procs[proc].native.read(&mut [(at, &mut number)]) && number != [0; 4]
+        {
             std::thread::yield_now();
         }
         self.wake_futex(proc, at, u64::MAX, u32::MAX);
@@ -626,15 +639,36 @@ impl Kernel {
     /// EFAULT.
     pub(crate) fn read(&self, tid: Tid, at: u64, len: usize) -> Result<Vec<u8>, i32> {
         let mut buf = vec![0; len];
+        self.read_parts(tid, &mut [(at, &mut buf)]).map(|()| buf)
+    }
+
+    /// # Errors
+    /// EFAULT.
+    pub(crate) fn read_parts(&self, tid: Tid, parts: &mut [(u64, &mut [u8])]) -> Result<(), i32> {
         let proc = &self.procs[self.threads[tid].proc];
-        if proc.native.read(at, &mut buf) { Ok(buf) } else { Err(libc::EFAULT) }
+        if proc.native.read(parts) { Ok(()) } else { Err(libc::EFAULT) }
     }
 
     /// # Errors
     /// EFAULT.
     pub(crate) fn write(&self, tid: Tid, at: u64, data: &[u8]) -> Result<(), i32> {
+        self.write_parts(tid, &[(at, data)])
+    }
+
+    /// # Errors
+    /// EFAULT.
+    pub(crate) fn write_parts(&self, tid: Tid, parts: &[(u64, &[u8])]) -> Result<(), i32> {
         let proc = &self.procs[self.threads[tid].proc];
-        if proc.native.write(at, data) { Ok(()) } else { Err(libc::EFAULT) }
+        if proc.native.write(parts) { Ok(()) } else { Err(libc::EFAULT) }
+    }
+
+    /// One after the other.
+    ///
+    /// # Errors
+    /// EFAULT.
+    pub(crate) fn write_slices(&self, tid: Tid, at: u64, slices: &[&[u8]]) -> Result<(), i32> {
+        let proc = &self.procs[self.threads[tid].proc];
+        if proc.native.write_slices(at, slices) { Ok(()) } else { Err(libc::EFAULT) }
     }
 
     pub(crate) fn host_of(&self, tid: Tid) -> HostId {

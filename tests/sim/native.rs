@@ -8,13 +8,16 @@
     reason = "fork, seccomp and another process's memory have no safe interface"
 )]
 
+use std::cell::Cell;
 use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
 use std::ptr;
+use std::sync::OnceLock;
 
+use crate::disk::{PAGE, is_nothing};
 use crate::vdso;
 
 /// A child says the number of its listener here, and waits there until it may go on.
@@ -22,6 +25,12 @@ const SAY_FD: RawFd = 900;
 const GO_FD: RawFd = 901;
 /// A process that computes for longer than this without asking for anything hangs.
 const HANGS_AFTER_MS: i32 = 60_000;
+/// So often a signal interrupts whoever waits for a call.
+const LOOK_SECONDS: i64 = 20;
+/// That often in one wait: it hangs.
+const LOOKS_MAX: u32 = 3;
+/// Of the kernel, from which on a listener is told of the end of its last process while it waits for a call.
+const TELLS_OF_THE_END: (u32, u32) = (6, 11);
 
 const NOTIF_RECV: u64 = 0xc050_2100;
 const NOTIF_SEND: u64 = 0xc018_2101;
@@ -47,6 +56,25 @@ const OWN: [i64; 14] = [
     libc::SYS_execve,
 ];
 
+/// A process's clocks are written when what they show is that old, or when it matters: each time costs a call.
+const GRAIN_NANOS: u64 = 50_000;
+/// Parts of memory that are copied at once, at most.
+const IOVECS_MAX: usize = 1024;
+
+/// From so many pages on it is asked which of them are there.
+const LARGE_PAGES: usize = 128;
+/// Of the last byte of an entry of pagemap(5): it is in memory, swapped out, or of a file.
+const THERE: u8 = 0xe0;
+
+type Copier = unsafe extern "C" fn(
+    libc::pid_t,
+    *const libc::iovec,
+    libc::c_ulong,
+    *const libc::iovec,
+    libc::c_ulong,
+    libc::c_ulong,
+) -> isize;
+
 /// One system call that waits for its answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Call {
@@ -63,6 +91,10 @@ pub(crate) struct Process {
     listener: OwnedFd,
     /// Its memory, and where its clocks are.
     clocks: Option<(File, u64)>,
+    /// Which of its pages there are: pagemap(5).
+    pagemap: Option<File>,
+    /// What its clock since the start of its machine shows.
+    shown: Cell<u64>,
     ended: bool,
 }
 
@@ -78,6 +110,35 @@ pub(crate) fn stay_on(processor: usize) -> io::Result<()> {
         libc::sched_setaffinity(0, size_of_val(&set), &raw const set)
     };
     if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether to wait for a call is to be told of the end of a process, too: that saves a question before each.
+fn waits_for_calls() -> bool {
+    static WAITS: OnceLock<bool> = OnceLock::new();
+    *WAITS.get_or_init(|| {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        let mut numbers = release.split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
+        let version = numbers.next().zip(numbers.next());
+        version.is_some_and(|version| TELLS_OF_THE_END <= version) && interrupt_now_and_then()
+    })
+}
+
+/// Whether a signal comes from now on every [`LOOK_SECONDS`]: who waits for a call that never comes is woken by it.
+fn interrupt_now_and_then() -> bool {
+    extern "C" fn nothing(_signal: libc::c_int) {}
+    let every = libc::timeval { tv_sec: LOOK_SECONDS, tv_usec: 0 };
+    let timer = libc::itimerval { it_interval: every, it_value: every };
+    // SAFETY: the handler does nothing; without SA_RESTART what waits is interrupted. The structures are plain numbers.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as libc::sighandler_t;
+        libc::sigaction(libc::SIGALRM, &raw const action, ptr::null_mut()) == 0
+            && libc::setitimer(libc::ITIMER_REAL, &raw const timer, ptr::null_mut()) == 0
+    }
+}
+
+fn was_interrupted() -> bool {
+    io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
 }
 
 fn filter() -> Vec<libc::sock_filter> {
@@ -169,7 +230,7 @@ impl Process {
         // SAFETY: an ioctl with a number for its argument. Only a matter of speed: older kernels refuse.
         let _refused = unsafe { libc::ioctl(listener.as_raw_fd(), NOTIF_SET_FLAGS, SYNC_WAKE_UP) };
         rustix::io::write(&tell, b"g")?;
-        Ok(Self { pid, listener, clocks: None, ended: false })
+        Ok(Self { pid, listener, clocks: None, pagemap: None, shown: Cell::new(0), ended: false })
     }
 
     /// The next system call of any thread that runs; `None`: the process ended.
@@ -177,23 +238,28 @@ impl Process {
     /// # Errors
     /// The kernel's; `TimedOut` if it computes for a minute.
     pub(crate) fn next(&mut self) -> io::Result<Option<Call>> {
+        let hangs =
+            || io::Error::new(io::ErrorKind::TimedOut, format!("process {} hangs", self.pid));
+        let (mut waits, mut looks) = (waits_for_calls(), 0);
         loop {
-            let mut ready =
-                libc::pollfd { fd: self.listener.as_raw_fd(), events: libc::POLLIN, revents: 0 };
-            // SAFETY: one descriptor, as said.
-            let polled = unsafe { libc::poll(&raw mut ready, 1, HANGS_AFTER_MS) };
-            if polled == 0 {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!("process {} hangs", self.pid),
-                ));
-            }
-            if polled < 0 {
-                return Err(io::Error::last_os_error());
-            }
-            if ready.revents & libc::POLLIN == 0 {
-                self.wait();
-                return Ok(None);
+            if !waits {
+                let fd = self.listener.as_raw_fd();
+                let mut ready = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+                // SAFETY: one descriptor, as said.
+                let polled = unsafe { libc::poll(&raw mut ready, 1, HANGS_AFTER_MS) };
+                if polled < 0 && was_interrupted() {
+                    continue;
+                }
+                if polled == 0 {
+                    return Err(hangs());
+                }
+                if polled < 0 {
+                    return Err(io::Error::last_os_error());
+                }
+                if ready.revents & libc::POLLIN == 0 {
+                    self.wait();
+                    return Ok(None);
+                }
             }
             // SAFETY: plain numbers; the kernel wants them to be zero and fills them.
             let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
@@ -205,10 +271,13 @@ impl Process {
                 let args = notice.data.args;
                 return Ok(Some(Call { id: notice.id, thread: notice.pid, number, args }));
             }
-            // Somebody ended between the two calls.
             let error = io::Error::last_os_error();
-            if !matches!(error.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) {
-                return Err(error);
+            match error.raw_os_error() {
+                // All ended, or one of several did after it had asked.
+                Some(libc::ENOENT) => waits = false,
+                Some(libc::EINTR) if looks < LOOKS_MAX => looks += 1,
+                Some(libc::EINTR) => return Err(hangs()),
+                _ => return Err(error),
             }
         }
     }
@@ -222,7 +291,9 @@ impl Process {
         let val = if error == 0 { value } else { 0 };
         let mut reply = libc::seccomp_notif_resp { id, val, error, flags };
         // SAFETY: the kernel reads a reply there. A thread that is gone needs none.
-        let _gone = unsafe { libc::ioctl(self.listener.as_raw_fd(), NOTIF_SEND, &raw mut reply) };
+        while unsafe { libc::ioctl(self.listener.as_raw_fd(), NOTIF_SEND, &raw mut reply) } != 0
+            && was_interrupted()
+        {}
     }
 
     /// `value` is what the call returns; from -4095 to -1 it is an errno.
@@ -235,36 +306,92 @@ impl Process {
         self.send(call.id, 0, CONTINUE);
     }
 
-    /// Whether all of `buf` was there to be read.
+    /// Whether all of the parts were there to be read.
     #[must_use]
-    pub(crate) fn read(&self, at: u64, buf: &mut [u8]) -> bool {
-        if buf.is_empty() {
-            return true;
+    pub(crate) fn read(&self, parts: &mut [(u64, &mut [u8])]) -> bool {
+        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        for (at, buf) in parts.iter_mut().filter(|(_, buf)| !buf.is_empty()) {
+            local.push(iovec(buf.as_mut_ptr(), buf.len()));
+            remote.push(iovec(ptr::without_provenance_mut(address(*at)), buf.len()));
         }
-        let local = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-        let remote =
-            libc::iovec { iov_base: ptr::without_provenance_mut(address(at)), iov_len: buf.len() };
-        // SAFETY: `local` is ours and exclusive; the kernel checks `remote`.
-        let got = unsafe {
-            libc::process_vm_readv(self.pid, &raw const local, 1, &raw const remote, 1, 0)
-        };
-        usize::try_from(got) == Ok(buf.len())
+        self.copy(&local, &remote, libc::process_vm_readv)
     }
 
-    /// Whether all of `data` could be written.
+    /// Whether all of the parts could be written.
     #[must_use]
-    pub(crate) fn write(&self, at: u64, data: &[u8]) -> bool {
-        if data.is_empty() {
-            return true;
+    pub(crate) fn write(&self, parts: &[(u64, &[u8])]) -> bool {
+        let (mut local, mut remote) = (Vec::new(), Vec::new());
+        for (at, data) in parts.iter().filter(|(_, data)| !data.is_empty()) {
+            local.push(iovec(data.as_ptr().cast_mut(), data.len()));
+            remote.push(iovec(ptr::without_provenance_mut(address(*at)), data.len()));
         }
-        let local = libc::iovec { iov_base: data.as_ptr().cast_mut().cast(), iov_len: data.len() };
-        let remote =
-            libc::iovec { iov_base: ptr::without_provenance_mut(address(at)), iov_len: data.len() };
-        // SAFETY: `local` is only read; the kernel checks `remote`.
-        let put = unsafe {
-            libc::process_vm_writev(self.pid, &raw const local, 1, &raw const remote, 1, 0)
+        self.copy(&local, &remote, libc::process_vm_writev)
+    }
+
+    /// Whether all could be written, one after the other from `at` on: one place there is found faster than many.
+    #[must_use]
+    pub(crate) fn write_slices(&self, at: u64, slices: &[&[u8]]) -> bool {
+        let untouched = self.untouched(at, slices.len());
+        let skips = |at: u64, slice: &[u8]| is_nothing(slice) && untouched(at);
+        let (mut at, mut rest) = (at, slices);
+        while let Some((first, others)) = rest.split_first() {
+            if skips(at, first) {
+                (at, rest) = (at + first.len() as u64, others);
+                continue;
+            }
+            let (from, mut local) = (at, Vec::new());
+            while let Some((slice, others)) = rest.split_first()
+                && local.len() < IOVECS_MAX
+                && !skips(at, slice)
+            {
+                local.push(iovec(slice.as_ptr().cast_mut(), slice.len()));
+                (at, rest) = (at + slice.len() as u64, others);
+            }
+            let len = local.iter().map(|part| part.iov_len).sum();
+            let remote = [iovec(ptr::without_provenance_mut(address(from)), len)];
+            if !self.copy_some(&local, &remote, libc::process_vm_writev) {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Says of a place whether its page, and the next, were never touched: they are zeros then. A large buffer is new
+    /// memory of its own; most of a journal is zeros, and need not be written there.
+    fn untouched(&self, at: u64, pages: usize) -> impl Fn(u64) -> bool + use<> {
+        let (page, entry) = (PAGE as u64, 8);
+        let first = at / page;
+        let mut entries = Vec::new();
+        if LARGE_PAGES <= pages
+            && let Some(pagemap) = &self.pagemap
+        {
+            entries.resize((pages + 2) * entry, THERE);
+            if pagemap.read_exact_at(&mut entries, first * entry as u64).is_err() {
+                entries.clear();
+            }
+        }
+        move |at| {
+            let from = address(at / page - first) * entry;
+            let is_new = |last: usize| entries.get(last).is_some_and(|byte| byte & THERE == 0);
+            is_new(from + entry - 1) && is_new(from + 2 * entry - 1)
+        }
+    }
+
+    /// Between our memory and the process's: whether all was copied.
+    fn copy(&self, local: &[libc::iovec], remote: &[libc::iovec], how: Copier) -> bool {
+        let mut pairs = local.chunks(IOVECS_MAX).zip(remote.chunks(IOVECS_MAX));
+        pairs.all(|(local, remote)| self.copy_some(local, remote, how))
+    }
+
+    /// Between our memory and the process's: whether all was copied.
+    fn copy_some(&self, local: &[libc::iovec], remote: &[libc::iovec], how: Copier) -> bool {
+        let len: usize = local.iter().map(|part| part.iov_len).sum();
+        let count = |list: &[libc::iovec]| list.len() as libc::c_ulong;
+        // SAFETY: `local` are ours, exclusive if they are written; the kernel checks `remote`.
+        let done = unsafe {
+            how(self.pid, local.as_ptr(), count(local), remote.as_ptr(), count(remote), 0)
         };
-        usize::try_from(put) == Ok(data.len())
+        usize::try_from(done) == Ok(len)
     }
 
     /// From now on its clocks are those of [`Self::set_clocks`], or asked for by system calls.
@@ -286,11 +413,18 @@ impl Process {
             memory.write_all_at(code, *at)?;
         }
         self.clocks = Some((memory, patches.clocks_at));
+        self.pagemap = File::open(format!("/proc/{}/pagemap", self.pid)).ok();
         Ok(())
     }
 
     /// Nanoseconds since 1970, and since its machine began. A process that is just killed has no clocks any more.
-    pub(crate) fn set_clocks(&self, wall: u64, uptime: u64) {
+    ///
+    /// They stand still for up to [`GRAIN_NANOS`] unless they are `wanted` to be exact.
+    pub(crate) fn set_clocks(&self, wall: u64, uptime: u64, wanted: bool) {
+        if !wanted && uptime < self.shown.get() + GRAIN_NANOS {
+            return;
+        }
+        self.shown.set(uptime);
         if let Some((memory, at)) = &self.clocks {
             let second = 1_000_000_000;
             let words = [wall / second, wall % second, uptime / second, uptime % second];
@@ -310,7 +444,7 @@ impl Process {
     fn wait(&mut self) {
         if !self.ended {
             // SAFETY: our child; no status is asked for.
-            unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) };
+            while unsafe { libc::waitpid(self.pid, ptr::null_mut(), 0) } < 0 && was_interrupted() {}
             self.ended = true;
         }
     }
@@ -320,6 +454,10 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn iovec(base: *mut u8, len: usize) -> libc::iovec {
+    libc::iovec { iov_base: base.cast(), iov_len: len }
 }
 
 fn address(at: u64) -> usize {

@@ -2,14 +2,18 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use crate::client::BLOCK;
 use crate::disk::Ino;
-use crate::kernel::{DescId, HostId, Kernel, Key, MILLI, ProcId, SECOND};
+use crate::kernel::{DescId, HostId, Kernel, Key, MILLI, ProcId, Report, SECOND};
 
 /// Sent, and not read by the other side.
 const WINDOW: usize = 256 << 10;
 const LOCAL_NANOS: u64 = 20_000;
 /// Who gets no answer to a connection request gives up then, as Linux does.
 const CONNECT_NANOS: u64 = 130 * SECOND;
+
+/// Where chunkservers listen.
+pub(crate) const DATA_PORT: u16 = 7001;
 
 pub(crate) const IN: u32 = libc::EPOLLIN.cast_unsigned();
 pub(crate) const OUT: u32 = libc::EPOLLOUT.cast_unsigned();
@@ -126,7 +130,13 @@ pub(crate) struct Net {
     pub(crate) descs: BTreeMap<DescId, Desc>,
     next: DescId,
     pub(crate) cut: BTreeSet<(HostId, HostId)>,
+    /// Connection requests that are refused.
+    pub(crate) refused: BTreeSet<(HostId, HostId)>,
+    /// Streams whose bytes are stuck on their way, with the end of the stream behind them.
+    pub(crate) stuck: BTreeSet<DescId>,
     held: Vec<Packet>,
+    /// When bytes from one machine reached another last.
+    pub(crate) heard: BTreeMap<(HostId, HostId), u64>,
     /// Between machines, at most; one time in many it is a hundred times as long.
     pub(crate) latency_max: u64,
     ports: u16,
@@ -442,6 +452,10 @@ impl Kernel {
             if take != 0 {
                 stream.under_way += take;
                 kernel.send_packet(id, host, stream, What::Data(data[..take].to_vec()));
+                if stream.local.1 == DATA_PORT && BLOCK <= take {
+                    let to = stream.remote_host;
+                    kernel.report(Report::Served { from: host, to });
+                }
             }
             Ok(take)
         });
@@ -586,10 +600,14 @@ impl Kernel {
     /// A packet comes to the end of its way.
     pub(crate) fn arrive(&mut self, packet: Packet) {
         let Packet { from, to, desc, sender, .. } = packet;
-        if from != to && (self.net.cut.contains(&(from, to)) || !self.hosts[to].up) {
+        let stuck = self.net.stuck.contains(&sender);
+        if from != to && (stuck || self.net.cut.contains(&(from, to)) || !self.hosts[to].up) {
             // It is sent again and again until there is an answer.
             self.net.held.push(packet);
             return;
+        }
+        if matches!(packet.what, What::Data(_)) {
+            self.net.heard.insert((from, to), self.now);
         }
         match packet.what {
             What::Hello { addr, from: asker, local } => {
@@ -606,6 +624,7 @@ impl Kernel {
                     | Kind::Epoll(_) => None,
                 });
                 let at = self.now + self.latency(to, from);
+                let listener = listener.filter(|_| !self.net.refused.contains(&(from, to)));
                 let Some(listener) = listener else {
                     self.deliver(
                         at,
@@ -663,13 +682,7 @@ impl Kernel {
                     self.ready(desc, IN | RDHUP | HUP);
                 }
             }
-            What::Reset => {
-                if let Some(stream) = self.stream_mut(desc) {
-                    (stream.phase, stream.error) = (Phase::Closed, Some(libc::ECONNRESET));
-                    stream.received.clear();
-                    self.ready(desc, IN | OUT | ERR | HUP | RDHUP);
-                }
-            }
+            What::Reset => self.reset(desc),
         }
     }
 
@@ -688,6 +701,40 @@ impl Kernel {
                 stream.last_at = stream.last_at.max(at);
             }
             self.deliver(at, packet);
+        }
+    }
+
+    /// Both ends of every open stream between machines that `of` wants, by their machines.
+    pub(crate) fn streams(&self, of: impl Fn(HostId, HostId) -> bool) -> Vec<(DescId, DescId)> {
+        let ends = self.net.descs.iter().filter_map(|(id, desc)| match &desc.kind {
+            Kind::Stream(stream) if stream.phase == Phase::Open => {
+                let peer = stream.peer.filter(|peer| id < peer)?;
+                let wanted = desc.host != stream.remote_host && of(desc.host, stream.remote_host);
+                wanted.then_some((*id, peer))
+            }
+            Kind::Stream(_)
+            | Kind::File { .. }
+            | Kind::Dir { .. }
+            | Kind::Listener { .. }
+            | Kind::Deaf
+            | Kind::Count(_)
+            | Kind::Epoll(_) => None,
+        });
+        ends.collect()
+    }
+
+    /// Ends a stream as when something between its ends forgets it: what is under way does not arrive.
+    pub(crate) fn break_stream(&mut self, ends: (DescId, DescId)) {
+        for end in [ends.0, ends.1] {
+            self.reset(end);
+        }
+    }
+
+    fn reset(&mut self, end: DescId) {
+        if let Some(stream) = self.stream_mut(end) {
+            (stream.phase, stream.error) = (Phase::Closed, Some(libc::ECONNRESET));
+            stream.received.clear();
+            self.ready(end, IN | OUT | ERR | HUP | RDHUP);
         }
     }
 

@@ -8,8 +8,10 @@ pub(crate) struct Oracle {
     /// By file and block: stamps that were tried, and the last that was acknowledged.
     tried: BTreeMap<(u64, u64), BTreeSet<u64>>,
     acked: BTreeMap<(u64, u64), u64>,
-    /// By client, file and block: what was acknowledged when the look began.
-    looks: BTreeMap<(usize, u64, u64), Option<u64>>,
+    /// By client, file and block: what was acknowledged when the look began, and what the client had seen by then.
+    looks: BTreeMap<(usize, u64, u64), (Option<u64>, Option<u64>)>,
+    /// The newest that each client saw of what another wrote.
+    seen: BTreeMap<(usize, u64, u64), u64>,
     appends_tried: BTreeSet<(u64, u64)>,
     appends: BTreeMap<(u64, u64), u64>,
     found: BTreeMap<(u64, u64), u64>,
@@ -17,6 +19,8 @@ pub(crate) struct Oracle {
     pub(crate) acknowledged: u64,
     pub(crate) errors: u64,
     pub(crate) checked: bool,
+    /// Only who checks the whole looks now.
+    pub(crate) is_end: bool,
 }
 
 #[derive(Default, Debug)]
@@ -68,16 +72,31 @@ impl Oracle {
                 *last = number(3).max(*last);
             }
             "look" => {
-                self.looks.insert((client, place.0, place.1), self.acked.get(&place).copied());
+                let look = (client, place.0, place.1);
+                self.looks.insert(look, (self.acked.get(&place).copied(), self.seen(look)));
             }
             "saw" => {
-                let floor = self.looks.remove(&(client, place.0, place.1)).flatten();
+                let look = (client, place.0, place.1);
+                let (floor, before) = self.looks.remove(&look).unwrap_or_default();
                 let seen = words.get(3).and_then(|word| word.parse::<u64>().ok());
                 if seen < floor {
                     return Some(format!(
                         "I8 block {} of file {} was acknowledged as {floor:?} before it was read as {seen:?}",
                         place.1, place.0
                     ));
+                }
+                if seen < before {
+                    return Some(format!(
+                        "I12 block {} of file {} was read as {before:?} before it was read as {seen:?}",
+                        place.1, place.0
+                    ));
+                }
+                // What it wrote itself may be nowhere else yet.
+                if let Some(seen) = seen
+                    && number(4) != place.0
+                {
+                    let newest = self.seen.entry(look).or_default();
+                    *newest = seen.max(*newest);
                 }
                 if let Some(seen) = seen
                     && !self.tried.get(&place).is_some_and(|tried| tried.contains(&seen))
@@ -119,6 +138,23 @@ impl Oracle {
             _ => {}
         }
         None
+    }
+
+    /// What `client` must still find. One that begins at the end has no memory of its own: it is told all.
+    fn seen(&self, (client, file, block): (usize, u64, u64)) -> Option<u64> {
+        if self.is_end {
+            let by_all = self.seen.iter().filter(|((_, f, b), _)| (*f, *b) == (file, block));
+            return by_all.map(|(_, seen)| *seen).max();
+        }
+        self.seen.get(&(client, file, block)).copied()
+    }
+
+    /// More than one server lost what it had not on its disk: what nobody was told to be there may be gone.
+    pub(crate) fn may_forget(&mut self) {
+        self.seen.clear();
+        for (_, seen) in self.looks.values_mut() {
+            *seen = None;
+        }
     }
 
     fn hear_name(

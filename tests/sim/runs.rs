@@ -144,12 +144,12 @@ fn one(seed: u64, asked: &Asked) -> i32 {
 }
 
 fn print_outcome(seed: u64, outcome: &Outcome, began: Instant) {
-    let Outcome { violation, calls, trace, acknowledged, errors, faults, virtual_seconds } =
+    let Outcome { violation, calls, trace, acknowledged, errors, faults, virtual_seconds, profile } =
         outcome;
     let faults: Vec<String> =
         faults.iter().map(|(what, count)| format!("{count} {what}")).collect();
     println!(
-        "seed {seed}: {}: {acknowledged} acknowledged, {errors} errors, {virtual_seconds} s simulated in {:.1} s, {calls} calls, trace {trace:016x}; {}",
+        "seed {seed}: {}: {acknowledged} acknowledged, {errors} errors, {virtual_seconds} s simulated in {:.1} s, {calls} calls, trace {trace:016x}; {profile}, {}",
         violation.as_deref().unwrap_or("ok"),
         began.elapsed().as_secs_f64(),
         faults.join(", ")

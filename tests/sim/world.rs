@@ -6,10 +6,12 @@ use std::io;
 use crate::disk::{Disk, ROOT};
 use crate::faults::Fault;
 use crate::kernel::{HostId, Kernel, MILLI, ProcId, Report, SECOND};
+use crate::lookout::{DRILL, Lookout, STANDARD};
 use crate::oracle::Oracle;
+use crate::peek::Place;
 
 const KEY: &str = "9667cd56c5bb3e2769612ca5226fc5590123456789abcdef0123456789abcdef\n";
-const KEY_FILE: &str = "/etc/cluster.key";
+pub(crate) const KEY_FILE: &str = "/etc/cluster.key";
 /// Small: journals are filled in advance by a share of it.
 pub(crate) const DISK_BYTES: u64 = 256 << 20;
 /// The whole must be well again within this, once nothing goes wrong any more.
@@ -18,6 +20,8 @@ const HEALED_WITHIN: u64 = 900 * SECOND;
 /// than the seconds for which a disk can be bad or full.
 const BAD_STARTS_MAX: u32 = 30;
 const BAD_START: u64 = 5 * SECOND;
+/// Within this a server has on its disk again what others had when it came back.
+const FORGETS_WITHIN: u64 = 120 * SECOND;
 
 /// What is asked for.
 #[derive(Clone, Debug)]
@@ -43,6 +47,7 @@ pub(crate) struct Outcome {
     pub(crate) errors: u64,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) virtual_seconds: u64,
+    pub(crate) profile: &'static str,
 }
 
 /// What happens at a time that was set before.
@@ -57,6 +62,12 @@ pub(crate) enum Act {
     /// Killed; whoever watches over it starts it again.
     Restart(ProcId),
     Admin(&'static str, Vec<String>),
+    /// Two disks go back to where they belong.
+    SwapBack(HostId, HostId),
+    /// An empty disk instead of the one that was put back.
+    NewDisk(HostId),
+    /// Who looks at one server's replicas has had its time.
+    EndLook(ProcId),
     /// Nothing got whole in time.
     TooLate,
 }
@@ -68,24 +79,45 @@ enum Phase {
     Checking,
 }
 
+/// A command of the admin that runs.
+#[derive(Debug)]
+struct Command {
+    purpose: &'static str,
+    /// Its last argument.
+    about: String,
+    asked: u64,
+    said: String,
+}
+
 #[derive(Debug)]
 pub(crate) struct World {
     pub(crate) kernel: Kernel,
-    plan: Plan,
+    pub(crate) plan: Plan,
     pub(crate) master: HostId,
     pub(crate) servers: Vec<HostId>,
     pub(crate) clients: Vec<HostId>,
     admin: HostId,
-    zoned: bool,
+    /// Reaches one server, when somebody is to see what that one holds.
+    pub(crate) reader: HostId,
+    pub(crate) zoned: bool,
     /// By alarm.
     acts: BTreeMap<u64, Act>,
     next_act: u64,
     oracle: Oracle,
     phase: Phase,
     /// Numbers of all clients there were.
-    names: Vec<u64>,
-    /// Commands of the admin that run, what they are for and what they said.
-    commands: BTreeMap<ProcId, (&'static str, String)>,
+    pub(crate) names: Vec<u64>,
+    commands: BTreeMap<ProcId, Command>,
+    pub(crate) lookout: Lookout,
+    /// Where chunks are in files, as far as somebody asked.
+    pub(crate) chunks: BTreeMap<u64, Place>,
+    /// By server, when it last lost its power.
+    powerless: BTreeMap<HostId, u64>,
+    pub(crate) swapped: Option<(HostId, HostId)>,
+    /// What a disk held once.
+    pub(crate) older: Option<Disk>,
+    /// The server that has it again.
+    pub(crate) aged: Option<HostId>,
     pub(crate) faults: BTreeMap<&'static str, u64>,
     pub(crate) down: BTreeSet<HostId>,
     checker: Option<ProcId>,
@@ -103,6 +135,7 @@ impl World {
         kernel.net.latency_max =
             [100_000, 400_000, 4 * MILLI][usize::try_from(kernel.random.below(3)).unwrap_or(0)];
         let zoned = kernel.random.below(2) == 0;
+        let profile = if kernel.random.below(2) == 0 { DRILL } else { STANDARD };
         let mut add = |name: &str, ip: u8| {
             let host = kernel.add_host(name, [10, 0, 0, ip], DISK_BYTES);
             // Clocks differ by up to one in a hundred.
@@ -119,6 +152,7 @@ impl World {
         let servers = (1..=count).map(|n| add(&format!("cs-{n}"), 10 + number(n))).collect();
         let clients = (1..=clients).map(|n| add(&format!("client-{n}"), 100 + number(n))).collect();
         let admin = add("admin", 200);
+        let reader = add("reader", 201);
         Self {
             kernel,
             plan,
@@ -126,6 +160,7 @@ impl World {
             servers,
             clients,
             admin,
+            reader,
             zoned,
             acts: BTreeMap::new(),
             next_act: 0,
@@ -133,6 +168,12 @@ impl World {
             phase: Phase::Trouble,
             names: Vec::new(),
             commands: BTreeMap::new(),
+            lookout: Lookout::new(profile),
+            chunks: BTreeMap::new(),
+            powerless: BTreeMap::new(),
+            swapped: None,
+            older: None,
+            aged: None,
             faults: BTreeMap::new(),
             down: BTreeSet::new(),
             checker: None,
@@ -164,13 +205,14 @@ impl World {
         }
         let trouble = self.plan.minutes * 60 * SECOND;
         self.after(15 * SECOND, Act::Misfortune);
-        self.after(30 * SECOND, Act::Admin("status", words("status -o json")));
+        self.after(14 * SECOND, Act::Admin("status", words("status -o json")));
         self.after(trouble, Act::Heal);
         self.after(trouble + HEALED_WITHIN, Act::TooLate);
         while self.violation.is_none() && !self.oracle.checked {
             match self.kernel.run()? {
                 Report::Line { proc, line } => self.hear(proc, &line),
                 Report::Ended { proc, code } => self.ended(proc, code)?,
+                Report::Served { from, to } => self.served(from, to),
                 Report::Busy { proc, thread } => {
                     let name = &self.kernel.procs[proc].name;
                     let wrong = format!(
@@ -193,6 +235,7 @@ impl World {
             errors: self.oracle.errors,
             faults: self.faults,
             virtual_seconds: self.kernel.now / SECOND,
+            profile: self.lookout.profile.name,
         })
     }
 
@@ -205,11 +248,14 @@ impl World {
     fn hear(&mut self, proc: ProcId, line: &str) {
         let name = self.kernel.procs[proc].name.clone();
         self.say(&format!("{name}: {line}"));
-        if let Some((_, said)) = self.commands.get_mut(&proc) {
-            said.push_str(line);
-            said.push('\n');
+        if let Some(command) = self.commands.get_mut(&proc) {
+            command.said.push_str(line);
+            command.said.push('\n');
         }
-        if name.starts_with("client") || Some(proc) == self.checker {
+        if self.kernel.procs[proc].host == self.master {
+            self.hear_master(line);
+        }
+        if name.starts_with("client") || name == "reader" || Some(proc) == self.checker {
             let wrong = self.oracle.hear(proc, line);
             if self.violation.is_none() {
                 self.violation = wrong;
@@ -226,8 +272,9 @@ impl World {
     fn ended(&mut self, proc: ProcId, code: i32) -> io::Result<()> {
         let (name, host) = (self.kernel.procs[proc].name.clone(), self.kernel.procs[proc].host);
         self.say(&format!("{name} ended: {code}"));
-        if let Some((purpose, said)) = self.commands.remove(&proc) {
-            return self.command_ended(purpose, code, &said);
+        if let Some(command) = self.commands.remove(&proc) {
+            self.command_is_over(command.purpose, &command.about, code);
+            return self.command_ended(&command, code);
         }
         if Some(proc) == self.checker {
             self.violation = Some(format!("the last check ended with {code}"));
@@ -286,6 +333,19 @@ impl World {
                 self.after(SECOND, Act::Start(host));
             }
             Act::Admin(purpose, args) => self.command(purpose, &args)?,
+            Act::SwapBack(one, other) => {
+                if self.swapped.take().is_some() {
+                    self.exchange(one, other);
+                }
+            }
+            Act::NewDisk(host) => {
+                if self.aged.take().is_some() {
+                    self.lose_power(host);
+                    self.new_disk(host);
+                    self.after(2 * SECOND, Act::Boot(host));
+                }
+            }
+            Act::EndLook(proc) => self.kernel.kill(proc, true),
             Act::TooLate => {
                 self.violation = Some(format!(
                     "I16 not whole {} s after all faults ended",
@@ -303,6 +363,10 @@ impl World {
             ("DFS_KEY_FILE", KEY_FILE.to_owned()),
             ("DFS_MASTER", "10.0.0.1:7000".to_owned()),
             ("RUST_BACKTRACE", "1".to_owned()),
+            // Journals are read into large buffers: a page of 2 MiB of zeros is there faster than 512.
+            ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1".to_owned()),
+            // Copies that begin are looked at.
+            ("DFS_LOG", "info,master::rebuild=debug".to_owned()),
         ];
         if let Some(canary) = &self.plan.canary {
             environment.push(("DFS_CANARY", canary.clone()));
@@ -310,7 +374,12 @@ impl World {
         environment
     }
 
-    fn launch(&mut self, host: HostId, program: &str, args: &[String]) -> io::Result<ProcId> {
+    pub(crate) fn launch(
+        &mut self,
+        host: HostId,
+        program: &str,
+        args: &[String],
+    ) -> io::Result<ProcId> {
         let environment = self.environment();
         let environment: Vec<(&str, &str)> =
             environment.iter().map(|(name, value)| (*name, value.as_str())).collect();
@@ -321,7 +390,11 @@ impl World {
     /// The server that is to run there.
     fn start(&mut self, host: HostId) -> io::Result<()> {
         let args = if host == self.master {
-            "master --data /data/m --listen 10.0.0.1:7000 --profile drill".to_owned()
+            self.lookout.master_began = self.kernel.now;
+            format!(
+                "master --data /data/m --listen 10.0.0.1:7000 --profile {}",
+                self.lookout.profile.name
+            )
         } else {
             let Some(n) = self.servers.iter().position(|server| *server == host) else {
                 return Ok(());
@@ -350,30 +423,42 @@ impl World {
     pub(crate) fn command(&mut self, purpose: &'static str, args: &[String]) -> io::Result<()> {
         let program = self.plan.program.clone();
         let proc = self.launch(self.admin, &program, args)?;
-        self.commands.insert(proc, (purpose, String::new()));
+        let about = args.last().cloned().unwrap_or_default();
+        self.command_begins(purpose, &about);
+        let command = Command { purpose, about, asked: self.kernel.now, said: String::new() };
+        self.commands.insert(proc, command);
         Ok(())
     }
 
-    fn command_ended(&mut self, purpose: &'static str, code: i32, said: &str) -> io::Result<()> {
+    pub(crate) fn wrong(&mut self, what: String) {
+        self.violation.get_or_insert(what);
+    }
+
+    fn command_ended(&mut self, command: &Command, code: i32) -> io::Result<()> {
+        let Command { purpose, asked, said, .. } = command;
         let json = |said: &str| serde_json::from_str::<serde_json::Value>(said).ok();
-        match purpose {
+        match *purpose {
             "status" => {
                 if let Some(status) = json(said).filter(|_| code == 0) {
+                    self.check_status(&status, *asked);
                     let chunks = &status["chunks"];
                     if chunks["lost"].as_u64() != Some(0) {
                         self.violation = Some(format!("I18 chunks are said to be lost: {chunks}"));
                     }
                     let safe =
                         chunks["safe"] == chunks["total"] && chunks["total"].as_u64() != Some(0);
-                    self.safe(safe);
+                    self.safe(safe)?;
                 }
                 if self.phase == Phase::Trouble {
+                    self.locate_one()?;
                     self.after(40 * SECOND, Act::Admin("status", words("status -o json")));
                 }
             }
+            "locate" if code == 0 => self.located(said),
             "fsck" => {
                 if code == 0 && self.phase == Phase::Healing {
                     self.phase = Phase::Checking;
+                    self.oracle.is_end = true;
                     let all: Vec<String> = self.names.iter().map(ToString::to_string).collect();
                     let args =
                         format!("client 10.0.0.1:7000 {KEY_FILE} 999 check {}", all.join(" "));
@@ -398,7 +483,14 @@ impl World {
         for proc in self.kernel.alive() {
             self.kernel.pause(proc, false);
         }
-        for client in self.clients.clone() {
+        self.kernel.net.stuck.clear();
+        if let Some((one, other)) = self.swapped.take() {
+            self.exchange(one, other);
+        }
+        if let Some(host) = self.aged {
+            self.act(Act::NewDisk(host))?;
+        }
+        for client in self.clients.iter().copied().chain([self.reader]).collect::<Vec<_>>() {
             for proc in self.kernel.alive() {
                 if self.kernel.procs[proc].host == client {
                     self.kernel.kill(proc, true);
@@ -407,8 +499,7 @@ impl World {
         }
         for host in self.servers.iter().copied().chain([self.master]).collect::<Vec<_>>() {
             let machine = &mut self.kernel.hosts[host];
-            machine.disk.trouble = Default::default();
-            machine.disk.capacity = DISK_BYTES;
+            machine.disk.be_well(DISK_BYTES);
             machine.sync_nanos_max = 2 * MILLI;
             self.act(Act::Boot(host))?;
         }
@@ -419,6 +510,19 @@ impl World {
         }
         self.after(20 * SECOND, Act::Admin("fsck", words("fsck")));
         Ok(())
+    }
+
+    /// A machine loses its power. What two servers lose soon after one another may have been on no third.
+    pub(crate) fn lose_power(&mut self, host: HostId) {
+        let now = self.kernel.now;
+        let mut others = self.powerless.iter().filter(|(other, _)| **other != host);
+        if self.servers.contains(&host) && others.any(|(_, at)| now < at + FORGETS_WITHIN) {
+            self.oracle.may_forget();
+        }
+        if self.servers.contains(&host) {
+            self.powerless.insert(host, now);
+        }
+        self.kernel.crash_host(host, true);
     }
 
     /// A server's disk is gone, and an empty one is there.

@@ -9,7 +9,8 @@ use crate::native::Call;
 use crate::net::Kind;
 
 const LONGEST_PATH: usize = 4096;
-const LIBRARIES: [&str; 4] = ["/lib/", "/lib64/", "/usr/lib/", "/etc/ld.so"];
+const LIBRARIES: [&str; 5] =
+    ["/lib/", "/lib64/", "/usr/lib/", "/etc/ld.so", "/sys/kernel/mm/transparent_hugepage/"];
 
 impl Kernel {
     pub(super) fn desc(&self, proc: ProcId, fd: i32) -> Result<DescId> {
@@ -113,22 +114,29 @@ impl Kernel {
     }
 
     pub(super) fn gather(&self, tid: Tid, parts: &[(u64, usize)], skip: usize) -> Result<Vec<u8>> {
-        let (mut data, mut skip) = (Vec::new(), skip);
+        let len: usize = parts.iter().map(|(_, len)| len).sum();
+        let mut data = vec![0; len.saturating_sub(skip)];
+        let (mut rest, mut skip) = (data.as_mut_slice(), skip);
+        let mut pieces = Vec::with_capacity(parts.len());
         for (at, len) in parts {
             let skipped = skip.min(*len);
             skip -= skipped;
-            data.extend(self.read(tid, at + skipped as u64, len - skipped)?);
+            let (piece, behind) = rest.split_at_mut(len - skipped);
+            pieces.push((at + skipped as u64, piece));
+            rest = behind;
         }
+        self.read_parts(tid, &mut pieces)?;
         Ok(data)
     }
 
     pub(super) fn scatter(&self, tid: Tid, parts: &[(u64, usize)], mut data: &[u8]) -> Result<()> {
+        let mut pieces = Vec::with_capacity(parts.len());
         for (at, len) in parts {
             let (now, rest) = data.split_at(data.len().min(*len));
-            self.write(tid, *at, now)?;
+            pieces.push((*at, now));
             data = rest;
         }
-        Ok(())
+        self.write_parts(tid, &pieces)
     }
 
     pub(super) fn pread(
@@ -145,7 +153,14 @@ impl Kernel {
             return Err(libc::EIO);
         }
         let len = parts.iter().map(|(_, len)| len).sum();
-        let data = self.hosts[host].disk.file(ino)?.read(offset, len);
+        let file = self.hosts[host].disk.file(ino)?;
+        if let [(at, len)] = parts {
+            // Whole journals are read so.
+            let slices = file.slices(offset, *len);
+            self.write_slices(tid, *at, &slices)?;
+            return ready(count(slices.iter().map(|slice| slice.len()).sum()));
+        }
+        let data = file.read(offset, len);
         self.scatter(tid, parts, &data)?;
         ready(count(data.len()))
     }
