@@ -217,6 +217,8 @@ fn load_chunks(
     label: &DiskLabel,
     loaded: &mut BTreeMap<ChunkId, Loaded>,
 ) -> Result<(), StoreError> {
+    // A process that was killed may have made directories whose names are not on the disk: from now on they count as there.
+    disk.sync_dir("")?;
     for dir in chunk_dirs(disk)? {
         for name in disk.list(&dir)? {
             if name.ends_with(ADOPT_SUFFIX) {
