@@ -293,7 +293,7 @@ impl World {
         }
     }
 
-    /// What its disk held some time ago is there again. Who watches over it takes that away when the server refuses it.
+    /// What its disk held some time ago is there again, until somebody takes it away, whether the server refuses it or not.
     fn older_disk(&mut self, server: HostId) {
         let Some(disk) = self.older.take() else { return };
         self.count("older copy of a disk put back", &self.name(server));
