@@ -165,7 +165,7 @@ pub(crate) fn check(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(wanted)
 }
 
-/// As [`check`], and makes the directory if it is missing. A dead mount of ours there is taken off.
+/// As [`check`], and makes the directory if it is missing. A dead mount there stays: the new one takes its place.
 pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
     let made = Made::at(path)?;
     made.keep();
@@ -186,7 +186,8 @@ impl Made {
     pub(crate) fn at(path: &Path) -> anyhow::Result<Self> {
         let wanted = check(path)?;
         if is_fuse_mounted(&wanted) {
-            unmount(&wanted)?;
+            // A dead one: it stays until the new mount can take its place, which may wait for the master.
+            return Ok(Self { at: wanted, dirs: Vec::new(), kept: AtomicBool::new(true) });
         }
         let absent = |part: &&Path| part.symlink_metadata().is_err();
         let dirs = wanted.ancestors().take_while(absent).map(Path::to_owned).collect();
@@ -195,7 +196,7 @@ impl Made {
             .with_context(|| format!("make mount point {}", made.at.display()))?;
         made.at =
             made.at.canonicalize().with_context(|| format!("mount point {}", made.at.display()))?;
-        // Once more: a link, or a mount just taken off, may have hidden what is there.
+        // Once more: a link may have hidden what is there.
         check(&made.at)?;
         Ok(made)
     }

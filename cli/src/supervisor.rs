@@ -473,12 +473,8 @@ impl Supervisor {
             watched.restart_at = Some(Instant::now() + watched.pause);
             watched.pause = (watched.pause * 2).min(PAUSE_MAX);
         } else if watched.restart_at.is_some_and(|at| at <= Instant::now()) {
-            let prepared = match role {
-                // Its dead mount would be in the way.
-                Role::Mount => mount_point::unmount(&self.plan.file.mount),
-                Role::Master | Role::Chunkserver(_) | Role::Supervisor => Ok(()),
-            };
-            match prepared.and_then(|()| self.spawn(role)) {
+            // A new mount takes the dead one's place itself: until it can, programs are told that there is none.
+            match self.spawn(role) {
                 Ok(()) => say(&format!("{role} restarted")),
                 Err(error) => {
                     say(&format!("restart {role}: {error:#}; see {}", page_of(role)));

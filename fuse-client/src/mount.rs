@@ -109,7 +109,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     memory::keep_little();
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let at = mount_point::prepare(&mount_point)?;
+    let place = mount_point::prepare(&mount_point)?;
+    let at = place.at.clone();
 
     let metrics = Arc::new(Metrics::new());
     let mounted = Arc::new(OnceLock::new());
@@ -138,6 +139,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     let fs = Arc::new(FileSystem::new(Arc::clone(&session), options, Arc::clone(&metrics)));
 
     let adapter = Adapter::new(Arc::clone(&fs), Arc::clone(&metrics), threads);
+    // Not before all else is ready, which takes as long as the master is away.
+    place.clear()?;
     let mut connection = fuser::Session::new(adapter, &at, &fuse_config(threads, read_only))
         .with_context(|| format!("mount {}", at.display()))?;
     fs.set_kernel(Box::new(Notifications(connection.notifier())));

@@ -9,6 +9,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use dfs_service::page::Page;
 
 /// A live mount answers `stat(2)` of its root within this.
 const ANSWER_MAX: Duration = Duration::from_secs(5);
@@ -22,10 +23,20 @@ pub(crate) struct Mounted {
     pub(crate) kind: String,
 }
 
-/// Checks `path` and takes a dead mount off it. Answers the path as the kernel lists it.
-pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
+/// A place that may be mounted on.
+#[derive(Debug)]
+pub(crate) struct Place {
+    /// As the kernel lists it.
+    pub(crate) at: PathBuf,
+    /// A mount whose process is gone is still there.
+    dead: bool,
+}
+
+/// Checks `path`, changing nothing: a dead mount stays where it is, and whoever uses it is told so, until another can
+/// take its place.
+pub(crate) fn prepare(path: &Path) -> anyhow::Result<Place> {
     check_device()?;
-    let mut at = as_listed(path)?;
+    let at = as_listed(path)?;
     if let Some(mounted) = mounted_at(&at)? {
         match look_at(&at) {
             Look::Answered => anyhow::bail!(
@@ -35,8 +46,8 @@ pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
                 mounted.kind
             ),
             Look::Dead => {
-                tracing::warn!(at = %at.display(), "the last mount here was killed; taking it off");
-                detach(&at).with_context(|| format!("take a dead mount off {}", at.display()))?;
+                tracing::warn!(at = %at.display(), "the last mount here was killed; this one takes its place");
+                return Ok(Place { at, dead: true });
             }
             Look::Hangs => anyhow::bail!(
                 "mount point {}: a {} file system is mounted there and does not answer within {:?}; \
@@ -50,20 +61,39 @@ pub(crate) fn prepare(path: &Path) -> anyhow::Result<PathBuf> {
     let metadata = std::fs::metadata(&at)
         .with_context(|| format!("mount point {}: make the directory first", at.display()))?;
     anyhow::ensure!(metadata.is_dir(), "mount point {}: not a directory", at.display());
-    at = at.canonicalize().with_context(|| format!("mount point {}", at.display()))?;
-    let first = std::fs::read_dir(&at)
-        .with_context(|| format!("read mount point {}", at.display()))?
-        .next()
-        .transpose()
-        .with_context(|| format!("read mount point {}", at.display()))?;
-    if let Some(entry) = first {
+    let at = at.canonicalize().with_context(|| format!("mount point {}", at.display()))?;
+    if let Some(name) = first_in(&at)? {
         anyhow::bail!(
-            "mount point {}: not empty, it holds {:?}; choose an empty directory",
+            "mount point {}: not empty, it holds {name:?}; choose an empty directory",
             at.display(),
-            entry.file_name()
         );
     }
-    Ok(at)
+    Ok(Place { at, dead: false })
+}
+
+impl Place {
+    /// Takes a dead mount off, to be followed by the new one at once: in between programs see the bare directory.
+    pub(crate) fn clear(&self) -> anyhow::Result<()> {
+        if !self.dead {
+            return Ok(());
+        }
+        detach(&self.at).with_context(|| format!("take a dead mount off {}", self.at.display()))?;
+        // What is there was written since a moment ago: refusing would leave programs to write more of it.
+        if let Some(name) = first_in(&self.at)? {
+            tracing::error!(
+                at = %self.at.display(), ?name, see = %Page::ClientSilent,
+                "the directory under the mount is not empty: what was written there while nothing was mounted is hidden now"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A name in the directory, if it has one.
+fn first_in(dir: &Path) -> anyhow::Result<Option<OsString>> {
+    let first = std::fs::read_dir(dir).and_then(|mut entries| entries.next().transpose());
+    let first = first.with_context(|| format!("read mount point {}", dir.display()))?;
+    Ok(first.map(|entry| entry.file_name()))
 }
 
 /// The topmost mount exactly at `path`.

@@ -461,7 +461,7 @@ fn checked(
         Ok(Err(error)) => Err(redb::Error::from(error).into()),
         Err(message) => {
             // Closing it might panic again, out of reach.
-            std::mem::forget(database);
+            let _never_closed = std::mem::ManuallyDrop::new(database);
             Err(panicked(message))
         }
     }

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::Write as _;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -156,4 +157,40 @@ fn sizes_of_many_files_being_written_are_waited_for_once() {
     servers.iter().for_each(|pid| tests::signal(*pid, Signal::CONT));
     assert!((1..=2).contains(&waits), "{waits} waits");
     wait_until("its writer can go on", || open.iter().all(|file| file.sync_all().is_ok()));
+}
+
+/// Whoever writes while nothing is mounted writes to the directory under the mount, and believes that it is safe.
+#[test]
+fn a_killed_mounts_directory_is_not_bare_while_the_next_one_waits_for_the_master() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { profile: "drill", ..Options::default() });
+    let at = cluster.mount();
+    std::fs::write(at.join("before"), b"x").unwrap();
+    let master = cluster.pid("master").unwrap();
+    tests::signal(master, Signal::STOP);
+    cluster.kill("mount");
+    let mut next = Command::new(tests::dfs_program())
+        .args(["mount", "--dir", cluster.dir().to_str().unwrap(), at.to_str().unwrap()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_secs(3) {
+        let written = std::fs::write(at.join("lost"), b"x").map_err(|error| error.raw_os_error());
+        assert_eq!(
+            written,
+            Err(Some(rustix::io::Errno::NOTCONN.raw_os_error())),
+            "after {:?}",
+            began.elapsed()
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    tests::signal(master, Signal::CONT);
+    wait_until("it is mounted again", || at.join("before").exists());
+    std::fs::write(at.join("after"), b"y").unwrap();
+    cluster.dfs(["cat", "/after"]);
+    assert!(!at.join("lost").exists());
+    tests::signal(next.id(), Signal::TERM);
+    next.wait().unwrap();
+    assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "nothing lies under the mount");
 }

@@ -276,7 +276,7 @@ pub(super) enum HeaderError {
     Newer(u32),
     Damaged(&'static str),
     /// Magic and format number are not those of a segment; the checksum says what they were, and that all else is right.
-    Mislabelled(SegmentHeader),
+    Mislabelled(Box<SegmentHeader>),
 }
 
 impl SegmentHeader {
@@ -324,7 +324,7 @@ impl SegmentHeader {
             if let Some(start) = labelled.first_chunk_mut() {
                 *start = LABEL;
                 if let Ok(header) = Self::parse(&labelled) {
-                    return Err(HeaderError::Mislabelled(header));
+                    return Err(HeaderError::Mislabelled(Box::new(header)));
                 }
             }
         }

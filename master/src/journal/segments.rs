@@ -548,7 +548,7 @@ fn walk(
                 );
                 let mended = file.write_at(0, &LABEL).and_then(|()| file.sync());
                 mended.map_err(|err| JournalError::io("mend", &**disk, &name, err))?;
-                Ok(header)
+                Ok(*header)
             }
         };
         opened.push((sequence, header, file));
