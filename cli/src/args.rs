@@ -139,6 +139,8 @@ pub(crate) enum Command {
     Undrain(servers::UndrainArgs),
     /// Move chunks until all servers are about equally full
     Rebalance(servers::RebalanceArgs),
+    /// Say to which live server a client is sent
+    Route(servers::RouteArgs),
     /// Read all replicas now and mend what is damaged
     Scrub(jobs::ScrubArgs),
     /// Show what happened to servers and chunks

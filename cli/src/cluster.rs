@@ -57,6 +57,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Drain(_)
         | Command::Decommission(_)
         | Command::Rebalance(_)
+        | Command::Route(_)
         | Command::Scrub(_)
         | Command::Undrain(_)
         | Command::Events(_)

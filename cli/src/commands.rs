@@ -24,6 +24,7 @@ pub(crate) mod put;
 pub(crate) mod rebalance;
 pub(crate) mod replay;
 pub(crate) mod rm;
+pub(crate) mod route;
 pub(crate) mod scrub;
 pub(crate) mod stat;
 pub(crate) mod status;

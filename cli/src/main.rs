@@ -84,6 +84,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Drain(args) => commands::drain::run(cluster, args),
         Command::Decommission(args) => commands::drain::decommission(cluster, args),
         Command::Rebalance(args) => commands::rebalance::run(cluster, args),
+        Command::Route(args) => commands::route::run(cluster, args),
         Command::Undrain(args) => commands::drain::undrain(cluster, args),
         Command::Scrub(args) => commands::scrub::run(cluster, args),
         Command::Events(args) => commands::events::run(cluster, args),

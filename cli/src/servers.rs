@@ -6,7 +6,8 @@ use anyhow::Context as _;
 use dfs_proto::control::server_admin_client::ServerAdminClient;
 use dfs_proto::control::{
     DecommissionRequest, DrainReply, DrainRequest, DrillReply, DrillRequest, EventsReply,
-    EventsRequest, RebalanceReply, RebalanceRequest, WishReply, WishRequest,
+    EventsRequest, RebalanceReply, RebalanceRequest, RouteReply, RouteRequest, WishReply,
+    WishRequest,
 };
 use dfs_service::conn::control_channel;
 
@@ -53,6 +54,11 @@ pub(crate) fn rebalance(target: &Target, action: &str) -> anyhow::Result<Rebalan
     crate::admin::check_reachable(target)?;
     let request = RebalanceRequest { action: action.to_owned(), by: myself() };
     ask!(target, rebalance, request)
+}
+
+pub(crate) fn route(target: &Target, request: RouteRequest) -> anyhow::Result<RouteReply> {
+    crate::admin::check_reachable(target)?;
+    ask!(target, route, request)
 }
 
 pub(crate) fn events(target: &Target, request: EventsRequest) -> anyhow::Result<EventsReply> {

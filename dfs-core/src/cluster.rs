@@ -77,6 +77,16 @@ pub enum Liveness {
     Dead,
 }
 
+impl std::fmt::Display for Liveness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Dead => "dead",
+        })
+    }
+}
+
 /// One replica as its server last reported it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Replica {

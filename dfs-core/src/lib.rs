@@ -15,5 +15,6 @@ pub mod meta;
 pub mod namespace;
 pub mod plan;
 pub mod results;
+pub mod route;
 pub mod time;
 pub mod whatif;

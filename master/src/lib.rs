@@ -26,6 +26,7 @@ pub mod reconfigure;
 mod reigns;
 pub mod restore;
 pub mod rpc;
+mod routing;
 pub mod run;
 mod scrub;
 pub mod servers;

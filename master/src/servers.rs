@@ -13,7 +13,7 @@ use dfs_proto::control::wishes_server::Wishes;
 use dfs_proto::control::{
     AskReply, AskRequest, DecommissionReply, DecommissionRequest, DrainReply, DrainRequest,
     DrillReply, DrillRequest, Event, EventsReply, EventsRequest, Overlay, RebalanceReply,
-    RebalanceRequest, WishReply, WishRequest,
+    RebalanceRequest, RouteReply, RouteRequest, WishReply, WishRequest,
 };
 use dfs_service::clock;
 use tonic::{Request, Response, Status};
@@ -100,6 +100,10 @@ impl ServerAdmin for Control {
         let master = Arc::clone(&self.0);
         let request = request.into_inner();
         blocking(move || crate::balance::rebalance(&master, &request)).await
+    }
+
+    async fn route(&self, request: Request<RouteRequest>) -> Result<Response<RouteReply>, Status> {
+        crate::routing::route(&self.0, &request.into_inner()).map(Response::new)
     }
 
     async fn decommission(

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Subcommand};
+use clap::{Args, Subcommand, ValueEnum};
 use dfs_core::cluster::LivenessProfile;
 use dfs_core::ids::ServerId;
 
@@ -227,6 +227,43 @@ pub(crate) struct MasterRestoreArgs {
     /// Addresses of chunkservers
     #[arg(long, value_name = "HOST:PORT", required = true, value_delimiter = ',')]
     pub from: Vec<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum RouteStrategy {
+    /// Cluster (CLIENT_ID - 1) mod n + 1 of the n registered servers, alive or not
+    Modulo,
+    /// The live server with the highest weight for this client: a death moves the dead server's clients only
+    Rendezvous,
+}
+
+#[derive(Args, Debug)]
+#[command(
+    after_help = "The answer is the master's of this moment: the servers it has registered, and whether they are alive by their heartbeats. Without
+a live server for the client nothing is printed but the reason.
+
+Exit code: 0 there is a server, 1 there is none (or, with --check, it does not answer)
+
+Examples:
+  dfs route 7                       server and address
+  dfs route --strategy modulo --explain 7
+  dfs route --check -o json 7       only if the server answers by itself"
+)]
+pub(crate) struct RouteArgs {
+    /// Number of the client, from 1 on
+    #[arg(value_name = "CLIENT_ID", value_parser = whole::<u64>(1..=u64::MAX))]
+    pub client: u64,
+    /// How the server is chosen
+    #[arg(long, value_enum, default_value = "rendezvous")]
+    pub strategy: RouteStrategy,
+    /// Show all servers and what decided
+    #[arg(long)]
+    pub explain: bool,
+    /// Connect to the server too: what the master believes may be older than its death
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    pub output: OutputArgs,
 }
 
 /// Timing that differs from the profile's.

@@ -1,5 +1,7 @@
 //! Which replica a read goes to.
 
+use crate::route::turn;
+
 /// What a client knows of one server it may read from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct ReplicaView {
@@ -26,7 +28,8 @@ pub fn read_order(mut views: Vec<ReplicaView>, range: u64) -> Vec<usize> {
     views.sort_by_key(|view| {
         // Coarse steps: 10 % of difference must not send every read to one server.
         let wait = (view.latency_us / 256 + 1).saturating_mul(view.in_flight + 1);
-        let rotated = (view.place as u64 + range) % count.max(1);
+        // How far behind the one whose turn it is: the turns of `dfs route --strategy modulo`.
+        let rotated = turn(view.place as u64 + count - turn(range, count), count);
         let wait = if rotated == 0 { wait } else { wait.saturating_mul(HOME_FACTOR) };
         (view.avoid, wait.next_power_of_two(), rotated)
     });
