@@ -4,7 +4,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot look has failed")]
 
+mod memory;
 mod set_2;
+mod set_4;
 
 use tests::Cluster;
 
