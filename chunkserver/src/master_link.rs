@@ -361,6 +361,7 @@ impl Talk {
             ended_serial: self.ended_serial,
             clients,
             device: node.device,
+            directory: node.directory.clone(),
             zone: node.config.zone.clone(),
             host: node.config.host.clone(),
             client_read_bytes: node.metrics.read_bytes.get() + node.metrics.local_read_bytes.get(),

@@ -35,6 +35,8 @@ pub(crate) struct Node {
     pub(crate) disk: DiskId,
     /// As `HeartbeatRequest.device`.
     pub(crate) device: u64,
+    /// As `HeartbeatRequest.directory`.
+    pub(crate) directory: String,
     pub(crate) store: Arc<Store>,
     pub(crate) state: ServerState,
     pub(crate) fence: Fence,
@@ -149,6 +151,8 @@ impl Node {
             fs,
             disk,
             device: device_of(&config),
+            directory: std::path::absolute(&config.data_dir)
+                .map_or_else(|_| String::new(), |path| path.display().to_string()),
             fence: Fence::new(config.master.is_some()),
             peers: Arc::new(peers),
             leaders: Leaders::default(),

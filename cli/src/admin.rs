@@ -80,11 +80,11 @@ pub(crate) fn evict(target: &Target, client: u128) -> anyhow::Result<()> {
     .with_context(|| format!("evict {client:032x}"))
 }
 
-pub(crate) fn locate(target: &Target, inode: u64) -> anyhow::Result<LocateReply> {
+pub(crate) fn locate(target: &Target, inode: u64, files: bool) -> anyhow::Result<LocateReply> {
     call(target, async |target| {
         let mut client = AdminClient::new(control_channel(&target.master, &target.key));
         client
-            .locate(LocateRequest { inode })
+            .locate(LocateRequest { inode, files })
             .await
             .map(|reply| reply.into_inner())
             .map_err(|refusal| refusal.message().to_owned())

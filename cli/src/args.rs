@@ -451,8 +451,14 @@ pub(crate) struct CatArgs {
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   dfs locate /photos/photo.jpg
-  dfs locate -o json /photos/photo.jpg")]
+  dfs locate -o json /photos/photo.jpg
+  dfs locate --files /photos/photo.jpg  a line for each chunk file
+
+A chunk file is an ordinary file on its server: byte n of the chunk is at byte 4194304 + n of it.")]
 pub(crate) struct LocateArgs {
+    /// Show the chunk's file on each server, and when the server's heartbeats last vouched for it
+    #[arg(long)]
+    pub files: bool,
     /// Path in the file system
     pub path: OsString,
     #[command(flatten)]

@@ -43,6 +43,18 @@ pub const CLIENTS_MAX: usize = 1024;
 /// Results of unacknowledged appends that one chunk remembers, over all clients. With the bounds above a slot fits.
 pub const APPENDS_MAX: usize = 64 * 1024;
 
+/// Directory of a chunk's file in the server's: the low byte spreads chunks, whose ids rise, over 256 of them.
+#[must_use]
+pub fn chunk_dir(chunk: ChunkId) -> String {
+    format!("{:02x}", chunk.0 & 0xff)
+}
+
+/// A chunk's file in the server's directory: made of its id only.
+#[must_use]
+pub fn chunk_path(chunk: ChunkId) -> String {
+    format!("{}/{:016x}", chunk_dir(chunk), chunk.0)
+}
+
 const HEADER_MAGIC: u64 = u64::from_le_bytes(*b"DFSCHUNK");
 const SLOT_MAGIC: u32 = u32::from_le_bytes(*b"DSLT");
 

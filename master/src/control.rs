@@ -26,6 +26,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use crate::background::registered;
 use crate::fsck::fsck;
+use crate::located;
 use crate::rpc::fence_client;
 use crate::servers::overlay_to_wire;
 use crate::state::{Master, lock, now};
@@ -197,6 +198,7 @@ async fn take(
     }
     lock(&master.health).on_heartbeat(server, &beat);
     lock(&master.traffic).on_heartbeat(now(), server, &beat);
+    located::on_heartbeat(master, server, &beat);
     let replicas = beat
         .replicas
         .iter()
@@ -410,7 +412,8 @@ impl Admin for Control {
         &self,
         request: Request<LocateRequest>,
     ) -> Result<Response<LocateReply>, Status> {
-        let ino = InodeNo(request.into_inner().inode);
+        let LocateRequest { inode, files } = request.into_inner();
+        let ino = InodeNo(inode);
         let master = Arc::clone(&self.0);
         let found = master.reader().range(
             &Key::FileChunk(ino, 0),
@@ -440,6 +443,10 @@ impl Admin for Control {
                 servers: names(false),
                 primary: record.active.primary.to_string(),
                 live: names(true),
+                files: match files {
+                    true => located::files(&master, &cluster, now, chunk, &record),
+                    false => Vec::new(),
+                },
             });
         }
         Ok(Response::new(LocateReply { chunks }))

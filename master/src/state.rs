@@ -68,6 +68,8 @@ pub struct Master {
     /// What was told of damage and divergence.
     pub health: Mutex<crate::health::Health>,
     pub traffic: Mutex<crate::traffic::Traffic>,
+    /// Where each server keeps its chunk files, as it told.
+    pub directories: Mutex<BTreeMap<ServerId, String>>,
     pub copies: Mutex<crate::copies::Copies>,
     /// Replicas that nobody needs.
     pub surplus: Mutex<crate::surplus::Noted>,
@@ -191,6 +193,7 @@ impl Master {
             channels: Mutex::default(),
             connections: Mutex::default(),
             notices: Self::new_notices(),
+            directories: Mutex::default(),
             wishing: Mutex::default(),
             drills: Mutex::default(),
             replaced_drills: Mutex::default(),

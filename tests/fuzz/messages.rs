@@ -322,6 +322,7 @@ messages!(
     LocateRequest,
     LocateReply,
     LocatedChunk,
+    LocatedFile,
     FsckRequest,
     FsckFinding,
     Notice,

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex};
 
 use dfs_core::ids::ChunkId;
+pub(super) use dfs_proto::chunk_file::{chunk_dir, chunk_path};
 
 use super::disk::{ChunkDisk, DiskFile, OpenMode};
 use super::journal::lock;
@@ -18,15 +19,6 @@ const OPEN_FILES_MAX: usize = 512;
 pub(super) fn chunk_dirs(disk: &dyn ChunkDisk) -> io::Result<Vec<String>> {
     let is_ours = |dir: &String| dir.len() == 2 && u8::from_str_radix(dir, 16).is_ok();
     Ok(disk.dirs()?.into_iter().filter(is_ours).collect())
-}
-
-/// The low byte spreads chunks, whose ids rise, over the directories.
-pub(super) fn chunk_dir(chunk: ChunkId) -> String {
-    format!("{:02x}", chunk.0 & 0xff)
-}
-
-pub(super) fn chunk_path(chunk: ChunkId) -> String {
-    format!("{}/{:016x}", chunk_dir(chunk), chunk.0)
 }
 
 /// The chunk whose file's name this is.

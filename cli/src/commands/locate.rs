@@ -1,10 +1,11 @@
 //! `dfs locate`.
 
+use dfs_proto::control::LocatedFile;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, LocateArgs};
 use crate::files::Files;
-use crate::output::{self, Table, columns};
+use crate::output::{self, Table, columns, printable, utc};
 use crate::remote_path::RemotePath;
 use crate::{admin, cluster};
 
@@ -29,12 +30,57 @@ struct Chunk {
     primary: String,
     /// Those of `servers` that are up.
     live: Vec<String>,
+    /// With --files: one for each of `servers`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    files: Option<Vec<File>>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct File {
+    server: String,
+    /// On the server's machine; null: it was not heard of since the master began its reign.
+    path: Option<String>,
+    /// Nanoseconds since 1970: the server's last heartbeat that vouched for the chunk; null: none since then.
+    updated_ns: Option<i64>,
+}
+
+impl From<LocatedFile> for File {
+    fn from(file: LocatedFile) -> Self {
+        Self {
+            server: file.server,
+            path: Some(file.path).filter(|path| !path.is_empty()),
+            updated_ns: file.updated_ns,
+        }
+    }
+}
+
+impl Location {
+    fn files(&self) -> String {
+        let head = ["INDEX", "SERVER", "UPDATED", "FILE"];
+        let mut rows = vec![head.map(str::to_owned).to_vec()];
+        for chunk in &self.chunks {
+            rows.extend(chunk.files.iter().flatten().map(|file| {
+                let updated = file.updated_ns.map(|at| utc(at.div_euclid(1_000_000_000)));
+                vec![
+                    chunk.index.to_string(),
+                    file.server.clone(),
+                    updated.unwrap_or_else(|| "not yet".to_owned()),
+                    file.path.as_deref().map_or_else(|| "-".to_owned(), printable),
+                ]
+            }));
+        }
+        columns(&rows, &[0])
+    }
 }
 
 impl Table for Location {
     fn table(&self) -> String {
         if self.inline {
             return "inline\n".to_owned();
+        }
+        if self.chunks.iter().any(|chunk| chunk.files.is_some()) {
+            return self.files();
         }
         let head = ["INDEX", "ID", "VERSION", "PRIMARY", "SERVERS"];
         let mut rows = vec![head.map(str::to_owned).to_vec()];
@@ -62,7 +108,11 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()
     let path = RemotePath::parse(&args.path)?;
     let target = cluster::target(cluster)?;
     let attr = Files::open(cluster)?.regular_file("locate", &path)?;
-    let chunks = if attr.inline { Vec::new() } else { admin::locate(&target, attr.ino.0)?.chunks };
+    let chunks = if attr.inline {
+        Vec::new()
+    } else {
+        admin::locate(&target, attr.ino.0, args.files)?.chunks
+    };
     let location = Location {
         path: path.json(),
         path_hex: path.json_hex(),
@@ -78,6 +128,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &LocateArgs) -> anyhow::Result<()
                 servers: chunk.servers,
                 primary: chunk.primary,
                 live: chunk.live,
+                files: args.files.then(|| chunk.files.into_iter().map(File::from).collect()),
             })
             .collect(),
     };
