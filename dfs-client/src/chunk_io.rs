@@ -247,6 +247,11 @@ impl ChunkIo {
                 }
                 Ok(other) => return Err(unexpected("layout", &other)),
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => self.spill(ino)?,
+                // The master was asked for one chunk, and says of its members only.
+                Err(ClientError::ChunkUnavailable { reason, waited }) => {
+                    let reason = format!("chunk {index} of inode {}: {reason}", ino.0);
+                    return Err(ClientError::ChunkUnavailable { reason, waited });
+                }
                 Err(error) => return Err(error),
             }
         }

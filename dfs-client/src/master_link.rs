@@ -255,8 +255,15 @@ impl MasterLink {
                     MetaFailure::BadRequest { reason } => {
                         return Err(ClientError::Protocol { reason });
                     }
-                    MetaFailure::Warming { retry_after_ms }
-                    | MetaFailure::Busy { retry_after_ms } => {
+                    MetaFailure::Warming { retry_after_ms } => {
+                        let reason = "the master is warming up: it began anew, and the chunkservers have yet to tell what they hold";
+                        let give_up = ClientError::ChunkUnavailable {
+                            reason: reason.to_owned(),
+                            waited: wait,
+                        };
+                        (u64::from(retry_after_ms), give_up)
+                    }
+                    MetaFailure::Busy { retry_after_ms } => {
                         (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
                     }
                     MetaFailure::Unavailable { reason, retry_after_ms } => (
