@@ -14,8 +14,8 @@ use std::time::Duration;
 use clap::{Args, CommandFactory as _, Parser, Subcommand, ValueEnum};
 
 use values::{
-    parse_capacity, parse_chunk_size, parse_domain, parse_server_wait, parse_size, parse_socket,
-    parse_time, whole,
+    parse_capacity, parse_chunk_size, parse_domain, parse_record_max, parse_server_wait,
+    parse_size, parse_socket, parse_time, whole,
 };
 
 /// A replicated POSIX file system: masters, chunkservers and a mount in one binary.
@@ -382,12 +382,31 @@ pub(crate) struct LsArgs {
     pub output: OutputArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum FileLayout {
+    /// Ordinary files
+    Striped,
+    /// Files that take records at their end and nothing else
+    #[value(name = "recordlog")]
+    RecordLog,
+}
+
 #[derive(Args, Debug)]
 #[command(after_help = "Examples:
   dfs mkdir /photos
   dfs mkdir -p /photos/2026/november
-  dfs mkdir --chunk-size 1MiB /small    new files in it have chunks of 1 MiB")]
+  dfs mkdir --chunk-size 1MiB /small    new files in it have chunks of 1 MiB
+  dfs mkdir --layout recordlog --chunk-size 8KiB --record-max 2KiB /audit
+
+Files of a record log take appends only: each `dfs append`, and each write(2) to a file opened with O_APPEND, is one record. A
+record is never split: one that does not fit into the chunk begins the next one, and zeros fill what is left.")]
 pub(crate) struct MkdirArgs {
+    /// How files made in it are laid out [default: as its parent]
+    #[arg(long, value_enum)]
+    pub layout: Option<FileLayout>,
+    /// Longest record of a record log, at most a quarter of the chunk size and 4MiB [default: that much]
+    #[arg(long, value_name = "SIZE", value_parser = parse_record_max)]
+    pub record_max: Option<u64>,
     /// Bytes per chunk of files made in it, a power of two from 4KiB to 256MiB [default: as its parent]
     #[arg(long, value_name = "SIZE", value_parser = parse_chunk_size)]
     pub chunk_size: Option<u64>,

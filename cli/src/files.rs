@@ -242,14 +242,15 @@ impl Files {
         }
     }
 
-    /// `chunk_size`: of files made in it; as its parent's if `None`.
-    pub(crate) fn mkdir(&self, path: &RemotePath, chunk_size: Option<u64>) -> anyhow::Result<()> {
-        let layout = match chunk_size {
+    /// `wanted`: the layout of files made in it, from its parent's.
+    pub(crate) fn mkdir(
+        &self,
+        path: &RemotePath,
+        wanted: Option<&dyn Fn(Layout) -> Layout>,
+    ) -> anyhow::Result<()> {
+        let layout = match wanted {
             None => None,
-            Some(chunk_size) => {
-                let parent = self.attr(&path.parent()).context("mkdir")?;
-                Some(Layout { chunk_size, ..parent.layout })
-            }
+            Some(wanted) => Some(wanted(self.attr(&path.parent()).context("mkdir")?.layout)),
         };
         self.create("mkdir", path, NewKind::Directory, 0o777, layout).map(drop)
     }
@@ -343,7 +344,7 @@ impl Files {
                 parent.map_err(|error| explain(&path.shown(), error))?.layout
             }
         };
-        Ok(dfs_core::client::record_bytes_max(layout.chunk_size))
+        Ok(layout.record_bytes_max())
     }
 
     /// One append, stable when this returns; the offset it got.
@@ -411,6 +412,7 @@ fn explain(what: &str, error: ClientError) -> anyhow::Error {
         ClientError::Refused(NamespaceError::NameTooLong) => "use a shorter name",
         ClientError::Refused(_) => "nothing was changed",
         ClientError::NoSpace { .. } => "free space, or add a chunkserver",
+        ClientError::RecordTooLong { .. } => "append in parts: each is a record of its own",
         ClientError::MasterSilent { .. } => {
             "is the master up? --server-wait makes this command wait longer"
         }

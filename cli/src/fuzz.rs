@@ -59,6 +59,9 @@ fn sizes_and_times() {
         if let Ok(bytes) = chunk_size {
             assert!(bytes.is_power_of_two() && values::parse_size(text) == Ok(bytes));
         }
+        if let Ok(bytes) = values::parse_record_max(text) {
+            assert!(0 < bytes && values::parse_size(text) == Ok(bytes));
+        }
         if let Ok(bytes) = values::parse_capacity(text) {
             assert_eq!(values::parse_size(text), Ok(bytes));
         }

@@ -23,6 +23,9 @@ pub enum ClientError {
     /// Too few members of a chunk were reachable for so long. Nothing is lost by that; asking later may work.
     #[error("{reason} (waited {waited:?})")]
     ChunkUnavailable { reason: String, waited: Duration },
+    /// Nothing of it was stored: a record is never split.
+    #[error("a record of {bytes} bytes: this record log takes at most {most}")]
+    RecordTooLong { bytes: u64, most: u64 },
     /// Nothing of the refused bytes was stored.
     #[error("no space: {reason}")]
     NoSpace { reason: String },
@@ -52,6 +55,7 @@ impl ClientError {
                 Some(Page::Unavailable)
             }
             Self::Refused(_)
+            | Self::RecordTooLong { .. }
             | Self::OutcomeUnknown
             | Self::Interrupted
             | Self::Protocol { .. }

@@ -109,6 +109,14 @@ impl std::fmt::Debug for FileState {
     }
 }
 
+/// What changes bytes that are there would change records (DECISIONS 23).
+fn appends_only(attr: &Attr) -> Result<()> {
+    if attr.layout.record_log {
+        return Err(NamespaceError::NotPermitted("a record log takes appends only".into()).into());
+    }
+    Ok(())
+}
+
 fn small(n: u64) -> usize {
     usize::try_from(n).unwrap_or(usize::MAX)
 }
@@ -401,11 +409,7 @@ impl FileState {
         self.settle_appends();
         self.tell_writer()?;
         let attr = self.known_attr(LAYOUT_KNOWN)?;
-        if attr.layout.record_log {
-            return Err(
-                NamespaceError::NotPermitted("a record log takes appends only".into()).into()
-            );
-        }
+        appends_only(&attr)?;
         self.readahead.clear();
         if attr.inline && end <= INLINE_BYTES_MAX && self.write_inline(&attr, offset, data)? {
             return Ok(());

@@ -8,9 +8,3 @@ pub mod ops;
 pub mod readahead;
 pub mod replica;
 pub mod resend;
-
-/// Longest record of a record log (DECISIONS 22).
-#[must_use]
-pub fn record_bytes_max(chunk_size: u64) -> u64 {
-    (chunk_size / 4).min(4 << 20)
-}

@@ -44,9 +44,33 @@ pub struct Layout {
     pub chunk_size: u64,
     /// `layout: recordlog`: records are never split, chunks are padded (DECISIONS 23).
     pub record_log: bool,
+    /// Longest record of a record log, in bytes; 0: as long as chunks of this size allow.
+    pub record_max: u64,
+}
+
+/// Longest record that chunks of this size allow (DECISIONS 22).
+#[must_use]
+pub const fn record_bytes_max(chunk_size: u64) -> u64 {
+    let quarter = chunk_size / 4;
+    if quarter < 4 << 20 { quarter } else { 4 << 20 }
 }
 
 impl Layout {
+    /// Ordinary files with chunks of this size.
+    #[must_use]
+    pub const fn striped(chunk_size: u64) -> Self {
+        Self { chunk_size, record_log: false, record_max: 0 }
+    }
+
+    /// Longest single append.
+    #[must_use]
+    pub const fn record_bytes_max(&self) -> u64 {
+        match self.record_max {
+            0 => record_bytes_max(self.chunk_size),
+            most => most,
+        }
+    }
+
     /// Whether content may live in the inode (DECISIONS 10).
     #[must_use]
     pub fn allows_inline(&self) -> bool {

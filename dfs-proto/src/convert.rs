@@ -45,7 +45,7 @@ wire_enum!(FileKind {
     6 = CharDevice,
     7 = BlockDevice,
 });
-wire_struct!(Layout { chunk_size, record_log });
+wire_struct!(Layout { chunk_size, record_log, record_max });
 wire_enum!(Body {
     1 = Inline(content),
     2 = Chunks { chunk_count, writing },

@@ -39,6 +39,8 @@ impl From<&ClientError> for Errno {
             // Asked again until `--server-wait` or the deadline for data was over.
             ClientError::MasterSilent { .. } | ClientError::ChunkUnavailable { .. } => libc::EIO,
             ClientError::NoSpace { .. } => libc::ENOSPC,
+            // As send(2) refuses a message that cannot be passed whole (DECISIONS 23).
+            ClientError::RecordTooLong { .. } => libc::EMSGSIZE,
             // Done or not: nobody can tell any more. Repeating it is the application's decision.
             ClientError::OutcomeUnknown => libc::EIO,
             ClientError::Interrupted => libc::EINTR,

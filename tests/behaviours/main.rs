@@ -6,6 +6,7 @@
 
 mod memory;
 mod set_2;
+mod set_3;
 mod set_4;
 
 use tests::Cluster;

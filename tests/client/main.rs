@@ -56,7 +56,7 @@ fn create(session: &Arc<Session>, name: &str, layout: Option<Layout>) -> Arc<Fil
 }
 
 fn chunks(chunk_size: u64) -> Option<Layout> {
-    Some(Layout { chunk_size, record_log: false })
+    Some(Layout::striped(chunk_size))
 }
 
 /// Bytes that say where they belong.
@@ -596,7 +596,7 @@ fn little_memory_only_makes_the_writer_wait() {
 fn a_record_log_keeps_records_whole() {
     let cluster = start("never");
     let session = session(&cluster, "records");
-    let file = create(&session, "log", Some(Layout { chunk_size: 8192, record_log: true }));
+    let file = create(&session, "log", Some(Layout { record_log: true, ..Layout::striped(8192) }));
     let mut expected = Vec::new();
     for number in 0..40 {
         let record = pattern(number + 1, 1500);
@@ -606,7 +606,7 @@ fn a_record_log_keeps_records_whole() {
     }
     let too_long = file.append(&[1; 2049]);
     assert!(
-        matches!(too_long, Err(ClientError::Refused(NamespaceError::FileTooLarge))),
+        matches!(too_long, Err(ClientError::RecordTooLong { bytes: 2049, most: 2048 })),
         "{too_long:?}"
     );
     assert!(matches!(

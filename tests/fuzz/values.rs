@@ -42,7 +42,7 @@ fn member(n: u32) -> Member {
 }
 
 fn layout() -> Layout {
-    Layout { chunk_size: 64 << 20, record_log: false }
+    Layout { chunk_size: 64 << 20, record_log: true, record_max: 2048 }
 }
 
 fn inode(body: Body) -> Inode {

@@ -122,7 +122,7 @@ impl Client {
             umask: 0,
             uid: 0,
             gid: 0,
-            layout: Some(Layout { chunk_size, record_log: false }),
+            layout: Some(Layout::striped(chunk_size)),
         };
         let outcome = self.session.change(change)?;
         if let Outcome::Entry { attr, .. } = outcome {

@@ -73,6 +73,14 @@ pub(crate) fn parse_chunk_size(text: &str) -> Result<u64, String> {
     }
 }
 
+pub(crate) fn parse_record_max(text: &str) -> Result<u64, String> {
+    use dfs_core::namespace::{CHUNK_BYTES_MAX, record_bytes_max};
+    match parse_size(text)? {
+        size if (1..=record_bytes_max(CHUNK_BYTES_MAX)).contains(&size) => Ok(size),
+        _ => Err("expected a size from 1 to 4MiB".to_owned()),
+    }
+}
+
 /// Reads `500ms`, `30s`, `5m`, `1h`, `14d`; a bare number means seconds.
 pub(crate) fn parse_time(text: &str) -> Result<Duration, String> {
     let digits_end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());

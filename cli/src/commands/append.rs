@@ -41,7 +41,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &AppendArgs) -> anyhow::Result<()
         return fail(
             format!(
                 "append {}: standard input is longer than {longest} bytes, the longest append to \
-                 this file (a quarter of its chunk size, at most 4 MiB)",
+                 this file (at most a quarter of its chunk size, and 4 MiB)",
                 path.shown()
             ),
             "append in parts, or use `dfs put`",

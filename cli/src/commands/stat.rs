@@ -31,6 +31,11 @@ struct Stat {
     size: u64,
     allocated_bytes: u64,
     chunk_size: u64,
+    /// striped, recordlog
+    layout: &'static str,
+    /// Of a record log.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    record_max: Option<u64>,
     inline: bool,
     change: u64,
     /// Nanoseconds since 1970.
@@ -55,6 +60,8 @@ impl Stat {
             size: attr.size,
             allocated_bytes: attr.allocated_bytes,
             chunk_size: attr.layout.chunk_size,
+            layout: if attr.layout.record_log { "recordlog" } else { "striped" },
+            record_max: attr.layout.record_log.then(|| attr.layout.record_bytes_max()),
             inline: attr.inline,
             change: attr.change,
             accessed_ns: attr.atime.0,
@@ -79,7 +86,11 @@ impl Table for Stats {
                 stat.size,
                 bytes(stat.allocated_bytes),
                 bytes(stat.chunk_size),
-                if stat.inline { ", inline" } else { "" },
+                match stat.record_max {
+                    Some(most) => format!(", a record log: records of at most {}", bytes(most)),
+                    None if stat.inline => ", inline".to_owned(),
+                    None => String::new(),
+                },
                 stat.mode,
                 stat.uid,
                 stat.gid,

@@ -227,8 +227,9 @@ impl FileState {
     fn append_to_chunks(&self, mut attr: Attr, data: &[u8], room: &mut u64) -> Result<u64> {
         let chunk_size = attr.layout.chunk_size.max(1);
         let record = attr.layout.record_log;
-        if record && dfs_core::client::record_bytes_max(chunk_size) < data.len() as u64 {
-            return Err(NamespaceError::FileTooLarge.into());
+        let (bytes, most) = (data.len() as u64, attr.layout.record_bytes_max());
+        if record && most < bytes {
+            return Err(ClientError::RecordTooLong { bytes, most });
         }
         let mut size = attr.size.max(self.pending_end(attr.cuts));
         let mut begin = None;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, NamespaceError};
 
-use super::{FileState, Known, within};
+use super::{FileState, Known, appends_only, within};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
 use crate::session::lock;
@@ -77,6 +77,7 @@ impl FileState {
         let _one = lock(&self.commit);
         self.quiesce()?;
         let mut attr = self.refresh()?;
+        appends_only(&attr)?;
         if attr.inline {
             let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
             match self.io.link.change(change) {

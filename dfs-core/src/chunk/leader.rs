@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::ids::{ClientId, ServerId};
+use crate::namespace::record_bytes_max;
 use crate::time::Timestamp;
 
 /// Operations and their bytes that may wait for acknowledgement in one chunk.
@@ -17,12 +18,6 @@ pub const WINDOW_BYTES: u64 = 8 << 20;
 /// Unstable operations are synced when nothing was written for this long, or after [`SYNC_LATEST_NANOS`] anyway.
 pub const SYNC_IDLE_NANOS: u64 = 1_000_000_000;
 pub const SYNC_LATEST_NANOS: u64 = 5_000_000_000;
-
-/// Longest record of a record log (DECISIONS 22).
-#[must_use]
-pub fn record_bytes_max(chunk_size: u64) -> u64 {
-    (chunk_size / 4).min(4 << 20)
-}
 
 /// One change asked for by a client.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

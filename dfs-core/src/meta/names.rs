@@ -8,7 +8,7 @@ use crate::ids::InodeNo;
 use crate::namespace::acl::{self, Acl};
 use crate::namespace::{
     Body, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Dentry, FileKind, Inode, LINK_COUNT_MAX, Layout,
-    NAME_BYTES_MAX, NamespaceError, SYMLINK_BYTES_MAX,
+    NAME_BYTES_MAX, NamespaceError, SYMLINK_BYTES_MAX, record_bytes_max,
 };
 
 pub(super) const SETGID: u32 = 0o2000;
@@ -44,13 +44,22 @@ pub(super) fn name_too_long(name: &[u8]) -> bool {
 }
 
 fn check_layout(layout: Layout) -> Result<(), NamespaceError> {
-    let Layout { chunk_size, record_log: _ } = layout;
-    if chunk_size.is_power_of_two() && (CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk_size) {
-        return Ok(());
+    let Layout { chunk_size, record_log, record_max } = layout;
+    if !chunk_size.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk_size) {
+        return Err(NamespaceError::Invalid(format!(
+            "chunk size {chunk_size} is not a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"
+        )));
     }
-    Err(NamespaceError::Invalid(format!(
-        "chunk size {chunk_size} is not a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"
-    )))
+    let most = record_bytes_max(chunk_size);
+    if record_max != 0 && !record_log {
+        return Err(NamespaceError::Invalid("only a record log has a longest record".into()));
+    }
+    if most < record_max {
+        return Err(NamespaceError::Invalid(format!(
+            "records of {record_max} bytes: chunks of {chunk_size} bytes take records of at most {most}"
+        )));
+    }
+    Ok(())
 }
 
 impl Transaction<'_> {

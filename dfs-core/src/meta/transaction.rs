@@ -54,7 +54,7 @@ pub fn init(
         change: 1,
         cuts: 0,
         cut_sizes: Cuts::default(),
-        layout: Layout { chunk_size: CHUNK_BYTES_DEFAULT, record_log: false },
+        layout: Layout::striped(CHUNK_BYTES_DEFAULT),
         body: Body::Directory { parent: InodeNo::ROOT, entry_count: 0, next_cookie: FIRST_COOKIE },
     };
     store.put(Key::Inode(InodeNo::ROOT), Record::Inode(root));

@@ -93,7 +93,7 @@ impl Draw {
                 umask: 0o022,
                 uid: 1,
                 gid: 2,
-                layout: (c % 16 == 7).then_some(Layout { chunk_size: 4096, record_log: false }),
+                layout: (c % 16 == 7).then_some(Layout::striped(4096)),
                 open_existing: yes,
             },
             4 | 5 => Change::Unlink { parent: self.parent(a, model), name: Self::name(b) },
@@ -109,7 +109,7 @@ impl Draw {
                 umask: 0o022,
                 uid: 1,
                 gid: 2,
-                layout: (b % 4 == 3).then_some(Layout { chunk_size: 4096, record_log: false }),
+                layout: (b % 4 == 3).then_some(Layout::striped(4096)),
             },
             8 if yes => Change::PutInPlace {
                 ino: if c % 8 == 1 { model.any(y.to_le_bytes()[0]) } else { model.orphan(b) },

@@ -185,6 +185,7 @@ impl<'a> Words<'a> {
     fn create(&self, kind: NewKind) -> Parsed<Change> {
         let (parent, name) = self.entry(0)?;
         let chunk_size = self.key("chunk_size").map(number).transpose()?;
+        let record_max = self.key("record_max").map_or(Ok(0), number)?;
         Ok(Change::Create {
             parent,
             name,
@@ -193,8 +194,11 @@ impl<'a> Words<'a> {
             umask: self.key("umask").map_or(Ok(0o022), octal)?,
             uid: self.key("uid").map_or(Ok(0), small)?,
             gid: self.key("gid").map_or(Ok(0), small)?,
-            layout: chunk_size
-                .map(|chunk_size| Layout { chunk_size, record_log: self.flag("recordlog") }),
+            layout: chunk_size.map(|chunk_size| Layout {
+                chunk_size,
+                record_log: self.flag("recordlog"),
+                record_max,
+            }),
             open_existing: self.flag("open"),
         })
     }
