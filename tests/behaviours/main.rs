@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot look has failed")]
 
 mod memory;
+mod set_1;
 mod set_2;
 mod set_3;
 mod set_4;

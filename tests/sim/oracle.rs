@@ -2,14 +2,17 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Stamps: what was acknowledged when a look began, and what the client had seen by then.
+type Looked = (Option<u64>, Option<u64>);
+
 /// What clients said, as it is known outside of the cluster.
 #[derive(Default, Debug)]
 pub(crate) struct Oracle {
     /// By file and block: stamps that were tried, and the last that was acknowledged.
     tried: BTreeMap<(u64, u64), BTreeSet<u64>>,
     acked: BTreeMap<(u64, u64), u64>,
-    /// By client, file and block: what was acknowledged when the look began, and what the client had seen by then.
-    looks: BTreeMap<(usize, u64, u64), (Option<u64>, Option<u64>)>,
+    /// By client, file and block.
+    looks: BTreeMap<(usize, u64, u64), Looked>,
     /// The newest that each client saw of what another wrote.
     seen: BTreeMap<(usize, u64, u64), u64>,
     appends_tried: BTreeSet<(u64, u64)>,
