@@ -321,6 +321,8 @@ impl ChunkIo {
         loop {
             let Some(layout) = self.layout_to_read(ino, index, patience)? else { return Ok(None) };
             let mut faults = Faults::default();
+            // Bytes written a moment ago: members serve them when their primary said that all have them.
+            let (mut wants_primary, mut primary_is_away) = (false, false);
             for link in self.order(&layout, offset) {
                 let deadline = READ_ATTEMPT.min(patience.left()).max(READ_ATTEMPT_LEAST);
                 let fault = match self.read_at(&link, &layout, (offset, len), deadline) {
@@ -339,6 +341,7 @@ impl ChunkIo {
                         DataFailure::StaleVersion { .. } | DataFailure::StaleEpoch { .. },
                     ) if !asked_anew => break,
                     ReadAnswer::Failed(failure) => {
+                        wants_primary |= failure == DataFailure::NotPrimary;
                         if let DataFailure::BadBlock { block } = failure {
                             let connection = self.servers.connection(&link, Lane::Read).ok();
                             on_bad_block(&self.reports, &layout, link.server(), block, connection);
@@ -347,6 +350,7 @@ impl ChunkIo {
                     }
                     ReadAnswer::Lost(error) => {
                         link.failed();
+                        primary_is_away |= link.server() == layout.primary;
                         Fault::Away { reason: error.to_string() }
                     }
                 };
@@ -371,7 +375,22 @@ impl ChunkIo {
             if self.link.is_closed() {
                 return Err(ClientError::Closed);
             }
+            if wants_primary && primary_is_away {
+                self.ask_to_go_on_without(ino, &layout, patience);
+            }
             std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
+        }
+    }
+
+    /// Members that are there could serve the chunk if another of them led it: nobody may be writing it, so that only a
+    /// reader can say so before its primary is dead.
+    fn ask_to_go_on_without(&self, ino: InodeNo, layout: &ChunkLayout, patience: &Patience) {
+        let (version, server) = (layout.version, layout.primary);
+        let failed = Some(FailedMember { version, server, full: false });
+        let call =
+            MetaCall::Layout { ino, index: layout.index, write: false, spill: false, failed };
+        if let Err(error) = self.link.call_waiting(&call, patience.left()) {
+            tracing::debug!(chunk = layout.chunk.0, %error, "ask to go on without {server}");
         }
     }
 

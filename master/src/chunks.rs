@@ -107,12 +107,31 @@ impl Master {
         let Some(chunk) = self.file_chunk(request.ino, request.index) else {
             return Ok(MetaReply::Hole);
         };
-        let Some(record) = self.chunk(chunk) else { return Ok(MetaReply::Hole) };
+        let Some(mut record) = self.chunk(chunk) else { return Ok(MetaReply::Hole) };
+        if let Some(failed) = request.failed
+            && self.is_missed(&record, &failed)
+        {
+            if let Err(reason) = self.reconfigure(chunk, None) {
+                tracing::info!(chunk = chunk.0, reason, "no next configuration yet");
+            }
+            let Some(now) = self.chunk(chunk) else { return Ok(MetaReply::Hole) };
+            record = now;
+        }
         let layout = self.layout_of(chunk, &record);
         if layout.members.iter().all(|member| member.address.is_empty()) {
             return Err(self.nobody(&record));
         }
         Ok(MetaReply::Layout(layout))
+    }
+
+    /// Whether a reader's word that it misses this member is ours, too: then the others go on without it, as they do for
+    /// a writer. A reader alone decides nothing.
+    fn is_missed(&self, record: &Chunk, failed: &FailedMember) -> bool {
+        let is_up = |member: &Member| lock(&self.cluster).is_up(now(), member);
+        let named = record.active.members.iter().find(|it| it.server == failed.server);
+        failed.version == record.active.version
+            && !(self.is_warming() && self.any_member_unheard(record))
+            && named.is_some_and(|member| !is_up(member))
     }
 
     fn nobody(&self, record: &Chunk) -> MetaFailure {
