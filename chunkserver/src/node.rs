@@ -3,8 +3,7 @@
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, FsId, ServerId};
 use dfs_core::time::Timestamp;
@@ -70,26 +69,6 @@ fn device_of(config: &Config) -> u64 {
             tracing::warn!(%error, "cannot tell which disk this is: `df` counts it as this server's own");
             0
         }
-    }
-}
-
-/// Wakes one thread that waits for something to do.
-#[derive(Default, Debug)]
-pub(crate) struct Nudge {
-    told: Mutex<bool>,
-    changed: Condvar,
-}
-
-impl Nudge {
-    pub(crate) fn tell(&self) {
-        *lock(&self.told) = true;
-        self.changed.notify_one();
-    }
-
-    /// Until it is told, or was since it waited last; at most `longest`.
-    pub(crate) fn wait(&self, longest: Duration) {
-        let waited = self.changed.wait_timeout_while(lock(&self.told), longest, |told| !*told);
-        *waited.unwrap_or_else(PoisonError::into_inner).0 = false;
     }
 }
 

@@ -20,7 +20,7 @@ use dfs_service::canary;
 use dfs_service::clock::monotonic_nanos;
 
 use crate::data::Waiter;
-use crate::node::{Node, Nudge, lock, now, spec_of};
+use crate::node::{Node, lock, now, spec_of};
 use crate::peer::reply_of;
 use crate::store::{ChunkSpec, Mutation, OpTag, Seen};
 
@@ -36,8 +36,6 @@ pub(crate) struct Leaders {
     led: Mutex<HashMap<ChunkId, Arc<Led>>>,
     /// Those a tick has to look at.
     active: Mutex<HashSet<ChunkId>>,
-    /// Told when there is one where there was none.
-    pub(crate) began: Nudge,
 }
 
 /// One version of one chunk, led by this process from its beginning.
@@ -223,13 +221,7 @@ impl Led {
 
     fn activate(&self, node: &Node) {
         if !self.active.swap(true, Ordering::AcqRel) {
-            let mut active = lock(&node.leaders.active);
-            let began = active.is_empty();
-            active.insert(self.chunk);
-            drop(active);
-            if began {
-                node.leaders.began.tell();
-            }
+            lock(&node.leaders.active).insert(self.chunk);
         }
     }
 }

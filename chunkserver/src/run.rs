@@ -29,8 +29,8 @@ use crate::{data, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
-/// While no chunk is written: an idle server wakes the processor less often. The first write ends it.
-const IDLE_TICK: Duration = Duration::from_millis(500);
+/// While no chunk is written: an idle server wakes the processor less often.
+const IDLE_TICK: Duration = Duration::from_millis(100);
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -144,8 +144,7 @@ impl Server {
                 .name("tick".to_owned())
                 .spawn(move || {
                     let mut pause = IDLE_TICK;
-                    while !ticker.is_asked() {
-                        node.leaders.began.wait(pause);
+                    while !ticker.wait_for(pause) {
                         pause = if primary::tick(&node) { TICK } else { IDLE_TICK };
                         if node.fence.check_not_suspended().is_ok() {
                             repair::tick(&node);
@@ -208,7 +207,6 @@ impl Server {
         self.pages = None;
         self.acceptor.stop();
         self.ticker.ask();
-        self.node.leaders.began.tell();
         for thread in [self.ticker_thread.take(), self.scrub_thread.take()].into_iter().flatten() {
             if thread.join().is_err() {
                 tracing::error!("ticker or scrub panicked");
