@@ -88,6 +88,13 @@ fn a_master_that_was_stopped_calls_no_server_suspect_or_dead() {
         let status = cluster.dfs_json(["status"]);
         status["servers"].as_array().unwrap().iter().all(|it| it["state"] == "alive")
     });
+    // An event follows its state.
+    wait_until("that is told", || {
+        let told = said();
+        let alive =
+            |server: &str| told.iter().any(|it| it["kind"] == "alive" && it["server"] == server);
+        ["cs-1", "cs-2", "cs-3"].into_iter().all(alive)
+    });
     let before = said().len();
     // Less than it takes to be dead; more; and so much that servers have given their connections up.
     for millis in [2_000, 3_500, 8_000] {
