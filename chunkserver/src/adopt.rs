@@ -66,13 +66,6 @@ pub(crate) fn adopt(
         let adopted = node.store.adopt_self(chunk, version);
         return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
     }
-    // The same operations make the same bytes: nothing of them has to be written anew while a writer waits. What was lost
-    // in a reboot or is damaged is made good by a copy.
-    let same = have.position == source.position && have.digest == source.digest;
-    if same && !have.not_current && !node.damage.is_known_of(chunk) {
-        let adopted = node.store.adopt_self(chunk, version);
-        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
-    }
     copy(node, chunk, version, spec, source)
 }
 

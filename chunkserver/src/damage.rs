@@ -79,12 +79,6 @@ impl Damage {
         .collect()
     }
 
-    /// Whether anything is wrong with the replica.
-    pub(crate) fn is_known_of(&self, chunk: ChunkId) -> bool {
-        let (blocks, file) = self.of(chunk);
-        file || !blocks.is_empty()
-    }
-
     fn of(&self, chunk: ChunkId) -> (Vec<u32>, bool) {
         let blocks = lock(&self.blocks);
         let bad = blocks.range((chunk, 0)..=(chunk, u32::MAX)).map(|((_, block), _)| *block);

@@ -196,9 +196,7 @@ impl Master {
         }
         let adopted = match canary::sings("activated-unconfirmed") {
             true => Vec::new(),
-            false => {
-                self.adopt(chunk, record, preparing, (&everybody, &reports), source.as_ref())?
-            }
+            false => self.adopt(chunk, record, preparing, &everybody, source.as_ref())?,
         };
         if preparing.after_wait {
             // One that was heard of in between may have served what this attempt does not have.
@@ -338,7 +336,7 @@ impl Master {
         chunk: ChunkId,
         record: &Chunk,
         preparing: &Preparing,
-        (everybody, reports): (&[Member], &[PromiseReport]),
+        everybody: &[Member],
         source: Option<&PromiseReport>,
     ) -> Result<Vec<(Member, ReplicaReport)>, Failed> {
         let source_address = match source {
@@ -348,10 +346,6 @@ impl Master {
         let mut calls = Vec::new();
         let mut adopted = Vec::new();
         for member in everybody {
-            let goes_last = source.is_some_and(|source| {
-                let report = reports.iter().find(|report| report.member == *member);
-                report.is_some_and(|report| has_all_of(report, source))
-            });
             let request = AdoptRequest {
                 epoch: self.epoch.0,
                 nonce: self.nonce,
@@ -367,13 +361,14 @@ impl Master {
                 index: record.index,
                 chunk_size: record.chunk_size,
             };
-            calls.push((goes_last, *member, request));
+            let is_source = source.is_some_and(|s| s.member == *member);
+            calls.push((is_source, *member, request));
         }
-        // The source last: once it has taken up the new version its old position can no longer be copied. Who is where it
-        // is copies nothing, and goes with it.
+        // The source last: once it has taken up the new version its old position can no longer be copied.
+        calls.sort_by_key(|(is_source, ..)| *is_source);
         for last in [false, true] {
             let mut running = Vec::new();
-            for (_, member, request) in calls.iter().filter(|(goes_last, ..)| *goes_last == last) {
+            for (_, member, request) in calls.iter().filter(|(is_source, ..)| *is_source == last) {
                 let mut client = self.control(&self.address_of(member)?);
                 let (member, request) = (*member, request.clone());
                 let call = self.runtime.spawn(async move {
@@ -459,12 +454,6 @@ impl From<&tonic::Status> for Unable {
             || matches!(status.code(), Cancelled | DeadlineExceeded | Unavailable | Unknown);
         Self { reason: status.message().to_owned(), is_silent }
     }
-}
-
-/// Whether the member of `report` is the source, or has the same content at the same position.
-fn has_all_of(report: &PromiseReport, source: &PromiseReport) -> bool {
-    let place = |report: &PromiseReport| (report.version, report.seq, report.digest);
-    report.member == source.member || (place(report) == place(source) && !report.not_current)
 }
 
 fn promise_report(member: Member, report: &ReplicaReport) -> PromiseReport {

@@ -1,10 +1,6 @@
 //! Copies that are lost and made again.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write as _;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
 use tests::{Cluster, Options, wait_until};
@@ -199,48 +195,4 @@ fn many_that_are_silent_together_are_waited_for_but_not_with_last_copies() {
     wait_until_safe(&cluster);
     check_files(&cluster);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
-}
-
-/// The chunk files of a server and their inodes.
-fn chunk_files(cluster: &Cluster, server: &str) -> Vec<(PathBuf, u64)> {
-    let data = cluster.dir().join("data").join(server);
-    let is_hex = |path: &Path| {
-        let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.len() == 2 && u8::from_str_radix(name, 16).is_ok())
-    };
-    let dirs = std::fs::read_dir(data).unwrap().map(|entry| entry.unwrap().path());
-    let files = dirs.filter(|path| is_hex(path)).flat_map(|dir| std::fs::read_dir(dir).unwrap());
-    let mut found: Vec<_> = files
-        .map(|entry| entry.unwrap())
-        .map(|entry| (entry.path(), entry.metadata().unwrap().ino()))
-        .collect();
-    found.sort();
-    found
-}
-
-/// A writer waits for the new configuration: its members are not to make again what they have.
-#[test]
-fn members_that_have_what_the_source_has_keep_their_files_when_one_dies() {
-    need_fuse!();
-    let cluster = Cluster::start_with(Options { profile: "standard", ..Options::default() });
-    let path = cluster.mount().join("f");
-    let mut content = pattern(8 << 20, 1);
-    let mut file = File::create(&path).unwrap();
-    file.write_all(&content).unwrap();
-    file.sync_all().unwrap();
-    let located = cluster.dfs_json(["locate", "/f"]);
-    let primary = located["chunks"][0]["primary"].as_str().unwrap().to_owned();
-    let others: Vec<String> =
-        (1..=3).map(|n| format!("cs-{n}")).filter(|server| *server != primary).collect();
-    let before: Vec<_> = others.iter().map(|server| chunk_files(&cluster, server)).collect();
-    assert!(before.iter().all(|files| files.len() == 1), "{before:?}");
-    cluster.kill(&primary);
-    content.extend_from_slice(b"more");
-    file.write_all(b"more").unwrap();
-    file.sync_all().unwrap();
-    let located = cluster.dfs_json(["locate", "/f"]);
-    assert_ne!(located["chunks"][0]["primary"], primary.as_str(), "{located}");
-    let after: Vec<_> = others.iter().map(|server| chunk_files(&cluster, server)).collect();
-    assert_eq!(after, before);
-    check_content(&path, &content);
 }
