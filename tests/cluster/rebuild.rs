@@ -57,7 +57,7 @@ struct Returned(Child);
 impl Returned {
     fn start(cluster: &Cluster, id: &str) -> Self {
         let data = cluster.dir().join("data").join(id);
-        let log = File::create(cluster.scratch().join("returned.log")).unwrap();
+        let log = std::fs::File::create(cluster.scratch().join("returned.log")).unwrap();
         let mut command = cluster.command(["chunkserver", "--id", id, "--data"]);
         command.arg(data).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         Self(command.spawn().unwrap())
