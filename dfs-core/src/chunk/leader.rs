@@ -454,6 +454,7 @@ impl<W> Leader<W> {
             let waiting = std::mem::take(&mut self.stable_waiters);
             for entry in waiting {
                 if entry.seq <= stable {
+                    self.announce(entry.seq, &mut effects);
                     effects.push(Effect::Reply(entry.waiter, self.as_of_now(entry.answer)));
                 } else {
                     self.stable_waiters.push(entry);
@@ -487,7 +488,10 @@ impl<W> Leader<W> {
             return vec![Effect::Reply(waiter, Answer::Failed(failure.clone()))];
         }
         if seq <= self.stable {
-            return vec![Effect::Reply(waiter, self.as_of_now(answer))];
+            let mut effects = Vec::new();
+            self.announce(seq, &mut effects);
+            effects.push(Effect::Reply(waiter, self.as_of_now(answer)));
+            return effects;
         }
         self.stable_waiters.push(StableWaiter { seq, answer, waiter });
         let mut effects = Vec::new();
@@ -559,6 +563,15 @@ impl<W> Leader<W> {
             effects.push(Effect::Announce { committed: self.committed });
         }
         effects
+    }
+
+    /// Goes out before the answer to `seq`: what was answered as stable can be read although every server but one
+    /// member dies the moment after.
+    fn announce(&mut self, seq: u64, effects: &mut Vec<Effect<W>>) {
+        if self.announced < seq {
+            self.announced = self.committed;
+            effects.push(Effect::Announce { committed: self.committed });
+        }
     }
 
     /// A sync is answered with what it found.

@@ -216,6 +216,26 @@ fn nothing_reaches_beyond_the_chunk() {
 }
 
 #[test]
+fn members_are_told_before_a_sync_is_answered() {
+    let mut leader = leader();
+    let t = Timestamp(0);
+    write(&mut leader, 1, 0);
+    for server in [ME, ServerId(2), ServerId(3)] {
+        leader.on_applied(t, server, 1);
+    }
+    leader.on_sync(t, 7);
+    leader.on_synced(t, ME, 1);
+    leader.on_synced(t, ServerId(2), 1);
+    let last = leader.on_synced(t, ServerId(3), 1);
+    assert!(
+        matches!(last[..2], [Effect::Announce { committed: 1 }, Effect::Reply(7, _)]),
+        "{last:?}"
+    );
+    let again = leader.on_sync(t, 8);
+    assert!(matches!(again[..], [Effect::Reply(8, _)]), "once: {again:?}");
+}
+
+#[test]
 fn unstable_operations_are_synced_when_idle_and_clean_is_said_once() {
     let mut leader = leader();
     write(&mut leader, 1, 1);
