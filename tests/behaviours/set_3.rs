@@ -579,3 +579,71 @@ fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
     assert!(content(&cluster, "/log/f") == records.concat(), "bytes differ");
     cluster.until_clean();
 }
+
+/// What one client appended until `stop`: to the file of all, and to its own. What was told it reads back.
+fn append_and_read_until(
+    cluster: &Cluster,
+    log: InodeNo,
+    client: u64,
+    stop: &AtomicBool,
+) -> [Vec<(u64, Vec<u8>)>; 2] {
+    let session = session(cluster, &format!("client-{client}"));
+    let files =
+        ["shared".to_owned(), format!("own-{client}")].map(|name| open(&session, log, &name));
+    let mut random = Random::new(client, 14);
+    let mut appended = [Vec::new(), Vec::new()];
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        for (file, appended) in files.iter().zip(&mut appended) {
+            count += 1;
+            let record =
+                record(client << 32 | count, usize::try_from(random.below(2048)).unwrap() + 1);
+            appended.push((file.append(&record).unwrap(), record));
+            let earlier = random.below(appended.len() as u64);
+            let (offset, expected) = &appended[usize::try_from(earlier).unwrap()];
+            let mut found = vec![0; expected.len()];
+            assert_eq!(file.read(*offset, &mut found).unwrap(), expected.len());
+            assert!(found == *expected, "client {client}: the record at {offset}");
+        }
+    }
+    files.iter().for_each(|file| file.flush().unwrap());
+    appended
+}
+
+/// The requirement's ten minutes with a restart every 20 s: `DFS_BEHAVIOURS_RESTARTS=30 DFS_BEHAVIOURS_PAUSE=20`.
+#[test]
+fn case_3_14_no_record_is_lost_while_one_of_seven_servers_after_the_other_restarts() {
+    need_fuse!();
+    let restarts = setting("DFS_BEHAVIOURS_RESTARTS", 5);
+    let pause = Duration::from_secs(setting("DFS_BEHAVIOURS_PAUSE", 3));
+    let cluster = start(Options { chunkservers: 7, restart: "on-failure", ..Options::default() });
+    let log = log_inode(&cluster);
+    let stop = AtomicBool::new(false);
+    let appended: Vec<_> = std::thread::scope(|scope| {
+        let clients: Vec<_> = (1..=5)
+            .map(|client| {
+                let (cluster, stop) = (&cluster, &stop);
+                scope.spawn(move || append_and_read_until(cluster, log, client, stop))
+            })
+            .collect();
+        let stop = StopAtEnd(&stop);
+        for n in 0..restarts {
+            std::thread::sleep(pause);
+            let server = format!("cs-{}", n % 7 + 1);
+            wait_until("it is up", || cluster.pid(&server).is_some_and(tests::is_running));
+            signal(cluster.pid(&server).unwrap(), Signal::KILL);
+        }
+        std::thread::sleep(pause);
+        drop(stop);
+        clients.into_iter().map(|client| client.join().unwrap()).collect()
+    });
+    let mut shared = Vec::new();
+    for (client, [of_all, mut own]) in (1..).zip(appended) {
+        println!("client {client}: {} records", of_all.len() + own.len());
+        assert!(10 <= own.len(), "it appended nothing");
+        check_records(&content(&cluster, &format!("/log/own-{client}")), &mut own);
+        shared.extend(of_all);
+    }
+    check_records(&content(&cluster, "/log/shared"), &mut shared);
+    cluster.until_clean();
+}
