@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use dfs_core::ids::{ClientId, Epoch};
 use dfs_proto::data_rpc::DataFailure;
+use dfs_service::page::Page;
 use dfs_service::sealed::{replace_durably, seal, unseal};
 
 const ENDED_CLIENTS: &str = "ended_clients";
@@ -49,7 +50,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn bad(path: &Path) -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, format!("{} is damaged", path.display()))
+    let text = format!("{} is damaged; see {}", path.display(), Page::DamagedLog);
+    io::Error::new(io::ErrorKind::InvalidData, text)
 }
 
 impl ServerState {

@@ -78,7 +78,17 @@ pub(super) fn find(
     disk_id: DiskId,
     accept_loss: bool,
 ) -> Result<Found, StoreError> {
-    let mut names = disk.list(JOURNAL_DIR)?;
+    let mut names = match disk.list(JOURNAL_DIR) {
+        Err(err) if err.kind() == io::ErrorKind::NotFound => {
+            if !accept_loss {
+                return Err(corrupt("", 0, "the directory of the journal is missing"));
+            }
+            disk.make_dir(JOURNAL_DIR)?;
+            disk.sync_dir("")?;
+            Vec::new()
+        }
+        listed => listed?,
+    };
     names.retain(|name| name.parse::<u32>().is_ok());
     names.sort_unstable();
     let mut segments = BTreeMap::new();

@@ -20,6 +20,11 @@ fn small_config() -> StoreConfig {
     config
 }
 
+fn open_real(dir: &std::path::Path, options: OpenOptions) -> Result<Store, StoreError> {
+    let disk = super::super::PosixDisk::open(dir).unwrap().unwrap();
+    Store::open_with(config(dir), Arc::new(disk), options)
+}
+
 fn quiet(boot: u64) -> OpenOptions {
     OpenOptions { on_fatal: Arc::new(|_| {}), ..options(boot) }
 }
@@ -254,6 +259,24 @@ fn a_journal_that_is_shorter_than_it_was_made_is_refused_unless_told() {
         disk.damage(SEGMENT, |bytes| assert_eq!(bytes.len(), whole));
         assert!(open(&disk, 1).unwrap().report(CHUNK).unwrap().not_current);
     }
+}
+
+#[test]
+fn a_journal_that_is_gone_is_named_and_the_store_opens_without_it_only_when_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open_real(dir.path(), options(1)).unwrap();
+    let data = pattern(5000, 3);
+    write(&store, 1, 0, &data).unwrap();
+    store.sync_blocking(CHUNK).unwrap();
+    drop(store);
+    std::fs::remove_dir_all(dir.path().join("journal")).unwrap();
+    let refused = open_real(dir.path(), options(1)).unwrap_err();
+    let text = refused.to_string();
+    assert!(text.contains("journal") && text.contains("missing"), "{text}");
+    assert_eq!(refused.page(), Some(dfs_service::page::Page::DamagedLog));
+    let told = OpenOptions { accept_journal_loss: true, ..options(1) };
+    let store = open_real(dir.path(), told).unwrap();
+    assert!(store.inventory().iter().all(|report| report.not_current));
 }
 
 #[test]
