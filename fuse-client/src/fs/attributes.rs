@@ -166,9 +166,11 @@ impl FileSystem {
 
 /// What `xattr(7)` knows; any other name is refused as local file systems refuse it.
 fn check_namespace(name: &[u8]) -> Result<(), Errno> {
-    let known = [b"user.".as_slice(), b"trusted.", b"security."]
-        .into_iter()
-        .any(|prefix| name.starts_with(prefix) && prefix.len() < name.len());
+    let prefixes = [b"user.".as_slice(), b"trusted.", b"security."];
+    if prefixes.contains(&name) {
+        return Err(Errno::INVALID);
+    }
+    let known = prefixes.into_iter().any(|prefix| name.starts_with(prefix));
     let acl = name == acl::ACCESS_NAME || name == acl::DEFAULT_NAME;
     if known || acl { Ok(()) } else { Err(Errno::NOT_SUPPORTED) }
 }
@@ -190,8 +192,11 @@ mod tests {
     fn names_of_no_namespace_are_refused_as_local_file_systems_do() {
         assert_eq!(check_namespace(b"user.a"), Ok(()));
         assert_eq!(check_namespace(b"system.posix_acl_default"), Ok(()));
-        for name in [b"nonsense".as_slice(), b"user.", b"system.other"] {
+        for name in [b"nonsense".as_slice(), b"use", b"system.other", b"system."] {
             assert_eq!(check_namespace(name), Err(Errno::NOT_SUPPORTED));
+        }
+        for name in [b"user.".as_slice(), b"trusted.", b"security."] {
+            assert_eq!(check_namespace(name), Err(Errno::INVALID));
         }
     }
 
