@@ -212,7 +212,7 @@ impl ChunkIo {
 
     /// Layouts of existing chunks from `first` on.
     pub(crate) fn layouts(&self, ino: InodeNo, first: u64, max: u32) -> Result<Vec<ChunkLayout>> {
-        self.layouts_within(ino, first, max, self.link.config().server_wait)
+        self.layouts_within(ino, first, max, self.link.wait())
     }
 
     fn layouts_within(
@@ -364,7 +364,7 @@ impl ChunkIo {
                 continue;
             }
             let waited = self.troubles.met((ino, index), &faults, patience);
-            if self.link.config().server_wait <= waited {
+            if self.link.config().server_wait <= waited || patience.left().is_zero() {
                 return Err(ClientError::NoCurrentReplica {
                     chunk: layout.chunk,
                     wanted: layout.version,
@@ -441,7 +441,7 @@ impl ChunkIo {
 
     /// Moves inline content into a chunk (DECISIONS 10), whatever it is when the master takes it.
     pub(crate) fn spill(&self, ino: InodeNo) -> Result<()> {
-        let began = Instant::now();
+        let (began, wait) = (Instant::now(), self.link.wait());
         let mut backoff = Backoff::default();
         loop {
             let (attr, content) = self.link.read_inline(ino)?;
@@ -457,9 +457,7 @@ impl ChunkIo {
                     return Ok(());
                 }
                 Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {}
-                Err(error @ ClientError::ChunkUnavailable { .. })
-                    if began.elapsed() < self.link.config().server_wait =>
-                {
+                Err(error @ ClientError::ChunkUnavailable { .. }) if began.elapsed() < wait => {
                     tracing::debug!(ino = ino.0, %error, "spill again");
                     std::thread::sleep(Duration::from_millis(backoff.next_ms(random())));
                 }

@@ -31,6 +31,7 @@ use dfs_proto::frame_conn::Frame;
 use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
+use crate::deadline::Deadline;
 use crate::error::{ClientError, Result};
 use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
@@ -626,23 +627,29 @@ impl ChunkWriter {
         }
     }
 
+    fn troubled_for(&self) -> Duration {
+        self.lock().troubled_since.map_or(Duration::ZERO, |since| since.elapsed())
+    }
+
     fn recover(self: Arc<Self>, failure: Option<Failure>) {
         let wait = self.io.link.config().server_wait;
         if let Some(Failure { trouble, .. }) = &failure {
-            let (pause, troubled) = {
+            let pause = {
                 let mut state = self.lock();
                 let first = state.backoff == Backoff::default();
                 let pause = state.backoff.next_ms(random());
                 // The first time at once: most often the master has the answer already.
                 let pause = if first && !trouble.is_busy() { 0 } else { pause };
-                (pause, state.troubled_since.map_or(Duration::ZERO, |since| since.elapsed()))
+                pause
             };
+            let troubled = self.troubled_for();
             if wait <= troubled {
                 self.give_up(trouble.to_error(troubled));
                 return;
             }
             std::thread::sleep(Duration::from_millis(pause));
         }
+        let _until = Deadline::begin(wait.saturating_sub(self.troubled_for()));
         let (layout, cuts) = match self.layout_after(failure.as_ref()) {
             Ok(found) => found,
             Err(error) => return self.give_up(error),

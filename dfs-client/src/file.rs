@@ -275,7 +275,7 @@ impl FileState {
         if buf.is_empty() {
             return Ok(0);
         }
-        let patience = Patience::new(self.io.link.config().server_wait);
+        let patience = Patience::new(self.io.link.wait());
         self.lock().touched = Instant::now();
         self.settle_appends();
         let mut attr = self.known_attr(LAYOUT_TTL)?;
@@ -511,7 +511,7 @@ impl FileState {
 
     /// Takes bytes from the write budget; while it is used up everything pending is pushed out.
     fn take_room(&self, bytes: u64) -> Result<()> {
-        let wait = self.io.link.config().server_wait;
+        let wait = self.io.link.wait();
         let began = Instant::now();
         if self.io.budget.try_take(bytes) {
             return Ok(());

@@ -4,6 +4,7 @@
 //! `session` and `master_link` know the master, `file` what one file has pending, `chunk_writer` one chunk being written, `chunk_io`
 //! layouts and reads, `servers` connections; decisions are in `dfs_core::client`.
 
+pub mod deadline;
 pub mod error;
 pub mod file;
 pub mod session;

@@ -26,6 +26,7 @@ use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest, Welcome
 use dfs_service::conn::{self, Door};
 use dfs_service::page::Page;
 
+use crate::deadline::left_of;
 use crate::error::{ClientError, Result};
 use crate::own_changes::OwnChanges;
 use crate::pool::{Pool, Taken};
@@ -37,6 +38,8 @@ const MASTER_CONNECTIONS_MAX: usize = 64;
 const DIAL_MAX: Duration = Duration::from_secs(3);
 /// A wait longer than this is told to a person.
 const SILENCE_TOLD: Duration = Duration::from_secs(1);
+/// The master's time to answer when the caller's is over.
+const ATTEMPT_LEAST: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct OpenCounts {
@@ -61,6 +64,8 @@ pub(crate) struct MasterLink {
     pub(crate) own_changes: OwnChanges,
     pub(crate) recent_dirs: RecentDirs,
     silent_told: AtomicBool,
+    /// A request said that it waits for servers; the others need not.
+    wait_told: AtomicBool,
     closed: AtomicBool,
     asked_at: Mutex<Instant>,
 }
@@ -74,6 +79,17 @@ pub(crate) struct Op<'a> {
 impl Drop for Op<'_> {
     fn drop(&mut self) {
         lock(&self.link.ops).end(self.number);
+    }
+}
+
+/// Held by the one request that said in the log that it waits.
+struct Told<'a>(Option<&'a AtomicBool>);
+
+impl Drop for Told<'_> {
+    fn drop(&mut self) {
+        if let Some(told) = self.0 {
+            told.store(false, Ordering::Release);
+        }
     }
 }
 
@@ -93,6 +109,7 @@ impl MasterLink {
             own_changes: OwnChanges::default(),
             recent_dirs: RecentDirs::default(),
             silent_told: AtomicBool::new(false),
+            wait_told: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             asked_at: Mutex::new(Instant::now()),
         })
@@ -100,6 +117,11 @@ impl MasterLink {
 
     pub(crate) fn config(&self) -> &SessionConfig {
         &self.config
+    }
+
+    /// How long may be waited from now on: `server_wait`, or what the present call has left of it.
+    pub(crate) fn wait(&self) -> Duration {
+        left_of(self.config.server_wait)
     }
 
     pub(crate) fn client(&self) -> ClientId {
@@ -222,12 +244,12 @@ impl MasterLink {
 
     /// Asks until there is an answer that means something, at most `server_wait`.
     pub(crate) fn call(&self, call: &MetaCall) -> Result<MetaReply> {
-        self.call_within(call, self.config.io_deadline, self.config.server_wait)
+        self.call_within(call, self.config.io_deadline, self.wait())
     }
 
     /// As [`Self::call`], by a caller that has waited for other things too.
     pub(crate) fn call_waiting(&self, call: &MetaCall, wait: Duration) -> Result<MetaReply> {
-        self.call_within(call, self.config.io_deadline, wait)
+        self.call_within(call, self.config.io_deadline, left_of(wait))
     }
 
     fn call_within(
@@ -238,11 +260,13 @@ impl MasterLink {
     ) -> Result<MetaReply> {
         let began = Instant::now();
         let mut backoff = Backoff::default();
+        let mut told = Told(None);
         loop {
             if self.is_closed() {
                 return Err(ClientError::Closed);
             }
-            let (pause_ms, give_up) = match self.attempt(call, deadline) {
+            let left = wait.saturating_sub(began.elapsed()).max(ATTEMPT_LEAST);
+            let (pause_ms, give_up) = match self.attempt(call, deadline.min(left)) {
                 Ok(MetaReply::Failed(failure)) => match failure {
                     MetaFailure::Refused(NamespaceError::Busy) => {
                         (backoff.next_ms(random()), NamespaceError::Busy.into())
@@ -266,14 +290,29 @@ impl MasterLink {
                     MetaFailure::Busy { retry_after_ms } => {
                         (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
                     }
-                    MetaFailure::Unavailable { reason, retry_after_ms } => (
-                        u64::from(retry_after_ms),
-                        ClientError::ChunkUnavailable { reason, waited: wait },
-                    ),
+                    MetaFailure::Unavailable { reason, retry_after_ms } => {
+                        if SILENCE_TOLD < began.elapsed()
+                            && !self.wait_told.swap(true, Ordering::AcqRel)
+                        {
+                            told = Told(Some(&self.wait_told));
+                            let page = match call {
+                                MetaCall::Layout { write: true, .. } => Page::WritesWait,
+                                _ => Page::Unavailable,
+                            };
+                            tracing::warn!(reason, ?wait, see = %page, "servers are missing: requests wait");
+                        }
+                        (
+                            u64::from(retry_after_ms),
+                            ClientError::ChunkUnavailable { reason, waited: wait },
+                        )
+                    }
                 },
                 Ok(reply) => {
                     if self.silent_told.swap(false, Ordering::AcqRel) {
                         tracing::warn!(master = %self.config.master, "the master answers again");
+                    }
+                    if told.0.is_some() {
+                        tracing::warn!(waited = ?began.elapsed(), "servers are there again: requests go on");
                     }
                     return Ok(reply);
                 }

@@ -16,6 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
+use dfs_client::deadline::Deadline;
 use dfs_client::session::Session;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::InodeNo;
@@ -110,7 +111,11 @@ impl FileSystem {
     pub fn handle(&self, call: Call<'_>) -> Reply {
         let name = call.operation.name();
         let started = Instant::now();
+        // A lock is waited for by asking again and again.
+        let until =
+            (!call.operation.waits()).then(|| Deadline::begin(self.session.config().server_wait));
         let answer = self.perform(call);
+        drop(until);
         let failed = match &answer {
             Err(errno) => Some(*errno),
             Ok(_) => None,

@@ -88,7 +88,7 @@ impl ChunkIo {
             if silent.were_waited_for(attr.ino, &unanswered, now) {
                 return 0;
             }
-            if TAIL_WAIT.min(self.link.config().server_wait) <= waited {
+            if TAIL_WAIT.min(self.link.wait()) <= waited {
                 silent.give_up(attr.ino, &unanswered, now);
                 tracing::warn!(
                     ino = attr.ino.0,

@@ -236,12 +236,10 @@ impl FileState {
 
     /// [`Self::end_at_stored`], asked again while servers are silent.
     fn until_end_is_told(&self) -> Result<u64> {
-        let began = Instant::now();
+        let (began, wait) = (Instant::now(), self.io.link.wait());
         loop {
             match self.end_at_stored() {
-                Err(ClientError::ChunkUnavailable { .. })
-                    if began.elapsed() < self.io.link.config().server_wait =>
-                {
+                Err(ClientError::ChunkUnavailable { .. }) if began.elapsed() < wait => {
                     std::thread::sleep(AGAIN);
                 }
                 told => return told,
@@ -326,13 +324,13 @@ impl FileState {
     /// what its last chunk says.
     fn commit_stable(&self, wrote: &Wrote, last_word: bool) -> Result<()> {
         let mut wrote = *wrote;
-        let began = Instant::now();
+        let (began, wait) = (Instant::now(), self.io.link.wait());
         loop {
             match self.commit_size(&wrote, wrote.end, last_word) {
                 Err(ClientError::Refused(NamespaceError::Truncated)) => {}
                 other => return other.map(|_logged| ()),
             }
-            if self.io.link.config().server_wait <= began.elapsed() {
+            if wait <= began.elapsed() {
                 return Err(ClientError::ChunkUnavailable {
                     reason: "how long the file is after a truncation cannot be told".to_owned(),
                     waited: began.elapsed(),

@@ -41,12 +41,12 @@ impl FileState {
 
     fn truncate_alone(&self, size: u64) -> Result<Attr> {
         self.quiesce()?;
-        let began = Instant::now();
+        let (began, wait) = (Instant::now(), self.io.link.wait());
         let attr = loop {
             match self.io.link.truncate(self.ino, size) {
                 // Its content moved into chunks meanwhile, or another truncation is under way.
                 Err(ClientError::Refused(NamespaceError::LayoutChanged))
-                    if began.elapsed() < self.io.link.config().server_wait =>
+                    if began.elapsed() < wait =>
                 {
                     std::thread::sleep(Duration::from_millis(5));
                 }
