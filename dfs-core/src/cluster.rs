@@ -112,6 +112,8 @@ pub struct Damage {
 pub struct Copies {
     /// On live servers, current, and good in the block of which the fewest are good.
     pub good: usize,
+    /// On live servers and current, whichever of their blocks are bad: so many take writes.
+    pub writable: usize,
     /// A member that is away may bring one back.
     pub may_return: bool,
 }
@@ -438,7 +440,14 @@ impl Cluster {
             }
         }
         let worst = bad.values().max().copied().unwrap_or(0);
-        Copies { good: holders - ruined - worst, may_return }
+        Copies { good: holders - ruined - worst, writable: holders - ruined, may_return }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn damage_for_test(&mut self, server: ServerId, chunk: ChunkId, damage: Damage) {
+        if let Some(row) = self.rows.get_mut(&server) {
+            row.damaged.insert(chunk, damage);
+        }
     }
 
     /// As if those `beats` names had just sent a heartbeat that says nothing new.

@@ -134,7 +134,7 @@ pub struct Survey {
     pub totals: Totals,
     /// To be copied if no server that is away comes back. Nothing can be copied of chunks without a copy.
     pub backlog_bytes: u64,
-    /// Chunks with fewer copies than a write needs.
+    /// Chunks with fewer copies that take writes than a write needs.
     pub unwritable: u64,
     exposed: BTreeSet<ChunkId>,
 }
@@ -143,7 +143,7 @@ impl Survey {
     pub fn add(&mut self, chunk: ChunkId, looked: Looked, replication: usize, min_replicas: usize) {
         let Looked { copies, safety, len } = looked;
         self.totals.add(safety);
-        self.unwritable += u64::from(copies.good < min_replicas);
+        self.unwritable += u64::from(copies.writable < min_replicas);
         if safety == Safety::Safe {
             return;
         }

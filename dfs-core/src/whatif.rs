@@ -131,6 +131,8 @@ pub enum Doing {
     Held(Hold),
     /// No live server has it, and none that is away is known to.
     Lost,
+    /// The same block is bad on all servers that have it, and none that is away is known to have it.
+    DamagedEverywhere,
     /// A copy is made when it is its turn.
     Due,
 }
@@ -170,6 +172,9 @@ impl fmt::Display for Doing {
             Self::Lost => f.write_str(
                 "no disk that is known holds it: bring back a server or a disk that does, or remove the file or write it anew",
             ),
+            Self::DamagedEverywhere => f.write_str(
+                "a block is bad in all copies, so nobody can mend it; the rest can be read and written: bring back a server with a good copy, or write that part of the file anew (reading it names the block)",
+            ),
             Self::Held(hold) => write!(f, "copies wait: {hold}"),
             Self::Due => f.write_str("a copy on another server is made when it is its turn"),
         }
@@ -187,7 +192,7 @@ pub fn doing(
     exposed_since: Option<Timestamp>,
 ) -> Doing {
     if copies.good == 0 && !copies.may_return {
-        return Doing::Lost;
+        return if copies.writable == 0 { Doing::Lost } else { Doing::DamagedEverywhere };
     }
     if let Some(preparing) = &record.preparing {
         return Doing::Changing { learner: preparing.learner.map(|member| member.server) };
@@ -233,6 +238,7 @@ pub fn doing(
 mod tests {
     use super::*;
     use crate::chunk::{Preparing, samples};
+    use crate::cluster::Damage;
     use crate::exposure::tests::{NOW, cluster};
     use crate::ids::ChunkVersion;
 
@@ -267,6 +273,19 @@ mod tests {
         check(1, 5, &[2, 3], &Doing::Due);
         check(80, 3, &[2], &Doing::NoTarget { needed: 3, alive: 2 });
         check(80, 5, &[1, 2, 3], &Doing::WaitsForReturn { servers: ids(&[1, 2, 3]) });
+    }
+
+    #[test]
+    fn a_block_that_is_bad_in_all_copies_is_not_called_a_missing_disk_and_stops_no_write() {
+        let (mut cluster, now) = after(1, 3, &[]);
+        let record = samples::chunk(1, CHUNKS[0].1);
+        for server in CHUNKS[0].1 {
+            let damage = Damage { blocks: vec![7], whole: false };
+            cluster.damage_for_test(ServerId(*server), ChunkId(1), damage);
+        }
+        let copies = cluster.copies(now, ChunkId(1), &record, false);
+        assert_eq!((copies.good, copies.writable, copies.may_return), (0, 3, false));
+        assert_eq!(doing(&cluster, now, &record, copies, 3, None), Doing::DamagedEverywhere);
     }
 
     #[test]

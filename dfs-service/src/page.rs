@@ -10,6 +10,8 @@ pub enum Page {
     CopiesMissing,
     CopiesWait,
     Unavailable,
+    /// Fewer servers are there than a write needs.
+    WritesWait,
     Lost,
     BadBlock,
     ReplicasDiffer,
@@ -26,12 +28,13 @@ pub enum Page {
 }
 
 impl Page {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::DeadServer,
         Self::FullDisk,
         Self::CopiesMissing,
         Self::CopiesWait,
         Self::Unavailable,
+        Self::WritesWait,
         Self::Lost,
         Self::BadBlock,
         Self::ReplicasDiffer,
@@ -56,6 +59,7 @@ impl Page {
             Self::CopiesMissing => "copies-are-missing",
             Self::CopiesWait => "copies-wait",
             Self::Unavailable => "a-chunk-is-unavailable",
+            Self::WritesWait => "writes-wait",
             Self::Lost => "a-chunk-is-lost",
             Self::BadBlock => "a-block-is-bad",
             Self::ReplicasDiffer => "replicas-differ",

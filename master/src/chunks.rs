@@ -100,7 +100,19 @@ impl Master {
     /// # Errors
     /// `Warming`, `Unavailable`, `NoSpace`: come back; `Refused` otherwise.
     pub fn layout(&self, request: &LayoutRequest) -> Result<MetaReply, MetaFailure> {
-        if request.write { self.layout_to_write(request) } else { self.layout_to_read(request) }
+        if !request.write {
+            return self.layout_to_read(request);
+        }
+        let found = self.layout_to_write(request);
+        let place = (request.ino, request.index);
+        let mut waits = lock(&self.waits);
+        match &found {
+            Err(MetaFailure::Unavailable { reason, .. }) => waits.note(now(), place, reason),
+            Err(MetaFailure::Busy { .. } | MetaFailure::Warming { .. }) => {}
+            Ok(_) | Err(_) => waits.over(place),
+        }
+        drop(waits);
+        found
     }
 
     fn layout_to_read(&self, request: &LayoutRequest) -> Result<MetaReply, MetaFailure> {

@@ -595,6 +595,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
         min_replicas: master.min_replicas,
         clients: lock(&master.clients).len() as u64,
         log_index: master.group.applied_index().unwrap_or(0),
+        waiting_writes: Some(lock(&master.waits).told(now)),
         notices: master
             .notices()
             .into_iter()

@@ -40,6 +40,7 @@ mod traffic;
 mod trash;
 pub mod truncate;
 mod truth;
+pub mod waits;
 pub mod watch;
 pub mod work;
 

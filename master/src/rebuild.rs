@@ -388,7 +388,7 @@ impl Rebuild {
                         Page::CopiesWait
                     ));
                 }
-                None => master.notice("copies are made again".to_owned()),
+                None => master.notice("copies are no longer held back".to_owned()),
             }
             self.said = hold;
         } else if hold.is_none() {

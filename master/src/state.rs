@@ -80,6 +80,8 @@ pub struct Master {
     /// Told when the process stops: heartbeat streams say a last time how far the log reaches.
     pub farewell: tokio::sync::watch::Sender<bool>,
     pub surveyed: Mutex<crate::survey::Surveyed>,
+    /// Writers that wait for servers.
+    pub waits: Mutex<crate::waits::Waits>,
     /// Counts requests this master itself makes as a client of chunkservers.
     pub own_client: ClientId,
     pub own_counter: AtomicU64,
@@ -190,6 +192,7 @@ impl Master {
             traffic: Mutex::default(),
             copies: Mutex::default(),
             surveyed: Mutex::default(),
+            waits: Mutex::default(),
             channels: Mutex::default(),
             connections: Mutex::default(),
             notices: Self::new_notices(),

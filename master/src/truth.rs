@@ -155,7 +155,7 @@ fn explain_chunk(master: &Master, chunk: ChunkId, record: &Chunk) -> ExplainedCh
         IfDied {
             server: member.server.to_string(),
             safety: looked.safety.name().to_owned(),
-            writable: min_replicas <= looked.copies.good,
+            writable: min_replicas <= looked.copies.writable,
         }
     });
     ExplainedChunk {
@@ -164,7 +164,7 @@ fn explain_chunk(master: &Master, chunk: ChunkId, record: &Chunk) -> ExplainedCh
         version: record.active.version.0,
         bytes: looked.len,
         safety: looked.safety.name().to_owned(),
-        writable: min_replicas <= looked.copies.good,
+        writable: min_replicas <= looked.copies.writable,
         exposed_ms: exposed_since
             .filter(|_| looked.copies.good < replication)
             .map(|since| now.nanos_since(since) / 1_000_000),

@@ -251,7 +251,7 @@ impl Watch {
                 scan.first_lost.iter().map(|chunk| chunk.0.to_string()).collect();
             let more = if (ids.len() as u64) < scan.lost { ", …" } else { "" };
             let text = format!(
-                "{} chunk(s) are on no disk that is known: {}{more}",
+                "{} chunk(s) have no good copy on any disk that is known: {}{more}",
                 scan.lost,
                 ids.join(", ")
             );

@@ -73,6 +73,40 @@ fn writes_wait_and_fail_with_a_reason_when_too_few_servers_are_left_reads_go_on(
     assert!(said.starts_with("dfs: ") && said.lines().count() == 1, "{said}");
 }
 
+#[test]
+fn status_and_the_mounts_log_say_why_writes_wait_and_a_call_waits_once() {
+    need_fuse!();
+    const WAIT: Duration = Duration::from_secs(8);
+    let mut cluster = Cluster::start();
+    let wait = format!("{}s", WAIT.as_secs());
+    let path = cluster.mount_with("second", &["--server-wait", &wait]).join("f");
+    write_synced(&path, &pattern(1 << 20, 1));
+    cluster.kill("cs-1");
+    cluster.kill("cs-2");
+    let writer = std::thread::spawn(move || {
+        let file = File::options().write(true).open(&path).unwrap();
+        // What an fsync needs after the bytes: how far the file reaches, and that it is logged.
+        file.write_all_at(&[7; 4096], (1 << 20) - 10).unwrap();
+        let began = Instant::now();
+        (file.sync_all().unwrap_err(), began.elapsed())
+    });
+    wait_until("status says that writes wait", || {
+        cluster.dfs_json(["status"])["waitingWrites"]["total"] == 1
+    });
+    let status = cluster.dfs_json(["status"]);
+    let longest = &status["waitingWrites"]["longest"][0];
+    let reason = longest["reason"].as_str().unwrap();
+    assert!(reason.contains("writes need 2") && reason.contains("cs-3"), "{status}");
+    let table = cluster.dfs(["status"]);
+    assert!(table.contains("wait, the longest for") && table.contains("#writes-wait"), "{table}");
+    wait_until("the mount says so", || cluster.logs().contains("requests wait"));
+    assert!(cluster.logs().contains("#writes-wait"), "{}", cluster.logs());
+    let (error, took) = writer.join().unwrap();
+    assert_eq!(error.raw_os_error(), Some(libc::EIO), "{error}");
+    assert!(took < 2 * WAIT, "one deadline for all that it asks for: {took:?}");
+    wait_until("nobody waits", || cluster.dfs_json(["status"])["waitingWrites"]["total"] == 0);
+}
+
 /// Files below `dir` that hold `piece`, with the place of it.
 pub(crate) fn files_with(dir: &Path, piece: &[u8]) -> Vec<(PathBuf, u64)> {
     let mut found = Vec::new();
@@ -289,7 +323,7 @@ fn a_file_of_which_every_copy_was_removed_is_an_error_not_zeros() {
     assert!(!read.status.success() && read.stdout.is_empty(), "{read:?}");
     wait_until("it counts as lost", || cluster.dfs_json(["status"])["chunks"]["lost"] == 1);
     let events = cluster.dfs(["events"]);
-    assert!(events.contains("1 chunk(s) are on no disk that is known"), "{events}");
+    assert!(events.contains("1 chunk(s) have no good copy on any disk that is known"), "{events}");
     assert!(!cluster.try_dfs(["fsck"]).status.success());
 }
 

@@ -314,6 +314,8 @@ messages!(
     DeleteReply,
     StatusRequest,
     StatusReply,
+    WaitingWrites,
+    WaitingWrite,
     EvictRequest,
     EvictReply,
     ClientStatus,
@@ -441,6 +443,10 @@ fn messages_of_the_control_plane() {
             ends_in_ms: Some(0),
             ..Default::default()
         }],
+        waiting_writes: Some(control::WaitingWrites {
+            total: 1,
+            longest: vec![control::WaitingWrite { reason: "r".into(), ..Default::default() }],
+        }),
         ..Default::default()
     };
     let located = control::LocatedChunk { servers: vec!["cs-1".into()], ..Default::default() };

@@ -44,7 +44,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &AppendArgs) -> anyhow::Result<()
                  this file (at most a quarter of its chunk size, and 4 MiB)",
                 path.shown()
             ),
-            "append in parts, or use `dfs put`",
+            "append in parts; each is a record of its own",
         );
     }
     let offset = files.append(&path, &record)?;

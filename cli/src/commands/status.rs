@@ -32,6 +32,8 @@ struct Status {
     /// Null: nothing is being copied.
     eta_ms: Option<u64>,
     metadata: Metadata,
+    /// Writers that wait for servers: how many chunks, and a few of them, the longest first.
+    waiting_writes: WaitingWrites,
     notices: Vec<Notice>,
 }
 
@@ -43,6 +45,23 @@ struct Metadata {
     servers: Vec<String>,
     /// For how long the one furthest behind lacks something; null: there is none.
     lag_ms: Option<u64>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WaitingWrites {
+    total: u64,
+    longest: Vec<WaitingWrite>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct WaitingWrite {
+    inode: u64,
+    /// Of the chunk in the file.
+    index: u64,
+    reason: String,
+    waiting_ms: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -112,6 +131,7 @@ struct Chunks {
 impl From<StatusReply> for Status {
     fn from(reply: StatusReply) -> Self {
         let totals = reply.chunks.unwrap_or_default();
+        let waiting = reply.waiting_writes.unwrap_or_default();
         Self {
             file_system: hex(&reply.fs),
             phase: reply.phase,
@@ -167,6 +187,19 @@ impl From<StatusReply> for Status {
                 unavailable: totals.unavailable,
                 lost: totals.lost,
                 diverging: reply.diverging_chunks,
+            },
+            waiting_writes: WaitingWrites {
+                total: waiting.total,
+                longest: waiting
+                    .longest
+                    .into_iter()
+                    .map(|write| WaitingWrite {
+                        inode: write.inode,
+                        index: write.index,
+                        reason: write.reason,
+                        waiting_ms: write.waiting_ms,
+                    })
+                    .collect(),
             },
             notices: reply
                 .notices
@@ -278,6 +311,19 @@ impl Metadata {
     }
 }
 
+impl WaitingWrites {
+    /// What waits and why; `None` if nothing does.
+    fn text(&self) -> Option<String> {
+        let WaitingWrite { inode, index, reason, waiting_ms } = self.longest.first()?;
+        Some(format!(
+            "writes of {} chunk(s) wait, the longest for {}: chunk {index} of inode {inode}: {}",
+            self.total,
+            time(*waiting_ms),
+            printable(reason)
+        ))
+    }
+}
+
 impl Status {
     /// What is wrong now, and what helps.
     fn troubles(&self) -> Vec<(String, Page)> {
@@ -296,7 +342,8 @@ impl Status {
         let silent = self.mounts.iter().filter(|client| client.ends_in_ms.is_some());
         let silent =
             silent.map(|client| (format!("client {} is silent", client.id), Page::ClientSilent));
-        dead.chain(counts).chain(silent).collect()
+        let writes = self.waiting_writes.text().map(|what| (what, Page::WritesWait));
+        dead.chain(counts).chain(writes).chain(silent).collect()
     }
 
     /// A line for what is not safe, nothing if all is.
