@@ -26,7 +26,7 @@ pub mod rebuild;
 pub mod reconfigure;
 mod reigns;
 pub mod restore;
-mod routing;
+pub mod routing;
 pub mod rpc;
 pub mod run;
 mod scrub;

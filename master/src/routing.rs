@@ -1,7 +1,10 @@
 //! The routing table: chunkservers as the log registers them, with the addresses and states of this moment.
 
+use dfs_core::cluster::Cluster;
+use dfs_core::ids::ServerId;
 use dfs_core::meta;
 use dfs_core::route::{Registered, RouteError, Strategy, route as choose, weight};
+use dfs_core::time::Timestamp;
 use dfs_proto::control::{RouteReply, RouteRequest, RouteServer};
 use tonic::Status;
 
@@ -9,6 +12,22 @@ use crate::state::{Master, lock, now};
 
 /// To which server a client is sent.
 pub(crate) fn route(master: &Master, request: &RouteRequest) -> Result<RouteReply, Status> {
+    let registered: Vec<ServerId> =
+        meta::servers(&master.reader()).into_iter().map(|(server, _)| server).collect();
+    // Under one lock: a server's state, and the address of the same heartbeat.
+    route_in(&lock(&master.cluster), &registered, now(), request)
+}
+
+/// As [`route`], from one state of `cluster`, which the caller keeps as it is meanwhile.
+///
+/// # Errors
+/// `InvalidArgument` for an unknown strategy or a client that is none.
+pub fn route_in(
+    cluster: &Cluster,
+    registered: &[ServerId],
+    now: Timestamp,
+    request: &RouteRequest,
+) -> Result<RouteReply, Status> {
     let RouteRequest { client, strategy } = request;
     let known = Strategy::ALL.into_iter().find(|known| known.to_string() == *strategy);
     let strategy = known.ok_or_else(|| {
@@ -16,13 +35,9 @@ pub(crate) fn route(master: &Master, request: &RouteRequest) -> Result<RouteRepl
             "unknown strategy '{strategy}': expected modulo or rendezvous"
         ))
     })?;
-    let registered = meta::servers(&master.reader());
-    // Under one lock: a server's state, and the address of the same heartbeat.
-    let cluster = lock(&master.cluster);
-    let now = now();
     let table: Vec<Registered> = registered
         .iter()
-        .map(|(server, _)| Registered { server: *server, liveness: cluster.liveness(now, *server) })
+        .map(|server| Registered { server: *server, liveness: cluster.liveness(now, *server) })
         .collect();
     let servers = (1..).zip(&table).map(|(number, Registered { server, liveness })| RouteServer {
         cluster: number,

@@ -1,14 +1,17 @@
 //! Set 2: a coordinator that sends each client to a server, and says so when there is none.
 
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use dfs_core::cluster::{Cluster as Table, Heartbeat, Liveness, LivenessProfile};
 use dfs_core::ids::{DiskId, ServerId};
 use dfs_core::plan::rebuild::Place;
 use dfs_core::route::{Registered, RouteError, Strategy, route};
 use dfs_core::time::Timestamp;
+use dfs_proto::control::{RouteReply, RouteRequest};
 use serde_json::Value;
-use tests::{Cluster, Options, dfs_program, wait_until};
+use tests::{Cluster, Options, dfs_program, setting, wait_until};
 
 use crate::{need_fuse, refusal};
 
@@ -152,6 +155,7 @@ pub(crate) fn beat(server: u32, address: String, incarnation: u64) -> Heartbeat 
         replicas: vec![],
         damaged: vec![],
         gone: vec![],
+        inventory_digest: None,
         chunk_count: 0,
         used_bytes: 0,
         free_bytes: 1,
@@ -211,4 +215,96 @@ fn case_2_7_rendezvous_moves_the_clients_of_the_dead_server_only() {
     }
     assert!(0 < moved && moved * 100 <= CLIENTS * 12, "{moved}");
     assert!(CLIENTS * 88 <= moved_by_modulo * 100, "{moved_by_modulo}");
+}
+
+const THREADS: u32 = 64;
+const SERVERS: u32 = 8;
+
+/// What thread `thread` does for the `round`th time: every other one is a server that comes back somewhere else, the
+/// others ask for a client's server. Answers what it was told.
+fn beat_or_route(thread: u32, round: u32, table: &mut Table) -> Option<RouteReply> {
+    let server = thread / 2 % SERVERS + 1;
+    if thread % 2 == 0 {
+        let start = thread / 2 + THREADS * round;
+        let (host, port) = (format!("10.{server}.{}.{}", start / 250, start % 250), 1000 + start);
+        table.on_heartbeat(at(1_000), beat(server, format!("{host}:{port}"), u64::from(start) + 1));
+        return None;
+    }
+    let registered: Vec<ServerId> = (1..=SERVERS).map(ServerId).collect();
+    let request = RouteRequest {
+        client: u64::from(thread * 100 + round) + 1,
+        strategy: "rendezvous".to_owned(),
+    };
+    Some(master::routing::route_in(table, &registered, at(1_001), &request).unwrap())
+}
+
+/// Host and port are of one heartbeat of this server, in the answer and in each row of the table behind it.
+fn check_is_whole(reply: &RouteReply) {
+    let rows = reply.servers.iter().map(|row| (&row.server, &row.address, row.state.as_str()));
+    for (server, address, state) in rows.chain([(&reply.server, &reply.address, reply.state.as_str())]) {
+        if address.is_empty() {
+            assert_ne!(state, "alive", "{server} is alive nowhere");
+            continue;
+        }
+        let (host, port) = address.rsplit_once(':').unwrap();
+        let parts: Vec<u32> = host.split('.').map(|part| part.parse().unwrap()).collect();
+        assert_eq!(format!("cs-{}", parts[1]), *server, "{address}");
+        assert_eq!(port.parse(), Ok(1000 + 250 * parts[2] + parts[3]), "{address}");
+    }
+}
+
+fn check_nobody_is_lost(table: &Table) {
+    for server in (1..=SERVERS).map(ServerId) {
+        assert_eq!(table.liveness(at(1_001), server), Liveness::Alive, "{server}");
+    }
+}
+
+/// Under a checker that tries other orders of the threads' steps each time, from a seed that it prints when one fails.
+#[test]
+fn case_2_6_no_order_of_64_threads_tears_an_entry_or_loses_a_registration() {
+    let one_order = || {
+        let table = Arc::new(shuttle::sync::Mutex::new(Table::new(LivenessProfile::ROUTER)));
+        let run = |thread| {
+            let table = Arc::clone(&table);
+            shuttle::thread::spawn(move || {
+                for round in 0..3 {
+                    let reply = beat_or_route(thread, round, &mut table.lock().unwrap());
+                    reply.iter().for_each(check_is_whole);
+                }
+            })
+        };
+        let threads: Vec<_> = (0..THREADS).map(run).collect();
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        check_nobody_is_lost(&table.lock().unwrap());
+    };
+    shuttle::check_random(
+        one_order,
+        usize::try_from(setting("DFS_BEHAVIOURS_ORDERS", 200)).unwrap(),
+    );
+}
+
+/// The requirement's minute: `DFS_BEHAVIOURS_SECONDS=60`.
+#[test]
+fn case_2_6_64_real_threads_tear_no_entry_and_lose_no_registration() {
+    let until = Instant::now() + Duration::from_secs(setting("DFS_BEHAVIOURS_SECONDS", 3));
+    let table = Mutex::new(Table::new(LivenessProfile::ROUTER));
+    let routed = std::thread::scope(|scope| {
+        let run = |thread| {
+            let table = &table;
+            scope.spawn(move || {
+                let (mut round, mut routed) = (0, 0_u64);
+                while Instant::now() < until {
+                    let reply = beat_or_route(thread, round % 900, &mut table.lock().unwrap());
+                    reply.iter().for_each(check_is_whole);
+                    routed += u64::from(reply.is_some_and(|reply| !reply.address.is_empty()));
+                    round += 1;
+                }
+                routed
+            })
+        };
+        let threads: Vec<_> = (0..THREADS).map(run).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).sum::<u64>()
+    });
+    assert!(u64::from(THREADS) <= routed, "{routed}");
+    check_nobody_is_lost(&table.lock().unwrap());
 }
