@@ -632,7 +632,7 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         lock_owner: LockOwner,
         start: u64,
         end: u64,
@@ -644,6 +644,7 @@ impl Filesystem for Adapter {
         let Some(kind) = lock_kind(typ) else { return reply.error(errno(Errno::INVALID)) };
         let operation = Operation::SetLock {
             ino: ino(node),
+            open: OpenId::from_bits(fh.0),
             owner: lock_owner.0,
             start,
             end,

@@ -53,6 +53,42 @@ impl PageVersions {
     }
 }
 
+/// The size that the kernel has of each inode, at most.
+///
+/// It reads ahead in several requests at once as far as that reaches. Is the file shorter, they are answered short in any
+/// order, and the kernel takes the first answer for the end: behind the real one a program would read zeros. What it
+/// was told longer ago than attributes live does not matter: at an open it asks anew.
+#[derive(Debug)]
+pub struct KernelSizes {
+    table: Mutex<Bounded<InodeNo, u64>>,
+}
+
+impl KernelSizes {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
+        Self { table: Mutex::new(Bounded::new(entries_max)) }
+    }
+
+    /// It is told `size` in an answer.
+    pub fn told(&self, ino: InodeNo, size: u64) {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner).insert(ino, size);
+    }
+
+    /// It may be told `size`, or finds out by itself that the file reaches so far.
+    pub fn reaches(&self, ino: InodeNo, size: u64) {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = table.get(&ino).copied().unwrap_or(0);
+        table.insert(ino, known.max(size));
+    }
+
+    /// Whether it may believe that the file is longer than `size`.
+    #[must_use]
+    pub fn may_exceed(&self, ino: InodeNo, size: u64) -> bool {
+        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        table.get(&ino).is_some_and(|known| size < *known)
+    }
+}
+
 /// A set that is either complete or knows that it is not: full, it says "perhaps" to every question.
 #[derive(Debug)]
 pub struct Hints<K> {
@@ -144,6 +180,26 @@ impl<K: Copy + Eq + Hash, V> Bounded<K, V> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_kernel_may_believe_what_it_was_told_last_and_what_it_found_out_since() {
+        let sizes = KernelSizes::new(2);
+        let (file, other) = (InodeNo(2), InodeNo(3));
+        assert!(!sizes.may_exceed(file, 100), "it was told nothing");
+        sizes.reaches(other, 7);
+        assert!(sizes.may_exceed(other, 6) && !sizes.may_exceed(other, 7));
+        sizes.told(file, 100);
+        assert!(!sizes.may_exceed(file, 100) && sizes.may_exceed(file, 99));
+        sizes.reaches(file, 50);
+        sizes.reaches(file, 200);
+        assert!(sizes.may_exceed(file, 199) && !sizes.may_exceed(file, 200));
+        sizes.told(file, 10);
+        assert!(!sizes.may_exceed(file, 10));
+        for ino in 10..20 {
+            sizes.told(InodeNo(ino), 1);
+        }
+        assert!(!sizes.may_exceed(file, 0) && !sizes.may_exceed(other, 0), "bounded");
+    }
 
     const A: InodeNo = InodeNo(10);
 

@@ -7,6 +7,7 @@
 mod attributes;
 mod content;
 mod directories;
+mod locked;
 mod locks;
 mod names;
 mod releases;
@@ -17,13 +18,13 @@ use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
 use dfs_client::deadline::Deadline;
-use dfs_client::session::Session;
+use dfs_client::session::{LockRequest, Session};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
 
 use crate::buffers::Buffers;
-use crate::cache::{Bounded, Hints, Lifetimes, PageVersions};
+use crate::cache::{Bounded, Hints, KernelSizes, Lifetimes, PageVersions};
 use crate::errno::Errno;
 use crate::metrics::Metrics;
 use crate::seam::{Call, Entry, Operation, Reply};
@@ -63,8 +64,8 @@ pub struct FileSystem {
     metrics: Arc<Metrics>,
     buffers: Buffers,
     pages: PageVersions,
-    /// (inode, owner) that may hold locks of ours: others need no unlock at close.
-    locked: Hints<(InodeNo, u64)>,
+    sizes: KernelSizes,
+    locked: locked::Locked,
     releases: releases::Releases,
     /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
     unsynced: Hints<InodeNo>,
@@ -87,8 +88,9 @@ impl FileSystem {
             metrics,
             buffers: Buffers::default(),
             pages: PageVersions::new(PAGE_VERSIONS_MAX),
+            sizes: KernelSizes::new(PAGE_VERSIONS_MAX),
             opens: std::sync::atomic::AtomicU64::new(1),
-            locked: Hints::new(HINTS_MAX),
+            locked: locked::Locked::new(HINTS_MAX),
             releases: releases::Releases::default(),
             unsynced: Hints::new(HINTS_MAX),
             listings: directories::Listings::default(),
@@ -176,8 +178,9 @@ impl FileSystem {
             Operation::GetLock { ino, owner, start, end, kind } => {
                 self.get_lock(ino, owner, start, end, kind)
             }
-            Operation::SetLock { ino, owner, start, end, kind, pid, wait } => {
-                self.set_lock(ino, owner, (start, end), kind, pid, wait)
+            Operation::SetLock { ino, open, owner, start, end, kind, pid, wait } => {
+                let request = LockRequest { ino, owner, start, end, kind, pid };
+                self.set_lock(request, open, wait)
             }
             Operation::Fallocate { ino, offset, len, mode } => {
                 self.fallocate(caller, ino, offset, len, mode)
@@ -199,10 +202,12 @@ impl FileSystem {
 
     fn entry(&self, attr: Attr) -> Entry {
         let Lifetimes { attr: attr_ttl, entry: entry_ttl } = self.options.lifetimes;
+        self.sizes.told(attr.ino, attr.size);
         Entry { attr, attr_ttl, entry_ttl }
     }
 
     fn attr_reply(&self, attr: Attr) -> Reply {
+        self.sizes.told(attr.ino, attr.size);
         Reply::Attr { attr, ttl: self.options.lifetimes.attr }
     }
 

@@ -186,9 +186,10 @@ pub enum Operation {
         end: u64,
         kind: LockKind,
     },
-    /// `kind` `None` unlocks; `wait` until granted, at most `lockWaitMax`.
+    /// Through the open `open`. `kind` `None` unlocks; `wait` until granted, at most `lockWaitMax`.
     SetLock {
         ino: InodeNo,
+        open: OpenId,
         owner: u64,
         start: u64,
         end: u64,

@@ -8,4 +8,5 @@ mod examples;
 mod fsx;
 mod pjdfstest;
 mod promises;
+mod reopened;
 mod tools;

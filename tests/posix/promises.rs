@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use tests::{Cluster, no_fuse, skipped, wait_until};
 
 /// Two mounts with their usual lifetimes, in one directory per test.
-fn on_two_mounts(test: impl FnOnce(&Path, &Path)) {
+pub(crate) fn on_two_mounts(test: impl FnOnce(&Path, &Path)) {
     if let Some(reason) = no_fuse() {
         return skipped(&reason);
     }

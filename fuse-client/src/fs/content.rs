@@ -5,7 +5,6 @@
 use std::sync::atomic::Ordering;
 
 use dfs_client::error::OpenId;
-use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
 
@@ -50,7 +49,11 @@ impl FileSystem {
                 }
             }
         }
-        let cache = self.cache_use(&attr, flags);
+        let mut cache = self.cache_use(&attr, flags);
+        if cache == CacheUse::Fresh && self.sizes.may_exceed(ino, attr.size) {
+            // Until it has asked for the size, which the next open or `stat` makes it do.
+            cache = CacheUse::Direct;
+        }
         // An open does not tell the kernel the size, and what it believes may be as old as attributes live.
         if cache != CacheUse::Keep || attr.writing {
             self.drop_kernel_attributes(ino);
@@ -117,6 +120,9 @@ impl FileSystem {
             }
         }
         self.listings.outdate();
+        // Where an append went, the kernel does not know either: it adds to what it believes.
+        let end = if flags.has(libc::O_APPEND) { u64::MAX } else { offset + data.len() as u64 };
+        self.sizes.reaches(ino, end);
         self.metrics.bytes_written.inc_by(data.len() as u64);
         // The kernel sends at most max_write, 1 MiB.
         Ok(Reply::Written(u32::try_from(data.len()).map_err(|_| Errno::INVALID)?))
@@ -126,7 +132,7 @@ impl FileSystem {
         let flushed = self.session.file(ino).close(open);
         self.drop_pages_of_lost_bytes(ino);
         // Whatever became of the bytes, the locks of a closed descriptor end (`close(2)`, POSIX).
-        self.unlock_all(ino, lock_owner)?;
+        self.unlock_all(ino, lock_owner, None)?;
         flushed?;
         Ok(Reply::Done)
     }
@@ -141,7 +147,7 @@ impl FileSystem {
         // Before anything else: the process that closed the file is not waiting any more, and others may be.
         if let Some(owner) = flock_owner {
             let _under_way = self.releases.begin(ino);
-            if let Err(errno) = self.unlock_all(ino, owner) {
+            if let Err(errno) = self.unlock_all(ino, owner, Some(open)) {
                 tracing::warn!(ino = ino.0, ?errno, "lock of a closed file could not be released");
             }
         }
@@ -185,6 +191,9 @@ impl FileSystem {
             libc::FALLOC_FL_ZERO_RANGE => file.zero(offset, len, keep_size)?,
             // COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE, and what is not invented yet.
             _ => return Err(Errno::NOT_SUPPORTED),
+        }
+        if !keep_size {
+            self.sizes.reaches(ino, offset.saturating_add(len));
         }
         self.kill_privileges_of(caller, ino);
         self.unsynced.add(ino);
@@ -233,16 +242,9 @@ impl FileSystem {
                 Err(error) => return Err(error.into()),
             }
         }
+        self.sizes.reaches(to, to_offset.saturating_add(copied));
         self.unsynced.add(to);
         self.listings.outdate();
         Ok(Reply::Written(u32::try_from(copied).map_err(|_| Errno::IO)?))
-    }
-
-    fn unlock_all(&self, ino: InodeNo, owner: u64) -> Result<(), Errno> {
-        if !self.locked.may_hold(&(ino, owner)) {
-            return Ok(());
-        }
-        let none: Option<LockKind> = None;
-        self.set_lock(ino, owner, (0, u64::MAX), none, 0, false).map(|_| ())
     }
 }

@@ -116,6 +116,10 @@ impl FileSystem {
         let (mut entries, end) = self.session.readdir(ino, after, entries_max, plus)?;
         for entry in &mut entries {
             entry.attr = entry.attr.take().map(|attr| self.session.overlay(attr));
+            if let Some(attr) = &entry.attr {
+                // If this one still fits into the answer.
+                self.sizes.reaches(attr.ino, attr.size);
+            }
         }
         let entries = Arc::new(entries);
         let fetched_at = Instant::now();

@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use dfs_client::ClientError;
+use dfs_client::error::OpenId;
 use dfs_client::session::LockRequest;
 use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
@@ -34,44 +35,59 @@ impl FileSystem {
         })))
     }
 
-    pub(super) fn set_lock(
+    /// Locks or unlocks through `open`.
+    pub(super) fn set_lock(&self, request: LockRequest, open: OpenId, wait: bool) -> Answer {
+        let key = (request.ino, request.owner);
+        if request.kind.is_some() {
+            self.locked.note(key, open);
+            self.ask_for_lock(request, wait)?;
+            self.locked.note(key, open);
+            self.forget_cached(request.ino)?;
+            return Ok(Reply::Done);
+        }
+        let is_whole = request.start == 0 && i64::MAX as u64 <= request.end;
+        let unlocking = if is_whole { self.locked.begin_unlock(&key, None) } else { None };
+        let unlocked = self.unlock(request);
+        if let Some(unlocking) = unlocking.filter(|_| unlocked.is_ok()) {
+            self.locked.end_unlock(&key, unlocking);
+        }
+        unlocked?;
+        Ok(Reply::Done)
+    }
+
+    /// Ends all locks of `owner`, if there may be any. `closed`: those taken through this open, which is over.
+    pub(super) fn unlock_all(
         &self,
         ino: InodeNo,
         owner: u64,
-        (start, end): (u64, u64),
-        kind: Option<LockKind>,
-        pid: u32,
-        wait: bool,
-    ) -> Answer {
-        let file = self.session.file(ino);
-        let flushed = match kind {
-            None => file.flush(),
-            Some(_) => {
-                // Before it is asked for: an answer that gets lost must not leave a lock nobody releases.
-                self.locked.add((ino, owner));
-                Ok(())
-            }
+        closed: Option<OpenId>,
+    ) -> Result<(), Errno> {
+        let Some(unlocking) = self.locked.begin_unlock(&(ino, owner), closed) else {
+            return Ok(());
         };
-        let request = LockRequest { ino, owner, start, end, kind, pid };
+        self.unlock(LockRequest { ino, owner, start: 0, end: u64::MAX, kind: None, pid: 0 })?;
+        self.locked.end_unlock(&(ino, owner), unlocking);
+        Ok(())
+    }
+
+    /// What was written under it is visible to others first; an error of that is told when it is unlocked.
+    fn unlock(&self, request: LockRequest) -> Result<(), Errno> {
+        let flushed = self.session.file(request.ino).flush();
+        self.session.set_lock(request, None, &|| self.stopping.load(Ordering::Acquire))?;
+        Ok(flushed?)
+    }
+
+    fn ask_for_lock(&self, request: LockRequest, wait: bool) -> Result<(), Errno> {
         let wait_max = wait.then_some(self.options.lock_wait_max);
         let stopping = || self.stopping.load(Ordering::Acquire);
         let ask = || self.session.set_lock(request, wait_max, &stopping);
-        let answer = if kind.is_some() { self.behind_releases(ino, ask) } else { ask() };
-        match answer {
-            Ok(()) => {}
+        match self.behind_releases(request.ino, ask) {
             Err(ClientError::Refused(NamespaceError::Locked)) if wait => {
                 // Not EINTR: the kernel would restart the call at the next signal, and show 512 without one.
-                return Err(Errno::TIMED_OUT);
+                Err(Errno::TIMED_OUT)
             }
-            Err(error) => return Err(error.into()),
+            asked => Ok(asked?),
         }
-        match kind {
-            Some(_) => self.forget_cached(ino)?,
-            None if start == 0 && i64::MAX as u64 <= end => self.locked.remove(&(ino, owner)),
-            None => {}
-        }
-        flushed?;
-        Ok(Reply::Done)
     }
 
     /// Asks for a lock when those of files that were closed before it are given back: closing a file and locking it again

@@ -1,0 +1,133 @@
+//! Which owners may hold locks of this mount: the others need no unlock at close.
+//!
+//! The owner of a `flock(2)` lock is the address of an open file, which the kernel gives to the next one that is opened, so
+//! each is remembered with the open that locked last. The release of another one has nothing to unlock.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use dfs_client::error::OpenId;
+use dfs_core::ids::InodeNo;
+
+/// Of `fcntl(2)`: a table of descriptors; of `flock(2)`: an open file.
+pub(super) type Key = (InodeNo, u64);
+
+#[derive(Debug)]
+pub(super) struct Locked {
+    inner: Mutex<Inner>,
+    entries_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    held: HashMap<Key, Held>,
+    /// Some were not remembered: everybody may hold a lock from now on.
+    overflown: bool,
+    asked: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Held {
+    through: OpenId,
+    /// Rises with every time it is noted.
+    asked: u64,
+}
+
+/// What was known when an unlock began.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Unlocking(Option<u64>);
+
+impl Locked {
+    pub(super) fn new(entries_max: usize) -> Self {
+        Self { inner: Mutex::default(), entries_max }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Before a lock is asked for, since an answer may get lost, and once more when it is granted: an unlock that began
+    /// before may have ended in between.
+    pub(super) fn note(&self, key: Key, through: OpenId) {
+        let mut inner = self.lock();
+        inner.asked += 1;
+        let asked = inner.asked;
+        if inner.held.len() < self.entries_max || inner.held.contains_key(&key) {
+            inner.held.insert(key, Held { through, asked });
+        } else {
+            inner.overflown = true;
+        }
+    }
+
+    /// An unlock of all of `key` begins; `None`: there is nothing to unlock. `closed`: by the end of this open only.
+    pub(super) fn begin_unlock(&self, key: &Key, closed: Option<OpenId>) -> Option<Unlocking> {
+        let inner = self.lock();
+        match inner.held.get(key) {
+            Some(held) if closed.is_none_or(|open| open == held.through) => {
+                Some(Unlocking(Some(held.asked)))
+            }
+            Some(_) => None,
+            None => inner.overflown.then_some(Unlocking(None)),
+        }
+    }
+
+    /// It is done: forgotten, unless a lock was noted meanwhile.
+    pub(super) fn end_unlock(&self, key: &Key, unlocking: Unlocking) {
+        let mut inner = self.lock();
+        if inner.held.get(key).is_some_and(|held| Some(held.asked) == unlocking.0) {
+            inner.held.remove(key);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = (InodeNo(7), 99);
+
+    fn open(number: u64) -> OpenId {
+        OpenId::new(number, false)
+    }
+
+    #[test]
+    fn a_file_that_got_the_owner_of_a_closed_one_keeps_its_lock() {
+        let locked = Locked::new(10);
+        locked.note(KEY, open(1));
+        // Closed, and the address is already the next one's, which asks before the release is handled.
+        locked.note(KEY, open(2));
+        assert!(locked.begin_unlock(&KEY, Some(open(1))).is_none());
+        assert!(locked.begin_unlock(&KEY, Some(open(2))).is_some());
+        // Or while the unlock is under way.
+        let locked = Locked::new(10);
+        locked.note(KEY, open(1));
+        let unlocking = locked.begin_unlock(&KEY, Some(open(1))).unwrap();
+        locked.note(KEY, open(2));
+        locked.end_unlock(&KEY, unlocking);
+        let unlocking = locked.begin_unlock(&KEY, Some(open(2))).unwrap();
+        locked.end_unlock(&KEY, unlocking);
+        assert!(locked.begin_unlock(&KEY, Some(open(2))).is_none());
+    }
+
+    #[test]
+    fn a_lock_that_is_granted_while_another_thread_closes_is_known() {
+        let locked = Locked::new(10);
+        locked.note(KEY, open(1));
+        // Asked for before, granted after the unlock of the close.
+        let unlocking = locked.begin_unlock(&KEY, None).unwrap();
+        locked.note(KEY, open(1));
+        locked.end_unlock(&KEY, unlocking);
+        assert!(locked.begin_unlock(&KEY, None).is_some());
+    }
+
+    #[test]
+    fn a_full_table_says_perhaps_of_those_it_does_not_know() {
+        let locked = Locked::new(1);
+        assert!(locked.begin_unlock(&KEY, None).is_none());
+        locked.note((InodeNo(1), 1), open(1));
+        locked.note(KEY, open(2));
+        let unlocking = locked.begin_unlock(&KEY, Some(open(2))).unwrap();
+        locked.end_unlock(&KEY, unlocking);
+        assert!(locked.begin_unlock(&(InodeNo(1), 1), Some(open(5))).is_none());
+    }
+}
