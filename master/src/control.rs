@@ -229,6 +229,7 @@ async fn take(
                 replicas,
                 damaged,
                 gone: beat.gone.iter().map(|chunk| ChunkId(*chunk)).collect(),
+                inventory_digest: Some(beat.inventory_digest),
                 chunk_count: beat.chunk_count,
                 used_bytes: beat.used_bytes,
                 free_bytes: beat.free_bytes,

@@ -230,7 +230,8 @@ impl Copier {
             && settled.index == round.index
             && round.at.nanos_since(settled.at) < RENEW_MS * 1_000_000
         {
-            return Ok(settled);
+            // It lacks nothing now either, whenever it was told so last.
+            return Ok(Settled { at: round.at, ..settled });
         }
         let files = round.sources.iter();
         let files = files.map(|it| (it.name.clone(), it.bytes)).collect::<Vec<_>>();

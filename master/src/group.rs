@@ -146,6 +146,16 @@ pub enum GroupError {
         /// Index the store has applied.
         applied: u64,
     },
+    /// The log is gone, or another began in its place. Opening with `accept_loss` goes on with what is there.
+    #[error("the log in {} {}, but the last reign here began behind entry {began_after}", dir.display(), .last.map_or_else(|| "is gone".to_owned(), |index| format!("ends at entry {index}")))]
+    LogGone {
+        /// Where it should be.
+        dir: PathBuf,
+        /// The last entry that log or store has; none if there is no log.
+        last: Option<u64>,
+        /// The last entry before that reign.
+        began_after: u64,
+    },
     /// The store ends before the log begins, and no snapshot closes the gap.
     #[error("{}, but the log begins behind entry {purged}", .applied.map_or_else(|| "the store is empty".to_owned(), |index| format!("the store ends at entry {index}")))]
     StoreBehindLog {
@@ -183,6 +193,7 @@ impl GroupError {
             | Self::LogBehindStore { .. }
             | Self::StoreBehindLog { .. }
             | Self::GroupState(_) => Some(Page::DamagedLog),
+            Self::LogGone { .. } => Some(Page::DirectoryLost),
             Self::Journal(_) | Self::Runtime(_) | Self::Raft(_) => None,
         }
     }

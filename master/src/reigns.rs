@@ -45,6 +45,11 @@ impl Reigns {
         }
     }
 
+    /// Where the newest began; `None`: there was none.
+    pub(crate) fn last_began_after(&self) -> Option<u64> {
+        self.0.last().map(|reign| reign.began_after)
+    }
+
     /// Adds one, durably. Before its start is logged: one that then never began has been obeyed by nobody.
     ///
     /// # Errors

@@ -37,7 +37,7 @@ use crate::background;
 use crate::config::Config;
 use crate::control::Control;
 use crate::copies;
-use crate::group::{Group, GroupConfig};
+use crate::group::{Group, GroupConfig, GroupError};
 use crate::lines::Recorder;
 use crate::metrics::Metrics;
 use crate::rebuild;
@@ -311,16 +311,44 @@ pub(crate) fn open_state(
         Err(error) => return Err(error).with_context(|| format!("open {}", path.display())),
     };
     let store = Arc::new(store);
+    let log_dir = config.dir.join("log");
+    // Of a damaged one its own start says so.
+    let began_after = Reigns::read(&config.dir).ok().and_then(|reigns| reigns.last_began_after());
+    if let Some(began_after) = began_after.filter(|_| !config.accept_loss)
+        && has_no_segment(&log_dir)?
+    {
+        // Before another log begins there.
+        return Err(GroupError::LogGone { dir: log_dir, last: None, began_after }.into());
+    }
     let group_config =
         GroupConfig { accept_loss: config.accept_loss, ..GroupConfig::new(&config.dir) }
             .segment_bytes(config.segment_bytes)
             .sync_seconds(metrics.log_sync_seconds.clone());
     let group = Group::open(group_config, StoreApplier::new(Arc::clone(&store)))
         .with_context(|| format!("open the log in {}", config.dir.display()))?;
+    let last = Some(group.opened_at());
+    if let Some(began_after) = began_after.filter(|_| !config.accept_loss)
+        && last < Some(began_after)
+    {
+        group.shutdown();
+        return Err(GroupError::LogGone { dir: log_dir, last, began_after }.into());
+    }
     if let Some(cut) = group.cut() {
         tracing::warn!(?cut, see = %Page::DamagedLog, "the log's end was cut");
     }
     Ok((group, store))
+}
+
+/// Whether no segment of a log is in `dir`, or `dir` itself is not there.
+fn has_no_segment(dir: &Path) -> anyhow::Result<bool> {
+    let is_segment = |entry: &std::fs::DirEntry| {
+        Path::new(&entry.file_name()).extension().is_some_and(|extension| extension == "log")
+    };
+    match std::fs::read_dir(dir) {
+        Ok(entries) => Ok(!entries.filter_map(Result::ok).any(|entry| is_segment(&entry))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error).with_context(|| format!("read {}", dir.display())),
+    }
 }
 
 /// Logs the start of this reign, and at the very first start the file system itself.

@@ -348,3 +348,39 @@ fn a_server_takes_no_directory_that_is_not_its_own() {
     }
     cluster.up();
 }
+
+#[test]
+fn a_master_whose_log_is_gone_begins_no_other_file_system() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    // More than one reign, and a store that holds nothing of them yet.
+    for n in 1..=2 {
+        write_synced(&cluster.mount().join(format!("f{n}")), &pattern(100_000, n));
+        cluster.down();
+        if n == 1 {
+            cluster.up();
+        }
+    }
+    let dir = cluster.dir().join("data/master");
+    let aside = cluster.scratch().join("master");
+    copy(&dir, &aside);
+    for what in ["log/*.log", "log"] {
+        let removed = run(
+            Command::new("sh").arg("-c").arg(format!("rm -r {}/{what}", dir.display())),
+            PATIENCE,
+        );
+        assert!(removed.status.success(), "{removed:?}");
+        for _ in 0..2 {
+            check_refused(
+                &cluster.try_dfs(["up", "--detach"]),
+                &["the log in", "is gone", "docs/operations.md#"],
+            );
+        }
+        let made = run(Command::new("find").arg(&dir).args(["-path", "*/log/*.log"]), PATIENCE);
+        assert!(made.stdout.is_empty(), "another log was begun: {made:?}");
+        std::fs::remove_dir_all(&dir).unwrap();
+        copy(&aside, &dir);
+    }
+    cluster.up();
+    check_content(&cluster.mount().join("f1"), &pattern(100_000, 1));
+}

@@ -220,6 +220,7 @@ impl Session {
             replicas,
             damaged: Vec::new(),
             gone,
+            inventory_digest: None,
             chunk_count: 0,
             used_bytes,
             free_bytes: DISK_BYTES.saturating_sub(used_bytes),
