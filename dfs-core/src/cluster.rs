@@ -5,6 +5,7 @@
 //! disconnected. A closed connection makes it suspect at once; dead comes from silence only (DECISIONS 21).
 
 pub mod flapping;
+mod inventory;
 pub mod overlay;
 mod place;
 pub mod running;
@@ -137,6 +138,8 @@ pub struct Heartbeat {
     /// Those of `replicas` that are damaged.
     pub damaged: Vec<(ChunkId, Damage)>,
     pub gone: Vec<ChunkId>,
+    /// [`crate::chunk::inventory_digest_of`] over all that was told so far; `None`: it does not say.
+    pub inventory_digest: Option<u64>,
     pub chunk_count: u64,
     pub used_bytes: u64,
     pub free_bytes: u64,
@@ -167,6 +170,10 @@ pub struct ServerRow {
     /// A full inventory has begun and not ended.
     inventory_pages: bool,
     pub replicas: BTreeMap<ChunkId, Replica>,
+    /// [`crate::chunk::inventory_digest_of`] over `replicas`.
+    digest: u64,
+    /// Heartbeats one after the other whose digest was another, with nothing learned in between by other ways.
+    mismatches: u32,
     /// Of some of them.
     pub damaged: BTreeMap<ChunkId, Damage>,
     pub chunk_count: u64,
@@ -289,6 +296,7 @@ impl Cluster {
             replicas,
             damaged,
             gone,
+            inventory_digest,
             chunk_count,
             used_bytes,
             free_bytes,
@@ -315,6 +323,8 @@ impl Cluster {
             inventory_complete: false,
             inventory_pages: false,
             replicas: BTreeMap::new(),
+            digest: 0,
+            mismatches: 0,
             damaged: BTreeMap::new(),
             chunk_count: 0,
             used_bytes: 0,
@@ -334,7 +344,7 @@ impl Cluster {
         let first = |(_, replica): &&(ChunkId, Replica)| replica.version.0 == 1;
         self.told.extend(replicas.iter().filter(first).map(|(chunk, _)| *chunk));
         if full_inventory {
-            row.replicas = replicas.into_iter().collect();
+            row.keep_only(replicas);
             row.damaged = damaged.into_iter().collect();
             row.inventory_complete = !inventory_more;
             row.inventory_pages = inventory_more;
@@ -344,19 +354,20 @@ impl Cluster {
                 row.inventory_pages = false;
             }
             for (chunk, replica) in replicas {
-                let known = row.replicas.entry(chunk).or_insert(replica);
                 // A report made before an adoption may arrive after its answer.
-                if known.version <= replica.version {
-                    *known = replica;
+                let known = row.replicas.get(&chunk);
+                if known.is_none_or(|known| known.version <= replica.version) {
+                    row.keep(chunk, replica);
                 }
                 row.damaged.remove(&chunk);
             }
             row.damaged.extend(damaged);
             for chunk in &gone {
-                row.replicas.remove(chunk);
+                row.drop_replica(*chunk);
                 row.damaged.remove(chunk);
             }
         }
+        let anew = row.is_to_tell_anew(inventory_digest);
         row.address = address;
         row.connected = true;
         row.heard_at = now;
@@ -369,7 +380,10 @@ impl Cluster {
         row.device = device;
         row.place = place;
         row.recent_placements = 0;
-        Heard { want_full_inventory: !row.inventory_complete && !row.inventory_pages, returned }
+        Heard {
+            want_full_inventory: anew || !row.inventory_complete && !row.inventory_pages,
+            returned,
+        }
     }
 
     /// Up to `most` chunks of which a server told, once each.
@@ -384,7 +398,7 @@ impl Cluster {
         if let Some(row) = self.rows.get_mut(&member.server)
             && row.disk == member.disk
         {
-            row.replicas.insert(chunk, replica);
+            row.keep_ahead(chunk, replica);
         }
     }
 
@@ -586,6 +600,7 @@ mod tests {
             replicas: vec![],
             damaged: vec![],
             gone: vec![],
+            inventory_digest: None,
             chunk_count: 0,
             used_bytes: 1000 - free,
             free_bytes: free,

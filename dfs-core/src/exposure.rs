@@ -272,6 +272,7 @@ pub(crate) mod tests {
                     replicas: held.map(|(chunk, _)| (ChunkId(*chunk), replica)).collect(),
                     damaged: Vec::new(),
                     gone: Vec::new(),
+                    inventory_digest: None,
                     chunk_count: 0,
                     used_bytes: 0,
                     free_bytes: 1 << 30,

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot look has failed")]
 
+mod fleet;
 mod memory;
 mod set_1;
 mod set_2;

@@ -241,7 +241,9 @@ fn beat_or_route(thread: u32, round: u32, table: &mut Table) -> Option<RouteRepl
 /// Host and port are of one heartbeat of this server, in the answer and in each row of the table behind it.
 fn check_is_whole(reply: &RouteReply) {
     let rows = reply.servers.iter().map(|row| (&row.server, &row.address, row.state.as_str()));
-    for (server, address, state) in rows.chain([(&reply.server, &reply.address, reply.state.as_str())]) {
+    for (server, address, state) in
+        rows.chain([(&reply.server, &reply.address, reply.state.as_str())])
+    {
         if address.is_empty() {
             assert_ne!(state, "alive", "{server} is alive nowhere");
             continue;
