@@ -10,12 +10,13 @@ use std::time::Duration;
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer};
-use dfs_proto::frame::{FrameKind, PAYLOAD_BYTES_MAX};
+use dfs_proto::frame::{FrameKind, HEADER_BYTES, PAYLOAD_BYTES_MAX};
 use dfs_proto::frame_conn::{Frame, read_frame};
 use dfs_service::clock::monotonic_nanos;
 
 use crate::node::{Node, lock};
 use crate::reply::ReplyWriter;
+use crate::search::{Range, search};
 use crate::store::{Store, StoreError};
 use crate::{adopt, member, primary, repair};
 
@@ -43,13 +44,17 @@ impl Waiter {
     /// From any thread, without waiting for the asker.
     pub(crate) fn reply(self, node: &Node, reply: &DataReply) {
         self.count(node, reply);
-        self.writer.reply_soon(self.request, &reply.to_bytes());
+        let args = reply.to_bytes();
+        node.metrics.reply_bytes.inc_by((HEADER_BYTES + args.len()) as u64);
+        self.writer.reply_soon(self.request, &args);
     }
 
     /// From the connection's own thread.
     fn reply_with(self, node: &Node, reply: &DataReply, payload: &[u8], crc: Option<u32>) {
         self.count(node, reply);
-        if let Err(error) = self.writer.reply(self.request, &reply.to_bytes(), payload, crc) {
+        let args = reply.to_bytes();
+        node.metrics.reply_bytes.inc_by((HEADER_BYTES + args.len() + payload.len()) as u64);
+        if let Err(error) = self.writer.reply(self.request, &args, payload, crc) {
             // Its reader sees the closed connection; the asker asks again.
             tracing::debug!(%error, call = self.call, "answer not taken");
         }
@@ -223,6 +228,7 @@ fn name(call: &DataCall) -> &'static str {
         DataCall::Repair { .. } => "repair",
         DataCall::ReadSums { .. } => "read_sums",
         DataCall::LocalDoor => "local_door",
+        DataCall::Search { .. } => "search",
     }
 }
 
@@ -266,6 +272,7 @@ fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
         | DataCall::Committed { .. }
         | DataCall::ReadSums { .. }
         | DataCall::LocalDoor
+        | DataCall::Search { .. }
         | DataCall::Space => tracing::debug!("one-way call ignored"),
     }
 }
@@ -299,6 +306,13 @@ fn on_request(
         DataCall::ReadSums { chunk, version, offset, len } => {
             match read_sums(node, chunk, version, offset, len) {
                 Ok((reply, sums)) => waiter.reply_with(node, &reply, &sums, None),
+                Err(failure) => waiter.reply(node, &DataReply::Failed(failure)),
+            }
+        }
+        DataCall::Search { chunk, version, offset, len, word, whole, count_only } => {
+            let range = Range { chunk, version, offset, len };
+            match search(node, range, &word, whole, count_only, buffer) {
+                Ok((reply, hits)) => waiter.reply_with(node, &reply, &hits, None),
                 Err(failure) => waiter.reply(node, &DataReply::Failed(failure)),
             }
         }
@@ -394,7 +408,8 @@ fn bad(reason: &str) -> DataReply {
     DataReply::Failed(DataFailure::BadRequest { reason: reason.to_owned() })
 }
 
-fn read(
+/// Bytes of a replica that may be served, into `buffer`; its length.
+pub(crate) fn read(
     node: &Arc<Node>,
     chunk: ChunkId,
     version: ChunkVersion,

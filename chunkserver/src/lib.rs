@@ -28,6 +28,7 @@ mod repair;
 mod reply;
 mod run;
 mod scrub;
+mod search;
 mod state;
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ pub const CALLS: &[&str] = &[
     "repair",
     "read_sums",
     "local_door",
+    "search",
 ];
 
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Metrics {
     pub refusals: IntCounterVec,
     pub read_bytes: IntCounter,
     pub local_read_bytes: IntCounter,
+    pub searched_bytes: IntCounter,
+    pub reply_bytes: IntCounter,
     pub written_bytes: IntCounter,
     pub led_bytes: IntCounter,
     pub replicated: IntCounter,
@@ -87,6 +90,14 @@ impl Metrics {
             local_read_bytes: made.counter(
                 "dfs_chunkserver_local_read_bytes_total",
                 "Bytes that clients on this machine were told the checksums of, to read them from the files themselves",
+            ),
+            searched_bytes: made.counter(
+                "dfs_chunkserver_searched_bytes_total",
+                "Bytes looked through here for dfs grep, which sends where a word stands and not the bytes; counts when they are looked through",
+            ),
+            reply_bytes: made.counter(
+                "dfs_chunkserver_reply_bytes_total",
+                "Bytes of answers to clients and other servers over their connections, headers included; counts when an answer is made",
             ),
             written_bytes: made.counter(
                 "dfs_chunkserver_written_bytes_total",

@@ -174,6 +174,8 @@ pub(crate) enum Command {
     Stat(StatArgs),
     /// Write files to standard output
     Cat(CatArgs),
+    /// Say where a word stands in files: their servers look, and no content is moved
+    Grep(crate::commands::grep::GrepArgs),
     /// Show which servers hold each chunk of a file
     Locate(LocateArgs),
     /// Say in words where a file's chunks are, why, and what would happen if a server died

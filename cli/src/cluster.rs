@@ -73,6 +73,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Mv(_)
         | Command::Stat(_)
         | Command::Cat(_)
+        | Command::Grep(_)
         | Command::Locate(_)
         | Command::Explain(_)
         | Command::WhatIf(_)

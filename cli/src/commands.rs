@@ -11,6 +11,7 @@ pub(crate) mod explain;
 pub(crate) mod failover;
 pub(crate) mod fsck;
 pub(crate) mod get;
+pub(crate) mod grep;
 pub(crate) mod job;
 pub(crate) mod locate;
 pub(crate) mod ls;

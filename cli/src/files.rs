@@ -7,10 +7,12 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use dfs_client::ClientError;
 use dfs_client::file::FileState;
+use dfs_client::file::search::Hits;
 use dfs_client::session::{Session, SessionConfig};
 use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, FileKind, Layout, NamespaceError};
+use dfs_proto::search::Needle;
 use rustix::fs::Mode;
 
 use crate::args::ClusterArgs;
@@ -314,6 +316,22 @@ impl Files {
         };
         self.session.release(attr.ino, false);
         result
+    }
+
+    /// How many hits the file at `path` has; see [`FileState::search`].
+    pub(crate) fn search(
+        &self,
+        attr: &Attr,
+        path: &RemotePath,
+        needle: &Needle,
+        hits: Hits<'_>,
+    ) -> anyhow::Result<u64> {
+        check_is_file("grep", attr, path)?;
+        let failed = |error| explain(&format!("grep {}", path.shown()), error);
+        self.session.open(attr.ino, false).map_err(failed)?;
+        let count = self.session.file(attr.ino).search(needle, hits).map_err(failed);
+        self.session.release(attr.ino, false);
+        count
     }
 
     fn open_to_write(&self, verb: &'static str, path: &RemotePath) -> anyhow::Result<Writer<'_>> {

@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod search;
 mod tail;
 
 use std::collections::HashMap;
@@ -37,6 +38,7 @@ use crate::servers::{Lane, ServerLink, Servers, reply_of};
 use crate::session::{lock, random, spawn};
 pub(crate) use faults::Patience;
 use faults::{Reports, Troubles};
+pub(crate) use search::Searched;
 use tail::SilentTails;
 
 /// Layouts are believed for so long (DECISIONS 21).
@@ -270,17 +272,9 @@ impl ChunkIo {
         read_order(views, range).into_iter().map(|place| Arc::clone(&links[place])).collect()
     }
 
-    fn read_at(
-        &self,
-        link: &ServerLink,
-        layout: &ChunkLayout,
-        (offset, len): (u64, u32),
-        deadline: Duration,
-    ) -> ReadAnswer {
-        let call =
-            DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
+    fn ask(&self, link: &ServerLink, call: &DataCall, deadline: Duration) -> ReadAnswer {
         let began = link.read_began();
-        let reply = self.servers.call(link, &call, deadline);
+        let reply = self.servers.call(link, &call.to_bytes(), deadline);
         link.read_ended(began, reply.is_ok());
         answer_of(reply)
     }
@@ -299,7 +293,8 @@ impl ChunkIo {
         {
             let offset = offset + piece as u64 * PIECE_BYTES;
             let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
-            match self.read_piece(ino, index, (offset, len), patience)? {
+            let read = |layout: &ChunkLayout| read_of(layout, (offset, len));
+            match self.ask_replicas(ino, index, (offset, len), &read, patience)? {
                 Some(frame) => fill(part, &frame.payload),
                 None => part.fill(0),
             }
@@ -307,13 +302,14 @@ impl ChunkIo {
         Ok(())
     }
 
-    /// One piece from any replica, until the caller's patience is over, or was for another read of the same place.
-    /// `None`: a hole.
-    fn read_piece(
+    /// What any replica answers to `call` about one piece, until the caller's patience is over, or was for another read
+    /// of the same place. `None`: a hole.
+    fn ask_replicas(
         &self,
         ino: InodeNo,
         index: u64,
         (offset, len): (u64, u32),
+        call: &dyn Fn(&ChunkLayout) -> DataCall,
         patience: &Patience,
     ) -> Result<Option<Frame>> {
         let mut backoff = Backoff::default();
@@ -325,7 +321,7 @@ impl ChunkIo {
             let (mut wants_primary, mut primary_is_away) = (false, false);
             for link in self.order(&layout, offset) {
                 let deadline = READ_ATTEMPT.min(patience.left()).max(READ_ATTEMPT_LEAST);
-                let fault = match self.read_at(&link, &layout, (offset, len), deadline) {
+                let fault = match self.ask(&link, &call(&layout), deadline) {
                     ReadAnswer::Bytes(frame) => {
                         let block = BLOCK_BYTES.min(layout.chunk_size.max(1));
                         let last = (offset + u64::from(len).max(1) - 1) / block;
@@ -408,8 +404,7 @@ impl ChunkIo {
         if let Some(file) = self.servers.local_file(&link, layout, offset, len) {
             return start_local(&link, &connection, layout, file, (offset, len), on_done);
         }
-        let call =
-            DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }.to_bytes();
+        let call = read_of(layout, (offset, len)).to_bytes();
         let began = link.read_began();
         let of_reply = Arc::clone(&link);
         let (reports, layout) = (Arc::clone(&self.reports), Arc::clone(layout));
@@ -591,10 +586,14 @@ fn start_local(
     started.is_ok()
 }
 
+fn read_of(layout: &ChunkLayout, (offset, len): (u64, u32)) -> DataCall {
+    DataCall::Read { chunk: layout.chunk, version: layout.version, offset, len }
+}
+
 fn answer_of(reply: io::Result<Frame>) -> ReadAnswer {
     match reply {
         Ok(frame) => match reply_of(&frame) {
-            Ok(DataReply::Read { .. }) => ReadAnswer::Bytes(frame),
+            Ok(DataReply::Read { .. } | DataReply::Search { .. }) => ReadAnswer::Bytes(frame),
             Ok(DataReply::Failed(failure)) => ReadAnswer::Failed(failure),
             Ok(other) => ReadAnswer::Lost(io::Error::other(format!("read was answered {other:?}"))),
             Err(error) => ReadAnswer::Lost(error),

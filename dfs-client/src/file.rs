@@ -5,6 +5,7 @@
 
 mod append;
 mod commit;
+pub mod search;
 mod size;
 
 use std::collections::{BTreeMap, BTreeSet};

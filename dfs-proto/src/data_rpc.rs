@@ -9,6 +9,9 @@ use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, Epoch, FsId, ServerId};
 use crate::codec::{DecodeError, wire_enum};
 use crate::meta_rpc::ChunkLayout;
 
+/// Most bytes that one [`DataCall::Search`] looks through: an answer comes soon, and may be given by another server.
+pub const SEARCH_BYTES_MAX: u32 = 4 << 20;
+
 /// Arguments of a request frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum DataCall {
@@ -59,6 +62,18 @@ pub enum DataCall {
     ReadSums { chunk: ChunkId, version: ChunkVersion, offset: u64, len: u32 },
     /// Where files are handed out to clients on the same machine.
     LocalDoor,
+    /// Where `word` stands in bytes `offset..offset+len` of the chunk, at most [`SEARCH_BYTES_MAX`]; `whole` as in
+    /// [`crate::search`]. The bytes are verified and committed ones, as for `Read`.
+    Search {
+        chunk: ChunkId,
+        version: ChunkVersion,
+        offset: u64,
+        len: u32,
+        word: Vec<u8>,
+        whole: bool,
+        /// No offsets are wanted, but their number.
+        count_only: bool,
+    },
     /// One-way, from whoever got `BadBlock`: these members may have the right bytes.
     Repair { layout: ChunkLayout, block: u32 },
 }
@@ -157,6 +172,17 @@ pub enum DataReply {
         name: String,
         token: Vec<u8>,
     },
+    /// `scanned` bytes from `offset` on were looked through: fewer than asked at the replica's end, `replica_len`, or
+    /// when there were many hits. `hits` lie in them with all that decides them, and the payload has their distances
+    /// from `offset` (see [`encode_hits`]), unless only the number was wanted. `head` and `tail`: the first and last bytes
+    /// of what was scanned, as many as a hit may share with its neighbours.
+    Search {
+        replica_len: u64,
+        scanned: u32,
+        hits: u64,
+        head: Vec<u8>,
+        tail: Vec<u8>,
+    },
     Failed(DataFailure),
 }
 
@@ -221,6 +247,7 @@ wire_enum!(DataCall {
     27 = Repair { layout, block },
     28 = ReadSums { chunk, version, offset, len },
     29 = LocalDoor,
+    30 = Search { chunk, version, offset, len, word, whole, count_only },
 });
 wire_enum!(Peer { 1 = Client(client), 2 = Server(server) });
 wire_enum!(WireMutation {
@@ -242,6 +269,7 @@ wire_enum!(DataReply {
     9 = Block { crc },
     10 = ReadSums { replica_len, in_file },
     11 = LocalDoor { name, token },
+    12 = Search { replica_len, scanned, hits, head, tail },
     20 = Failed(failure),
 });
 wire_enum!(DataFailure {
@@ -286,4 +314,21 @@ pub fn decode_sums(
         .ok_or(DecodeError::Range("length of checksums"))?;
     let (words, _rest) = sums.as_chunks::<4>();
     Ok((words.iter().copied().map(u32::from_le_bytes).collect(), client_table))
+}
+
+/// Payload of [`DataReply::Search`].
+#[must_use]
+pub fn encode_hits(hits: &[u32]) -> Vec<u8> {
+    hits.iter().flat_map(|hit| hit.to_le_bytes()).collect()
+}
+
+/// The hits of what [`encode_hits`] made.
+///
+/// # Errors
+/// `Range` if the payload is no list of numbers, or they do not rise and lie below `scanned`.
+pub fn decode_hits(payload: &[u8], scanned: u32) -> Result<Vec<u32>, DecodeError> {
+    let (words, rest) = payload.as_chunks::<4>();
+    let hits: Vec<u32> = words.iter().copied().map(u32::from_le_bytes).collect();
+    let risen = hits.is_sorted_by(|a, b| a < b) && hits.last().is_none_or(|last| *last < scanned);
+    if rest.is_empty() && risen { Ok(hits) } else { Err(DecodeError::Range("hits")) }
 }

@@ -9,6 +9,7 @@ mod directories;
 mod drain;
 mod failover;
 mod full_disk;
+mod grep;
 mod hang;
 mod jobs;
 mod memory;

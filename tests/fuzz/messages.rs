@@ -80,6 +80,25 @@ fn replies_of_chunkservers() {
 }
 
 #[test]
+fn hits_of_a_search() {
+    use dfs_proto::data_rpc::{decode_hits, encode_hits};
+    let payload = |scanned: u32, hits: &[u32]| {
+        let mut bytes = scanned.to_le_bytes().to_vec();
+        bytes.extend_from_slice(&encode_hits(hits));
+        bytes
+    };
+    let valid = vec![payload(0, &[]), payload(9, &[0, 1, 8]), payload(u32::MAX, &[7, 1 << 30])];
+    Target::new("hits", valid).prefixes_may_be_valid().run(|bytes| {
+        let Some((scanned, payload)) = bytes.split_first_chunk() else { return false };
+        let scanned = u32::from_le_bytes(*scanned);
+        let Ok(hits) = decode_hits(payload, scanned) else { return false };
+        assert_eq!(encode_hits(&hits), payload);
+        assert!(hits.iter().all(|hit| *hit < scanned));
+        true
+    });
+}
+
+#[test]
 fn checksums_and_client_table_of_a_replica() {
     let payload = |sums: &[u32], table: &[u8]| {
         let mut bytes = u32::try_from(table.len()).unwrap().to_le_bytes().to_vec();

@@ -600,6 +600,15 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
         DataCall::Space,
         DataCall::ReadSums { chunk: CHUNK, version, offset: 5, len: 6 },
         DataCall::LocalDoor,
+        DataCall::Search {
+            chunk: CHUNK,
+            version,
+            offset: 5,
+            len: 6,
+            word: b"word".to_vec(),
+            whole: true,
+            count_only: false,
+        },
         DataCall::Repair { layout: chunk_layout(), block: 2 },
         DataCall::FetchBlock { chunk: CHUNK, source_version: version, source_seq: 4, block: 1 },
     ]);
@@ -622,6 +631,13 @@ pub(crate) fn data_replies() -> Vec<DataReply> {
         DataReply::Block { crc: 7 },
         DataReply::ReadSums { replica_len: 5, in_file: true },
         DataReply::LocalDoor { name: "door".to_owned(), token: vec![1; 16] },
+        DataReply::Search {
+            replica_len: 5,
+            scanned: 4,
+            hits: 3,
+            head: vec![1, 2],
+            tail: vec![3, 4],
+        },
         DataReply::Sums {
             version: ChunkVersion(1),
             seq: 2,
