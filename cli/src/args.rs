@@ -587,6 +587,10 @@ pub(crate) struct MasterArgs {
     /// Start although the end of the metadata log is damaged or missing: what it held is lost
     #[arg(long)]
     pub accept_loss: bool,
+    /// As `dfs shell` starts it: chunks may be of 32 bytes, new ones go to the servers with the fewest, and chunks of dead
+    /// servers are not copied
+    #[arg(long)]
+    pub exercise: bool,
     #[command(flatten)]
     pub pages: PagesArgs,
 }

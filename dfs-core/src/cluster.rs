@@ -13,7 +13,7 @@ pub mod running;
 use std::collections::{BTreeMap, BTreeSet};
 
 use overlay::{OverlayKind, Room};
-pub use place::room_for_new_chunk;
+pub use place::{Placement, room_for_new_chunk};
 
 use crate::chunk::{Chunk, Member};
 use crate::ids::{ChunkId, ChunkVersion, DiskId, ServerId};
@@ -189,6 +189,8 @@ pub struct ServerRow {
     is_full: bool,
     /// Grows with every chunk it is given, faster the less room it has.
     burden: u64,
+    /// Chunks it had when it was first heard of, and those placed on it since.
+    load: u64,
 }
 
 /// What accepting a heartbeat means for the reply.
@@ -206,6 +208,7 @@ pub struct Cluster {
     rows: BTreeMap<ServerId, ServerRow>,
     /// Chunks placed so far.
     placements: u64,
+    pub placement: Placement,
     /// As the log has them.
     overlays: BTreeMap<ServerId, Vec<OverlayKind>>,
     /// Replicas told of that may be the first of their chunk, since the last [`Self::take_told`].
@@ -218,7 +221,8 @@ impl Cluster {
     pub fn new(profile: LivenessProfile) -> Self {
         let (rows, overlays) = (BTreeMap::new(), BTreeMap::new());
         let running = Running::default();
-        Self { profile, rows, overlays, placements: 0, told: BTreeSet::new(), running }
+        let (told, placement) = (BTreeSet::new(), Placement::default());
+        Self { profile, rows, overlays, placements: 0, placement, told, running }
     }
 
     /// As if `server` had never been heard of.
@@ -335,11 +339,13 @@ impl Cluster {
             recent_placements: 0,
             is_full: false,
             burden: 0,
+            load: chunk_count,
         };
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
             let joined_at = if row.disk == disk { row.joined_at } else { now };
-            *row = ServerRow { joined_at, burden: row.burden, ..fresh() };
+            let load = if row.disk == disk { row.load } else { chunk_count };
+            *row = ServerRow { joined_at, burden: row.burden, load, ..fresh() };
         }
         let first = |(_, replica): &&(ChunkId, Replica)| replica.version.0 == 1;
         self.told.extend(replicas.iter().filter(first).map(|(chunk, _)| *chunk));

@@ -23,7 +23,10 @@ pub const INLINE_BYTES_MAX: u64 = 4096;
 /// Largest file, in bytes: offsets are signed 64 bit in POSIX.
 pub const FILE_BYTES_MAX: u64 = i64::MAX as u64;
 pub const CHUNK_BYTES_DEFAULT: u64 = 64 << 20;
+/// Smallest chunk that a master lets anybody ask for, in bytes.
 pub const CHUNK_BYTES_MIN: u64 = 4 << 10;
+/// Smallest chunk there is: of an exercise (DECISIONS 22).
+pub const CHUNK_BYTES_LEAST: u64 = 32;
 pub const CHUNK_BYTES_MAX: u64 = 256 << 20;
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]

@@ -288,6 +288,7 @@ impl Master {
             cluster.place(now(), self.replication as usize, inode.layout.chunk_size, &[])
         };
         if members.len() < self.min_replicas as usize {
+            lock(&self.cluster).take_back(&members);
             return Err(self.too_few_servers(members.len(), inode.layout.chunk_size));
         }
         let primary = self.choose_primary(&members);

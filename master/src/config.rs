@@ -43,6 +43,9 @@ pub struct Config {
     pub client_lease_ms: u64,
     /// Replicas of chunks that the map does not know are deleted after so long.
     pub orphan_wait_ms: u64,
+    /// As `dfs shell` wants it (DECISIONS 15): chunks may be as small as there are any, new ones go to the servers with the
+    /// fewest, and none is copied to a server that never had it.
+    pub exercise: bool,
     /// Where heartbeats are recorded, for `dfs replay`.
     pub record: Option<PathBuf>,
     /// Entries of the log after which a snapshot is made and what is behind the older one purged.
@@ -69,6 +72,7 @@ impl Config {
             segment_bytes: SEGMENT_BYTES,
             client_lease_ms: crate::clients::LEASE_MS,
             orphan_wait_ms: ORPHAN_WAIT_MS,
+            exercise: false,
             record: None,
             snapshot_entries: SNAPSHOT_ENTRIES,
         }

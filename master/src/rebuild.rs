@@ -205,6 +205,7 @@ impl Rebuild {
             });
             due.take(CONSIDERED_MAX).cloned().collect()
         };
+        let due = if master.config.exercise { Vec::new() } else { due };
         self.say_hold(master, hold.clone());
         let limits = Limits { in_all: LIMITS.in_all.saturating_sub(tasks.len()), ..LIMITS };
         for (chunk, learner) in assign(&due, &mut targets, &places, limits) {

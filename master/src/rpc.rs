@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
-use dfs_core::namespace::{Attr, Body, FileKind, NamespaceError};
+use dfs_core::namespace::{Attr, Body, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FileKind, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
@@ -309,6 +309,16 @@ fn change_of_client(
     results: &Results,
     mut change: Change,
 ) -> Result<Outcome, MetaFailure> {
+    if let Change::Create { layout: Some(layout), .. }
+    | Change::CreateUnnamed { layout: Some(layout), .. } = &change
+        && layout.chunk_size < CHUNK_BYTES_MIN
+        && !master.config.exercise
+    {
+        return Err(MetaFailure::Refused(NamespaceError::Invalid(format!(
+            "chunk size {} is not a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}",
+            layout.chunk_size
+        ))));
+    }
     let forbidden = match &change {
         Change::Create { .. }
         | Change::CreateUnnamed { .. }

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use dfs_core::cluster::Cluster;
+use dfs_core::cluster::{Cluster, Placement};
 use dfs_core::command::{Change, Command, Outcome};
 use dfs_core::ids::{ChunkId, ClientId, Epoch, FsId, InodeNo, OpId, ServerId};
 use dfs_core::meta::MetaStore;
@@ -167,6 +167,10 @@ impl Master {
         reclaim: tokio::sync::mpsc::Sender<InodeNo>,
         metrics: Metrics,
     ) -> Self {
+        let mut cluster = Cluster::new(config.profile);
+        if config.exercise {
+            cluster.placement = Placement::FewestChunks;
+        }
         Self {
             fs: superblock.fs,
             epoch: superblock.epoch,
@@ -176,7 +180,7 @@ impl Master {
             started: now(),
             reigns,
             recorder,
-            cluster: Mutex::new(Cluster::new(config.profile)),
+            cluster: Mutex::new(cluster),
             clients: Mutex::default(),
             reconfiguring: Mutex::default(),
             pauses: Mutex::default(),

@@ -28,6 +28,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         min_replicas,
         change_replication,
         accept_loss,
+        exercise,
         pages: PagesArgs { metrics, metrics_file },
     } = args;
     let profile = timing.profile(profile.name())?;
@@ -56,6 +57,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
         min_replicas: *min_replicas,
         change_replication: *change_replication,
         accept_loss: *accept_loss,
+        exercise: *exercise,
         record: record.clone(),
         ..master::Config::new(data.clone())
     };

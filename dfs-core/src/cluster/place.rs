@@ -7,10 +7,22 @@ use crate::ids::{ChunkId, ServerId};
 use crate::plan::rebuild::{Place, mix};
 use crate::time::Timestamp;
 
+/// By what servers are chosen for a new chunk.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub enum Placement {
+    /// By free space and number of chunks, spread over zones and hosts.
+    #[default]
+    Even,
+    /// Those with the fewest chunks, of equal ones the lowest ids: it can be told beforehand. Zones, hosts and space do
+    /// not count. A chunk that is deleted is counted until its server joins a new master.
+    FewestChunks,
+}
+
 impl Cluster {
     /// Chooses up to `count` alive servers for a new chunk of `chunk_bytes`, none of `avoid`: one after the other, in a
     /// zone and on a host that has none yet, if there is one. Over time each gets chunks in proportion to the free share
-    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports.
+    /// of its disk, more if it has fewer than others; nobody is chosen again and again until it reports. Or as
+    /// [`Placement::FewestChunks`] says, if so set.
     pub fn place(
         &mut self,
         now: Timestamp,
@@ -21,6 +33,9 @@ impl Cluster {
         let alive: Vec<ServerId> = self.rows.keys().copied().collect();
         let alive: Vec<ServerId> =
             alive.into_iter().filter(|id| self.liveness(now, *id) == Liveness::Alive).collect();
+        if self.placement == Placement::FewestChunks {
+            return self.place_on_fewest(alive, count, avoid);
+        }
         let rows = || alive.iter().filter_map(|server| Some((*server, self.rows.get(server)?)));
         let chunks: u64 = rows().map(|(_, row)| row.chunks()).sum();
         let shares: u64 = rows().map(|(_, row)| row.free_share(0)).sum();
@@ -69,6 +84,36 @@ impl Cluster {
             }
         }
         chosen.into_iter().map(|(member, _)| member).collect()
+    }
+
+    fn place_on_fewest(
+        &mut self,
+        mut alive: Vec<ServerId>,
+        count: usize,
+        avoid: &[ServerId],
+    ) -> Vec<Member> {
+        alive.retain(|server| !avoid.contains(server) && self.room(*server) != Room::Closed);
+        // A stable sort of what is in the order of ids.
+        alive.sort_by_key(|server| (self.room(*server), self.rows.get(server).map(|row| row.load)));
+        alive.truncate(count);
+        self.placements += 1;
+        let mut member = |server| {
+            let row = self.rows.get_mut(&server)?;
+            row.load += 1;
+            row.recent_placements += 1;
+            Some(Member { server, disk: row.disk })
+        };
+        alive.into_iter().filter_map(&mut member).collect()
+    }
+
+    /// No chunk was made on those that [`Self::place`] chose.
+    pub fn take_back(&mut self, chosen: &[Member]) {
+        for member in chosen {
+            if let Some(row) = self.rows.get_mut(&member.server) {
+                row.load = row.load.saturating_sub(1);
+                row.recent_placements = row.recent_placements.saturating_sub(1);
+            }
+        }
     }
 
     /// `server` refused bytes for want of room: until it says otherwise it has none. False: that was known.
@@ -141,6 +186,33 @@ mod tests {
         assert_eq!(placed(cluster.place(at(1), 3, 64 << 20, &[ServerId(2)])), [3, 4, 1].into());
         cluster.on_disconnect(at(1), ServerId(3), 1);
         assert_eq!(placed(cluster.place(at(1), 4, 64 << 20, &[])), [2, 4, 1].into());
+    }
+
+    #[test]
+    fn fewest_chunks_first_and_of_equals_the_lowest_whatever_heartbeats_say() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        cluster.placement = Placement::FewestChunks;
+        for server in 1..=4 {
+            cluster.on_heartbeat(at(0), beat(server, 0));
+        }
+        let mut placed = |at_ms, avoid: &[ServerId]| {
+            let members = cluster.place(at(at_ms), 3, 32, avoid);
+            // A report that was sent before the chunks were made.
+            for server in 1..=4 {
+                cluster.on_heartbeat(at(at_ms), beat(server, 0));
+            }
+            members.into_iter().map(|m| m.server.0).collect::<Vec<_>>()
+        };
+        assert_eq!(placed(1, &[]), [1, 2, 3]);
+        assert_eq!(placed(2, &[]), [4, 1, 2]);
+        assert_eq!(placed(3, &[]), [3, 4, 1]);
+        assert_eq!(placed(4, &[ServerId(2)]), [3, 4, 1]);
+        assert_eq!(placed(5, &[]), [2, 3, 4]);
+        // Loads are 4, 3, 4, 4; one that came to nothing counts for nobody.
+        let chosen = cluster.place(at(6), 1, 32, &[]);
+        assert_eq!(chosen[0].server, ServerId(2));
+        cluster.take_back(&chosen);
+        assert_eq!(cluster.place(at(6), 1, 32, &[]), chosen);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use crate::cuts::Cuts;
 use crate::ids::InodeNo;
 use crate::namespace::acl::{self, Acl};
 use crate::namespace::{
-    Body, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, Dentry, FileKind, Inode, LINK_COUNT_MAX, Layout,
+    Body, CHUNK_BYTES_LEAST, CHUNK_BYTES_MAX, Dentry, FileKind, Inode, LINK_COUNT_MAX, Layout,
     NAME_BYTES_MAX, NamespaceError, SYMLINK_BYTES_MAX, record_bytes_max,
 };
 
@@ -45,9 +45,10 @@ pub(super) fn name_too_long(name: &[u8]) -> bool {
 
 fn check_layout(layout: Layout) -> Result<(), NamespaceError> {
     let Layout { chunk_size, record_log, record_max } = layout;
-    if !chunk_size.is_power_of_two() || !(CHUNK_BYTES_MIN..=CHUNK_BYTES_MAX).contains(&chunk_size) {
+    if !chunk_size.is_power_of_two() || !(CHUNK_BYTES_LEAST..=CHUNK_BYTES_MAX).contains(&chunk_size)
+    {
         return Err(NamespaceError::Invalid(format!(
-            "chunk size {chunk_size} is not a power of two from {CHUNK_BYTES_MIN} to {CHUNK_BYTES_MAX}"
+            "chunk size {chunk_size} is not a power of two from {CHUNK_BYTES_LEAST} to {CHUNK_BYTES_MAX}"
         )));
     }
     let most = record_bytes_max(chunk_size);
