@@ -74,13 +74,14 @@ fn is_number(arg: &clap::Arg) -> bool {
 const CLUSTER_FLAGS: [&str; 4] = ["dir", "master", "key-file", "server-wait"];
 
 /// Commands that do not look at all of [`CLUSTER_FLAGS`], and at which they do.
-const FLAGS_USED: [(&str, [bool; 4]); 9] = [
+const FLAGS_USED: [(&str, [bool; 4]); 10] = [
     ("up", [true, false, true, true]),
     ("supervise", [true, false, true, true]),
     ("down", [true, false, false, false]),
     ("bench", [true, false, false, false]),
     ("master", [true, false, true, false]),
     ("chunkserver", [true, true, true, false]),
+    ("shell", [false; 4]),
     ("umount", [false; 4]),
     ("completions", [false; 4]),
     ("man", [false; 4]),
@@ -153,6 +154,8 @@ pub(crate) enum Command {
     Jobs(jobs::JobsArgs),
     /// Deleted files that are kept for a while: list, restore, empty
     Trash(trash::TrashArgs),
+    /// Commands from standard input, to a cluster of its own that ends with it
+    Shell(crate::commands::shell::ShellArgs),
     /// Show what the master decided in a recording of its heartbeats
     Replay(servers::ReplayArgs),
     /// Measure a directory, with ratios to another in the same run

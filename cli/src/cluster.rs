@@ -46,6 +46,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         Command::Master(_) => "master",
         Command::Replay(_) => "replay",
         Command::Chunkserver(_) => "chunkserver",
+        Command::Shell(_) => "shell",
         Command::Umount(_) => "umount",
         Command::Completions(_) => "completions",
         Command::Man(_) => "man",

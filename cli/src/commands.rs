@@ -27,6 +27,7 @@ pub(crate) mod replay;
 pub(crate) mod rm;
 pub(crate) mod route;
 pub(crate) mod scrub;
+pub(crate) mod shell;
 pub(crate) mod stat;
 pub(crate) mod status;
 pub(crate) mod top;

@@ -372,6 +372,40 @@ impl Files {
     }
 }
 
+impl Files {
+    /// A new file with `content`, whose chunks are made one after the other: which servers they go to then follows from
+    /// their order. Nothing is left of it if it fails.
+    pub(crate) fn put_in_order(&self, path: &RemotePath, content: &[u8]) -> anyhow::Result<Attr> {
+        if self.find(path)?.is_some() {
+            return fail(format!("{}: exists", path.shown()), "choose another name");
+        }
+        let attr = self.create("upload", path, NewKind::File, 0o666, None)?;
+        let written = self.write_in_order(&attr, path, content);
+        if written.is_err()
+            && let Err(error) = self.unlink(path)
+        {
+            tracing::warn!(%error, "what was written stays");
+        }
+        written
+    }
+
+    fn write_in_order(
+        &self,
+        attr: &Attr,
+        path: &RemotePath,
+        content: &[u8],
+    ) -> anyhow::Result<Attr> {
+        let mut writer = self.writer(attr, format!("upload {}", path.shown()))?;
+        let chunk = usize::try_from(attr.layout.chunk_size.max(1))?;
+        for bytes in content.chunks(chunk) {
+            writer.write(bytes)?;
+            writer.file.flush().map_err(|error| explain(&writer.what, error))?;
+        }
+        writer.sync()?;
+        self.attr(path)
+    }
+}
+
 /// A file open for writing.
 #[derive(Debug)]
 struct Writer<'a> {

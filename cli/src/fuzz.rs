@@ -86,3 +86,17 @@ fn mountinfo_table() {
         true
     });
 }
+
+#[test]
+fn lines_of_a_shell() {
+    use crate::commands::shell::ranks::Command;
+    let valid =
+        ["upload a.txt /x y", "list_file a", "retrieve a", "search a b", "failover 1", "exit"];
+    Target::new("shell_line", texts(&valid)).memory(8 << 20).prefixes_may_be_valid().run(|bytes| {
+        let Ok(Some(command)) = Command::parse(bytes) else { return false };
+        if let Command::Upload { name, path } = &command {
+            assert!(!name.is_empty() && !path.as_os_str().is_empty(), "{command:?}");
+        }
+        true
+    });
+}

@@ -107,6 +107,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Append(args) => commands::append::run(cluster, args),
         Command::Mount(args) => commands::mount::run(cluster, args),
         Command::Umount(args) => commands::umount::run(args),
+        Command::Shell(args) => commands::shell::run(args),
         Command::Replay(args) => commands::replay::run(args),
         Command::Master(args) => commands::master::run(cluster, args),
         Command::Chunkserver(args) => commands::chunkserver::run(cluster, args),

@@ -53,6 +53,8 @@ pub(crate) struct Plan {
     pub chunkservers: u32,
     pub restart: Restart,
     pub accept_loss: bool,
+    /// For `dfs shell`: such a master, and no mount.
+    pub exercise: bool,
     /// How long the mount waits for servers, if not as usual.
     pub server_wait: Option<Duration>,
 }
@@ -80,7 +82,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Starts everything and returns when the mount answers. On an error all that was started is stopped again.
+    /// Starts everything and returns when the mount answers, if there is to be one. On an error all that was started is stopped again.
     pub(crate) fn start(
         plan: Plan,
         lock: Lock,
@@ -136,6 +138,9 @@ impl Supervisor {
         self.plan.dir.write(&self.plan.file)?;
         self.await_joined(shutdown, say)?;
         self.own_root().context("make the root directory yours")?;
+        if self.plan.exercise {
+            return self.note_metrics();
+        }
 
         self.spawn(Role::Mount)?;
         self.await_mount(shutdown, say)?;
@@ -197,7 +202,7 @@ impl Supervisor {
 
     /// The arguments a person would type for this process.
     fn arguments(&self, role: Role) -> Vec<String> {
-        let Plan { dir, file, accept_loss, server_wait, .. } = &self.plan;
+        let Plan { dir, file, accept_loss, exercise, server_wait, .. } = &self.plan;
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let key = text(&dir.key_file());
         let mut arguments: Vec<String> = match role {
@@ -240,6 +245,7 @@ impl Supervisor {
         };
         if role == Role::Master {
             arguments.extend(file.timing().arguments());
+            arguments.extend(exercise.then(|| "--exercise".to_owned()));
         }
         if let (Role::Chunkserver(_), Some(capacity)) = (role, file.capacity_bytes) {
             arguments.extend(["--capacity".into(), capacity.to_string()]);
@@ -429,9 +435,14 @@ impl Supervisor {
             {
                 say(&format!("warning: {error:#}"));
             }
-            for index in 0..self.watched.len() {
-                self.look_at(index, say);
-            }
+            self.look(say);
+        }
+    }
+
+    /// Says what has ended since the last look, and starts again what is to be.
+    pub(crate) fn look(&mut self, say: Say<'_>) {
+        for index in 0..self.watched.len() {
+            self.look_at(index, say);
         }
     }
 
@@ -533,6 +544,7 @@ impl Supervisor {
                 self.plan.dir.forget_pid(watched.role);
             }
             if group(Role::Mount)
+                && !self.plan.exercise
                 && let Err(error) = mount_point::unmount(&self.plan.file.mount)
             {
                 say(&format!("warning: {error:#}"));

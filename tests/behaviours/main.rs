@@ -6,6 +6,7 @@
 
 mod fleet;
 mod memory;
+mod set_0;
 mod set_1;
 mod set_2;
 mod set_3;

@@ -248,6 +248,7 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
         chunkservers,
         restart: *restart,
         accept_loss: *accept_loss,
+        exercise: false,
         server_wait: wanted.cluster.server_wait,
     })
 }
