@@ -639,8 +639,7 @@ impl ChunkWriter {
                 let first = state.backoff == Backoff::default();
                 let pause = state.backoff.next_ms(random());
                 // The first time at once: most often the master has the answer already.
-                let pause = if first && !trouble.is_busy() { 0 } else { pause };
-                pause
+                if first && !trouble.is_busy() { 0 } else { pause }
             };
             let troubled = self.troubled_for();
             if wait <= troubled {

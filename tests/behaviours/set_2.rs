@@ -224,7 +224,7 @@ const SERVERS: u32 = 8;
 /// others ask for a client's server. Answers what it was told.
 fn beat_or_route(thread: u32, round: u32, table: &mut Table) -> Option<RouteReply> {
     let server = thread / 2 % SERVERS + 1;
-    if thread % 2 == 0 {
+    if thread.is_multiple_of(2) {
         let start = thread / 2 + THREADS * round;
         let (host, port) = (format!("10.{server}.{}.{}", start / 250, start % 250), 1000 + start);
         table.on_heartbeat(at(1_000), beat(server, format!("{host}:{port}"), u64::from(start) + 1));
