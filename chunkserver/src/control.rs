@@ -53,8 +53,8 @@ impl Control {
         obeyed.map_err(|e| Status::permission_denied(e.to_string()))
     }
 
-    fn check_open(&self) -> Result<(), Status> {
-        self.0.fence.check_not_suspended().map_err(|e| Status::unavailable(e.to_string()))
+    fn check_takes_part(&self) -> Result<(), Status> {
+        self.0.fence.check_takes_part().map_err(|e| Status::unavailable(e.to_string()))
     }
 
     /// Disk work, off the runtime's own threads.
@@ -62,7 +62,17 @@ impl Control {
         &self,
         work: impl FnOnce(&Arc<Node>) -> Result<T, Status> + Send + 'static,
     ) -> Result<Response<T>, Status> {
-        self.check_open()?;
+        self.check_takes_part()?;
+        self.reading(work).await
+    }
+
+    /// As [`Self::blocking`], for what a lost master is made anew from: nobody is there then to admit this server.
+    async fn reading<T: Send + 'static>(
+        &self,
+        work: impl FnOnce(&Arc<Node>) -> Result<T, Status> + Send + 'static,
+    ) -> Result<Response<T>, Status> {
+        let open = self.0.fence.check_not_suspended();
+        open.map_err(|e| Status::unavailable(e.to_string()))?;
         let node = Arc::clone(&self.0);
         tokio::task::spawn_blocking(move || work(&node))
             .await
@@ -182,7 +192,7 @@ impl ChunkControl for Control {
         &self,
         request: Request<VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
-        self.check_open()?;
+        self.check_takes_part()?;
         let VerifyRequest { chunks, paced } = request.into_inner();
         let node = Arc::clone(&self.0);
         let stop = node.stopping.clone();
@@ -211,7 +221,7 @@ impl ChunkControl for Control {
 #[tonic::async_trait]
 impl MetadataCopies for Control {
     async fn list(&self, _: Request<CopyListRequest>) -> Result<Response<CopyListReply>, Status> {
-        self.blocking(|node| {
+        self.reading(|node| {
             let files = node.copies.list().map_err(|e| copy_status(&e))?;
             let complete = node.copies.complete().unwrap_or_else(|error| {
                 tracing::error!(%error, "copy of the metadata: it counts as none");
@@ -272,7 +282,7 @@ impl MetadataCopies for Control {
         request: Request<CopyReadRequest>,
     ) -> Result<Response<CopyReadReply>, Status> {
         let CopyReadRequest { name, offset, length } = request.into_inner();
-        self.blocking(move |node| {
+        self.reading(move |node| {
             let data = node.copies.read(&name, offset, length).map_err(|e| copy_status(&e))?;
             Ok(CopyReadReply { data })
         })

@@ -246,7 +246,7 @@ fn hello(node: &Node, call: &DataCall, waiter: Waiter) -> io::Result<Peer> {
 }
 
 fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
-    if node.fence.check_not_suspended().is_err() {
+    if node.fence.check_takes_part().is_err() {
         return;
     }
     match call {
@@ -286,7 +286,7 @@ fn on_request(
     buffer: &mut Vec<u8>,
 ) {
     let payload_crc = frame.header.payload_crc;
-    if let Err(failure) = node.fence.check_not_suspended() {
+    if let Err(failure) = node.fence.check_takes_part() {
         return waiter.reply(node, &DataReply::Failed(failure));
     }
     match call {

@@ -15,6 +15,9 @@ pub(crate) struct Fence {
     answered: AtomicBool,
     /// The master wishes this server to be silent, whatever its lease.
     suspended: AtomicBool,
+    /// This start's directory is known to be the newest of its disk: an older copy takes part in nothing, also before the
+    /// first answer, which its address may be asked for by whoever knew the newer one.
+    admitted: AtomicBool,
 }
 
 impl Fence {
@@ -23,6 +26,7 @@ impl Fence {
             serve_until: AtomicU64::new(if has_master { 0 } else { u64::MAX }),
             answered: AtomicBool::new(!has_master),
             suspended: AtomicBool::new(false),
+            admitted: AtomicBool::new(!has_master),
         }
     }
 
@@ -46,11 +50,36 @@ impl Fence {
         self.suspended.store(suspended, Ordering::Release);
     }
 
+    pub(crate) fn is_suspended(&self) -> bool {
+        self.suspended.load(Ordering::Acquire)
+    }
+
     /// # Errors
     /// `Fenced` while the master wishes silence.
     pub(crate) fn check_not_suspended(&self) -> Result<(), DataFailure> {
-        if self.suspended.load(Ordering::Acquire) {
+        if self.is_suspended() {
             return Err(DataFailure::Fenced { reason: "suspended by `dfs failover`".to_owned() });
+        }
+        Ok(())
+    }
+
+    /// The master's log has this start's mark, or it is refused as an older copy.
+    pub(crate) fn admit(&self, admitted: bool) {
+        self.admitted.store(admitted, Ordering::Release);
+        if !admitted {
+            self.close();
+        }
+    }
+
+    /// Whether this server may do anything for anybody: it is not wished silent, and its directory is no older copy.
+    ///
+    /// # Errors
+    /// `Fenced` if not.
+    pub(crate) fn check_takes_part(&self) -> Result<(), DataFailure> {
+        self.check_not_suspended()?;
+        if !self.admitted.load(Ordering::Acquire) {
+            let reason = "the master has not admitted this data directory".to_owned();
+            return Err(DataFailure::Fenced { reason });
         }
         Ok(())
     }
@@ -74,13 +103,13 @@ impl Fence {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        self.suspended.load(Ordering::Acquire) || self.serve_until() <= monotonic_nanos()
+        self.check_takes_part().is_err() || self.serve_until() <= monotonic_nanos()
     }
 
     /// # Errors
     /// `Fenced` while this server must not serve.
     pub(crate) fn check(&self) -> Result<(), DataFailure> {
-        self.check_not_suspended()?;
+        self.check_takes_part()?;
         if self.is_closed() {
             return Err(DataFailure::Fenced { reason: "no answer from the master".to_owned() });
         }
@@ -96,6 +125,7 @@ mod tests {
     fn serves_only_within_eight_tenths_of_dead_after_from_sending() {
         let fence = Fence::new(true);
         assert!(fence.is_closed() && fence.was_never_answered());
+        fence.admit(true);
         let now = monotonic_nanos();
         fence.on_answer(now, 60_000);
         assert!(fence.check().is_ok());
@@ -113,6 +143,7 @@ mod tests {
     #[test]
     fn a_suspended_server_serves_nothing_until_it_is_answered_after_the_end_of_the_wish() {
         let fence = Fence::new(true);
+        fence.admit(true);
         fence.on_answer(monotonic_nanos(), 60_000);
         fence.suspend(true);
         assert!(fence.is_closed() && fence.check().is_err());
@@ -124,5 +155,18 @@ mod tests {
         assert!(fence.check_not_suspended().is_ok() && fence.check().is_err());
         fence.on_answer(monotonic_nanos(), 60_000);
         assert!(fence.check().is_ok());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_admitted_takes_part_in_nothing_whatever_is_answered() {
+        let fence = Fence::new(true);
+        fence.on_answer(monotonic_nanos(), 60_000);
+        assert!(fence.check().is_err() && fence.check_takes_part().is_err());
+        assert!(fence.check_not_suspended().is_ok(), "copies of the metadata are given");
+        fence.admit(true);
+        assert!(fence.check().is_ok() && fence.check_takes_part().is_ok());
+        fence.admit(false);
+        fence.on_answer(monotonic_nanos(), 60_000);
+        assert!(fence.check().is_err() && fence.check_takes_part().is_err());
     }
 }

@@ -16,6 +16,7 @@ mod error;
 mod fence;
 mod gather;
 mod local_door;
+mod marks;
 mod master_link;
 mod member;
 pub mod metrics;

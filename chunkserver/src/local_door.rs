@@ -108,7 +108,7 @@ fn answer(node: &Weak<Node>, mut stream: &UnixStream, token: &[u8]) -> io::Resul
         let chunk = ChunkId(u64::from_le_bytes(request));
         let Some(node) = node.upgrade() else { return Ok(()) };
         // Files are put aside when the master says so: nothing of that is hurried by who still reads one.
-        let open = node.fence.check_not_suspended().is_ok();
+        let open = node.fence.check_takes_part().is_ok();
         let path = open.then(|| node.store.chunk_file(chunk)).flatten();
         let file = path.and_then(|path| File::open(path).ok());
         send(stream, file.as_ref())?;

@@ -24,6 +24,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use crate::control::{delete, delete_below};
 use crate::gather::{Content, Gatherer};
+use crate::marks::Marking;
 use crate::node::{FAILURES_MAX, Node, lock};
 
 /// What the store has to tell is waited for no longer, then the heartbeat goes without.
@@ -72,9 +73,11 @@ impl Link {
             interval: INTERVAL_FIRST,
             dead_after: Duration::from_secs(15),
             gatherer: Gatherer::new(node),
+            marking: Marking::new(node),
             status: String::new(),
             ended_serial: 0,
             gone: false,
+            refused: false,
         };
         let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             hurry();
@@ -121,11 +124,14 @@ struct Talk {
     interval: Duration,
     dead_after: Duration,
     gatherer: Gatherer,
+    marking: Marking,
     status: String,
     /// Up to where the master's list of ended clients is known on this stream.
     ended_serial: u64,
-    /// The master said that this server was decommissioned.
+    /// The master said that this server was decommissioned, or that its directory is an older copy.
     gone: bool,
+    /// The last answer was a refusal.
+    refused: bool,
 }
 
 /// What one heartbeat told, put back if it is not answered.
@@ -141,7 +147,9 @@ impl Talk {
         while !self.stopping.asked.load(Ordering::Acquire) {
             if let Err(reason) = self.one_stream().await {
                 if self.status != reason {
-                    tracing::warn!(master = %self.master, %reason, see = %Page::MasterSilent, "no heartbeats");
+                    let see =
+                        if self.refused { Page::DirectoryRefused } else { Page::MasterSilent };
+                    tracing::warn!(master = %self.master, %reason, %see, "no heartbeats");
                     self.status = reason;
                 }
                 self.show_fence();
@@ -181,7 +189,12 @@ impl Talk {
         let mut full = true;
         self.ended_serial = 0;
         // The request stream's first message goes with the call: a server may wait for it before it answers.
-        let (mut sent_at, mut told) = self.send(&send, full, false).await?;
+        self.marking.begin().await?;
+        let (mut sent_at, mut told) = if self.marking.has_joined() {
+            self.send(&send, full, false).await?
+        } else {
+            self.send_mark(&send).await?
+        };
         let answer_max = self.dead_after.max(Duration::from_secs(2));
         let within = |e: tokio::time::error::Elapsed| e.to_string();
         let mut replies =
@@ -211,7 +224,7 @@ impl Talk {
             };
             let more = told.more;
             self.show_fence();
-            if self.node.fence.check_not_suspended().is_err() {
+            if self.node.fence.is_suspended() {
                 // The stream stays open: a closed one would tell the master more than silence does.
                 self.stay_silent(WishesClient::new(channel.clone())).await?;
                 return Ok(());
@@ -293,7 +306,7 @@ impl Talk {
     }
 
     fn suspend(&mut self, suspended: bool) {
-        let before = self.node.fence.check_not_suspended().is_err();
+        let before = self.node.fence.is_suspended();
         if before != suspended {
             tracing::info!(suspended, "the master's wish");
             // Else it would say "serving" only once.
@@ -317,12 +330,51 @@ impl Talk {
         full: bool,
         leaving: bool,
     ) -> Result<(u64, Told), String> {
+        self.marking.look().await?;
         let (request, mut told) = self.heartbeat(full, leaving).await;
         let sent_at = monotonic_nanos();
         if to.send(request).await.is_err() {
             return Err(self.not_told(&mut told, "the stream ended".to_owned()));
         }
         Ok((sent_at, told))
+    }
+
+    /// The first message of a start: nothing but its mark.
+    async fn send_mark(
+        &mut self,
+        to: &mpsc::Sender<HeartbeatRequest>,
+    ) -> Result<(u64, Told), String> {
+        self.sequence += 1;
+        let loss_accepted = self.node.loss_accepted;
+        let request = HeartbeatRequest { joining: true, loss_accepted, ..self.identity() };
+        let sent_at = monotonic_nanos();
+        to.send(request).await.map_err(|_| "the stream ended".to_owned())?;
+        Ok((sent_at, Told::default()))
+    }
+
+    /// Who this is, and whom it obeys.
+    fn identity(&self) -> HeartbeatRequest {
+        let node = &self.node;
+        let reign = node.state.reign();
+        let (mark, next_mark) = self.marking.shown();
+        HeartbeatRequest {
+            server: node.server.to_string(),
+            disk: node.disk.0.to_be_bytes().to_vec(),
+            fs: node.fs.0.to_be_bytes().to_vec(),
+            incarnation: node.state.incarnation(),
+            address: self.address.clone(),
+            epoch: reign.epoch.0,
+            nonce: reign.nonce,
+            log_index: reign.log_index,
+            sequence: self.sequence,
+            device: node.device,
+            directory: node.directory.clone(),
+            zone: node.config.zone.clone(),
+            host: node.config.host.clone(),
+            mark,
+            next_mark,
+            ..HeartbeatRequest::default()
+        }
     }
 
     async fn heartbeat(&mut self, full: bool, leaving: bool) -> (HeartbeatRequest, Told) {
@@ -335,13 +387,7 @@ impl Talk {
         let mut failures = std::mem::take(&mut *lock(&node.news.failures));
         failures.truncate(FAILURES_MAX);
         let told = Told { chunks, failures, more };
-        let reign = node.state.reign();
         let request = HeartbeatRequest {
-            server: node.server.to_string(),
-            disk: node.disk.0.to_be_bytes().to_vec(),
-            fs: node.fs.0.to_be_bytes().to_vec(),
-            incarnation: node.state.incarnation(),
-            address: self.address.clone(),
             full_inventory: full,
             replicas,
             gone,
@@ -349,10 +395,6 @@ impl Talk {
             used_bytes: space.used_bytes,
             free_bytes: space.free_bytes,
             total_bytes: space.total_bytes,
-            epoch: reign.epoch.0,
-            nonce: reign.nonce,
-            log_index: reign.log_index,
-            sequence: self.sequence,
             member_failures: told.failures.clone(),
             leaving,
             inventory_digest: digest,
@@ -360,12 +402,9 @@ impl Talk {
             inventory_more: pages && (full || told.chunks.is_empty()),
             ended_serial: self.ended_serial,
             clients,
-            device: node.device,
-            directory: node.directory.clone(),
-            zone: node.config.zone.clone(),
-            host: node.config.host.clone(),
             client_read_bytes: node.metrics.read_bytes.get() + node.metrics.local_read_bytes.get(),
             client_written_bytes: node.metrics.led_bytes.get(),
+            ..self.identity()
         };
         (request, told)
     }
@@ -373,9 +412,14 @@ impl Talk {
     /// Says whether the master wants the full inventory.
     async fn on_reply(&mut self, sent_at: u64, reply: HeartbeatReply) -> Result<bool, String> {
         let node = &self.node;
-        self.gone = reply.status == "decommissioned";
-        if reply.status != "alive" {
+        self.gone = matches!(reply.status.as_str(), "decommissioned" | "older-copy");
+        self.refused = !matches!(reply.status.as_str(), "alive" | "marked");
+        if self.refused {
             node.fence.close();
+            self.marking.on_refused(reply.pending_mark);
+            if reply.status == "older-copy" {
+                self.marking.on_older_copy(&reply.reason).await?;
+            }
             return Err(format!("the master says {}: {}", reply.status, reply.reason));
         }
         if reply.fs != node.fs.0.to_be_bytes() {
@@ -386,6 +430,12 @@ impl Talk {
         if let Err(refused) = node.state.obey(epoch, nonce, reply.log_index) {
             return Err(refused.to_string());
         }
+        if reply.status == "marked" {
+            self.marking.on_marked(reply.pending_mark).await?;
+            // What is held here is told now.
+            return Ok(true);
+        }
+        self.marking.on_alive(reply.pending_mark);
         if reply.wish == "suspended" {
             self.suspend(true);
             return Ok(false);

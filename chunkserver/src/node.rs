@@ -51,6 +51,10 @@ pub(crate) struct Node {
     pub(crate) copies: Copies,
     /// Asked when this server stops.
     pub(crate) stopping: Shutdown,
+    /// Asked when it is to open its directory anew.
+    pub(crate) start_again: Shutdown,
+    /// The directory is an older copy, and was opened with nothing in it counted as current.
+    pub(crate) loss_accepted: bool,
     space: CachedSpace,
 }
 
@@ -143,6 +147,8 @@ impl Node {
             pace: Pace::default(),
             copies: Copies::new(&config.data_dir),
             stopping: Shutdown::new(),
+            start_again: Shutdown::new(),
+            loss_accepted: config.accept_loss && state.marks().older,
             space: CachedSpace::default(),
             store,
             state,

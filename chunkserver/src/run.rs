@@ -23,14 +23,16 @@ use crate::control::Control;
 use crate::master_link::Link;
 use crate::metrics::Metrics;
 use crate::node::{Node, lock};
-use crate::state::ServerState;
-use crate::store::{Store, StoreConfig};
+use crate::state::{ServerState, is_older_copy};
+use crate::store::{OpenOptions, Store, StoreConfig};
 use crate::{data, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
 /// While no chunk is written: an idle server wakes the processor less often.
 const IDLE_TICK: Duration = Duration::from_millis(100);
+/// How often a server with `--accept-loss` looks whether it is to start again.
+const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
 /// Serves until SIGTERM or SIGINT.
 ///
@@ -38,10 +40,14 @@ const IDLE_TICK: Duration = Duration::from_millis(100);
 /// Whatever keeps the server from starting.
 pub fn run(config: Config) -> anyhow::Result<()> {
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let mut server = Server::start_unless(config, &shutdown)?;
-    shutdown.wait();
-    server.stop();
-    Ok(())
+    loop {
+        let mut server = Server::start_unless(config.clone(), &shutdown)?;
+        let again = server.wait_unless_again(&shutdown, config.accept_loss);
+        server.stop();
+        if !again {
+            return Ok(());
+        }
+    }
 }
 
 /// A running chunkserver.
@@ -146,7 +152,7 @@ impl Server {
                     let mut pause = IDLE_TICK;
                     while !ticker.wait_for(pause) {
                         pause = if primary::tick(&node) { TICK } else { IDLE_TICK };
-                        if node.fence.check_not_suspended().is_ok() {
+                        if node.fence.check_takes_part().is_ok() {
                             repair::tick(&node);
                         }
                     }
@@ -185,6 +191,20 @@ impl Server {
             runtime: Some(runtime),
             control_ended: Some(control_ended),
         })
+    }
+
+    /// Until `shutdown`, or until the directory is to be opened anew, which only comes with `accept_loss`: then true.
+    fn wait_unless_again(&self, shutdown: &Shutdown, accept_loss: bool) -> bool {
+        if !accept_loss {
+            shutdown.wait();
+            return false;
+        }
+        while !shutdown.wait_for(AGAIN_PAUSE) {
+            if self.node.start_again.is_asked() {
+                return true;
+            }
+        }
+        false
     }
 
     #[must_use]
@@ -291,7 +311,14 @@ fn open_store(
         capacity_bytes: config.capacity_bytes,
         reserve_percent: config.reserve_percent,
     };
-    let store = Store::open_timed(store, config.accept_loss, metrics.fsync_seconds.clone())
+    let older = is_older_copy(&config.data_dir)
+        .with_context(|| format!("read the server's state in {}", config.data_dir.display()))?;
+    let options = OpenOptions {
+        accept_journal_loss: config.accept_loss,
+        is_older_copy: config.accept_loss && older,
+        ..OpenOptions::for_this_boot()?
+    };
+    let store = Store::open_timed(store, options, metrics.fsync_seconds.clone())
         .with_context(|| format!("open the data directory {}", config.data_dir.display()))?;
     // Two servers of one name would take turns in pushing each other out.
     anyhow::ensure!(

@@ -79,7 +79,7 @@ fn read_round(
             if !sleep_until(round.began, at, stop) {
                 return false;
             }
-            while node.fence.check_not_suspended().is_err() {
+            while node.fence.check_takes_part().is_err() {
                 if stop.wait_for(Duration::from_secs(1)) {
                     return false;
                 }

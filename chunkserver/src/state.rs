@@ -1,4 +1,5 @@
-//! What a chunkserver remembers besides replicas: the highest reign seen, its starts, clients that ended.
+//! What a chunkserver remembers besides replicas: the highest reign seen, its starts, the marks of its directory, clients
+//! that ended.
 //!
 //! `server_state` (one line, replaced atomically) and `ended_clients` (one line per client, appended), both in the
 //! data directory, both on disk before anything is answered because of them.
@@ -11,6 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use dfs_core::ids::{ClientId, Epoch};
+use dfs_core::meta::marks::Mark;
 use dfs_proto::data_rpc::DataFailure;
 use dfs_service::page::Page;
 use dfs_service::sealed::{replace_durably, seal, unseal};
@@ -34,10 +36,23 @@ impl Reign {
     }
 }
 
+/// What tells this directory from its copies (`dfs_core::meta::marks`).
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub(crate) struct OwnMarks {
+    /// The highest number ever drawn here.
+    drawn: u64,
+    /// The last mark that the master's log is known to have.
+    pub(crate) taken: Mark,
+    /// The master said that this is an older copy, and nothing was taken since.
+    pub(crate) older: bool,
+}
+
 #[derive(Debug)]
 pub(crate) struct ServerState {
     dir: PathBuf,
     incarnation: u64,
+    /// As `reign`.
+    marks: Mutex<OwnMarks>,
     /// Never held while the disk works: heartbeats and every request look at it.
     reign: Mutex<Reign>,
     /// Held while the file is replaced, which was last done then; taken before `reign`.
@@ -60,12 +75,7 @@ impl ServerState {
     /// # Errors
     /// I/O errors; `InvalidData` for a damaged file.
     pub(crate) fn open(dir: &Path) -> io::Result<Self> {
-        let path = dir.join("server_state");
-        let (incarnation, reign) = match fs::read_to_string(&path) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (0, Reign::default()),
-            Err(e) => return Err(e),
-            Ok(text) => parse(&text).ok_or_else(|| bad(&path))?,
-        };
+        let (incarnation, reign, marks) = read(dir)?;
         let path = dir.join(ENDED_CLIENTS);
         let mut ended = HashSet::new();
         match fs::read_to_string(&path) {
@@ -85,11 +95,12 @@ impl ServerState {
         let state = Self {
             dir: dir.to_owned(),
             incarnation: incarnation + 1,
+            marks: Mutex::new(marks),
             reign: Mutex::new(reign),
             writing: Mutex::default(),
             ended: Mutex::new(ended),
         };
-        state.write(reign)?;
+        state.write(reign, marks)?;
         Ok(state)
     }
 
@@ -121,7 +132,7 @@ impl ServerState {
         if !same {
             let next = Reign { epoch, nonce, log_index };
             let disk = |e: io::Error| DataFailure::Disk { reason: e.to_string() };
-            self.write(next).map_err(disk)?;
+            self.write(next, self.marks()).map_err(disk)?;
             *written_at = Some(Instant::now());
             *lock(&self.reign) = next;
             // Their layouts are of older reigns, which are refused, and they get no others.
@@ -158,7 +169,7 @@ impl ServerState {
             return Ok(());
         }
         let next = Reign { log_index, ..reign };
-        self.write(next)?;
+        self.write(next, self.marks())?;
         *written_at = Some(Instant::now());
         *lock(&self.reign) = next;
         Ok(())
@@ -197,15 +208,87 @@ impl ServerState {
         lock(&self.ended).contains(&client)
     }
 
-    fn write(&self, reign: Reign) -> io::Result<()> {
+    pub(crate) fn marks(&self) -> OwnMarks {
+        *lock(&self.marks)
+    }
+
+    /// A mark with a number above all drawn here and above `above`. On disk before it is returned: asked for twice, it
+    /// would be one mark of two starts.
+    ///
+    /// # Errors
+    /// I/O errors, or no random number.
+    pub(crate) fn draw_mark(&self, above: u64) -> io::Result<Mark> {
+        let mut nonce = [0; 8];
+        getrandom::fill(&mut nonce).map_err(|err| io::Error::other(err.to_string()))?;
+        let drawn = |marks: OwnMarks| OwnMarks {
+            drawn: marks.drawn.max(marks.taken.number).max(above).saturating_add(1),
+            ..marks
+        };
+        let number = self.change_marks(drawn)?.drawn;
+        Ok(Mark { number, nonce: u64::from_le_bytes(nonce) })
+    }
+
+    /// The master's log has `mark` for this directory. On disk when it returns.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub(crate) fn keep_mark(&self, mark: Mark) -> io::Result<()> {
+        self.change_marks(|marks| OwnMarks { taken: mark, older: false, ..marks }).map(drop)
+    }
+
+    /// The master refuses this directory as an older copy. On disk when it returns.
+    ///
+    /// # Errors
+    /// I/O errors.
+    pub(crate) fn keep_refusal(&self) -> io::Result<()> {
+        self.change_marks(|marks| OwnMarks { older: true, ..marks }).map(drop)
+    }
+
+    fn change_marks(&self, change: impl FnOnce(OwnMarks) -> OwnMarks) -> io::Result<OwnMarks> {
+        let mut written_at = lock(&self.writing);
+        let before = self.marks();
+        let next = change(before);
+        if next != before {
+            self.write(self.reign(), next)?;
+            *written_at = Some(Instant::now());
+            *lock(&self.marks) = next;
+        }
+        Ok(next)
+    }
+
+    fn write(&self, reign: Reign, marks: OwnMarks) -> io::Result<()> {
         let path = self.dir.join("server_state");
-        replace_durably(&path, &text_of(self.incarnation, reign))
+        replace_durably(&path, &text_of(self.incarnation, reign, marks))
     }
 }
 
-fn text_of(incarnation: u64, reign: Reign) -> String {
+/// Whether the master said of the directory `dir` that it is an older copy, when it was last started.
+///
+/// # Errors
+/// I/O errors; `InvalidData` for a damaged file.
+pub(crate) fn is_older_copy(dir: &Path) -> io::Result<bool> {
+    read(dir).map(|(_, _, marks)| marks.older)
+}
+
+fn read(dir: &Path) -> io::Result<(u64, Reign, OwnMarks)> {
+    let path = dir.join("server_state");
+    match fs::read_to_string(&path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(Default::default()),
+        Err(e) => Err(e),
+        Ok(text) => parse(&text).ok_or_else(|| bad(&path)),
+    }
+}
+
+fn text_of(incarnation: u64, reign: Reign, marks: OwnMarks) -> String {
     let Reign { epoch, nonce, log_index } = reign;
-    let body = format!("dfs-server-state 1 {incarnation} {} {nonce} {log_index}", epoch.0);
+    let OwnMarks { drawn, taken, older } = marks;
+    let body = format!(
+        "dfs-server-state 2 {incarnation} {} {nonce} {log_index} {drawn} {} {} {}",
+        epoch.0,
+        taken.number,
+        taken.nonce,
+        u8::from(older)
+    );
     seal(&body)
 }
 
@@ -216,13 +299,29 @@ fn parse_ended(text: &str) -> Option<(HashSet<ClientId>, usize)> {
     Some((text[..whole].lines().map(id).collect::<Option<_>>()?, whole))
 }
 
-fn parse(text: &str) -> Option<(u64, Reign)> {
-    let body = unseal(text)?;
-    let mut words = body.strip_prefix("dfs-server-state 1 ")?.split(' ').map(str::parse);
+fn parse(text: &str) -> Option<(u64, Reign, OwnMarks)> {
+    let mut words = unseal(text)?.strip_prefix("dfs-server-state ")?.split(' ');
+    // The first form knew no marks.
+    let has_marks = match words.next()? {
+        "1" => false,
+        "2" => true,
+        _ => return None,
+    };
+    let mut words = words.map(str::parse);
     let mut next = || words.next()?.ok();
     let incarnation = next()?;
     let reign = Reign { epoch: Epoch(next()?), nonce: next()?, log_index: next()? };
-    Some((incarnation, reign))
+    let mut marks = OwnMarks::default();
+    if has_marks {
+        marks.drawn = next()?;
+        marks.taken = Mark { number: next()?, nonce: next()? };
+        marks.older = match next()? {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+    }
+    Some((incarnation, reign, marks))
 }
 
 #[cfg(test)]
@@ -277,11 +376,47 @@ mod tests {
     }
 
     #[test]
+    fn marks_are_kept_and_no_number_is_drawn_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let state = ServerState::open(dir.path()).unwrap();
+        let first = state.draw_mark(0).unwrap();
+        assert_eq!((first.number, state.marks().taken), (1, Mark::NONE));
+        // Asked for and not answered before the end of the process.
+        let state = ServerState::open(dir.path()).unwrap();
+        let second = state.draw_mark(0).unwrap();
+        assert_eq!(second.number, 2);
+        state.keep_mark(second).unwrap();
+        state.obey(Epoch(3), 7, 10).unwrap();
+        state.keep_index(Epoch(3), 7, 11).unwrap();
+        let state = ServerState::open(dir.path()).unwrap();
+        assert_eq!(state.marks(), OwnMarks { drawn: 2, taken: second, older: false });
+        assert_eq!(state.reign().log_index, 11);
+        state.keep_refusal().unwrap();
+        assert!(is_older_copy(dir.path()).unwrap());
+        // What the master has seen of this disk goes further than this copy of it.
+        let later = state.draw_mark(40).unwrap();
+        assert_eq!(later.number, 41);
+        assert!(is_older_copy(dir.path()).unwrap());
+        state.keep_mark(later).unwrap();
+        assert!(!is_older_copy(dir.path()).unwrap());
+    }
+
+    #[test]
+    fn a_directory_from_before_there_were_marks_has_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let text = seal("dfs-server-state 1 4 3 7 5000");
+        fs::write(dir.path().join("server_state"), text).unwrap();
+        let state = ServerState::open(dir.path()).unwrap();
+        assert_eq!((state.incarnation(), state.marks()), (5, OwnMarks::default()));
+        assert_eq!(state.reign(), Reign { epoch: Epoch(3), nonce: 7, log_index: 5000 });
+    }
+
+    #[test]
     fn a_damaged_state_file_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         drop(ServerState::open(dir.path()).unwrap());
         let path = dir.path().join("server_state");
-        let text = fs::read_to_string(&path).unwrap().replace(" 1 1 ", " 1 2 ");
+        let text = fs::read_to_string(&path).unwrap().replace(" 2 1 ", " 2 2 ");
         fs::write(&path, text).unwrap();
         assert_eq!(ServerState::open(dir.path()).unwrap_err().kind(), io::ErrorKind::InvalidData);
     }

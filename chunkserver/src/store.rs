@@ -173,10 +173,9 @@ impl Store {
     /// As [`Self::open`].
     pub fn open_timed(
         config: StoreConfig,
-        accept_journal_loss: bool,
+        options: OpenOptions,
         sync_seconds: prometheus::Histogram,
     ) -> Result<Self, StoreError> {
-        let options = OpenOptions { accept_journal_loss, ..OpenOptions::for_this_boot()? };
         Self::open_posix(config, options, Some(sync_seconds))
     }
 
@@ -221,6 +220,12 @@ impl Store {
     #[must_use]
     pub fn disk_id(&self) -> DiskId {
         self.engine().label.disk_id
+    }
+
+    /// Rises with everything that becomes durable here.
+    #[must_use]
+    pub fn synced_lsn(&self) -> u64 {
+        self.engine().journal.synced_lsn()
     }
 
     #[must_use]

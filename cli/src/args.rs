@@ -631,7 +631,8 @@ pub(crate) struct ChunkserverArgs {
     /// Every replica is read and compared with its checksums within this; 0: never by itself [default: 14d]
     #[arg(long, value_name = "TIME", value_parser = parse_time)]
     pub scrub_period: Option<Duration>,
-    /// Start although the journal is damaged or cut short: what is here is compared with the other copies before it is read
+    /// Start although the journal is damaged or cut short, or the directory is an older copy: what is here is compared with the
+    /// other copies before it is read
     #[arg(long)]
     pub accept_loss: bool,
     #[command(flatten)]

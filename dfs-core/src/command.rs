@@ -8,6 +8,7 @@ use crate::cluster::overlay::OverlayKind;
 use crate::event::Event;
 use crate::ids::{ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId};
 use crate::job::{JobId, JobPhase, JobWork, WorkProgress};
+use crate::meta::marks::Shown;
 use crate::namespace::{Attr, Layout, NamespaceError};
 use crate::results::Results;
 use crate::time::WallTime;
@@ -287,6 +288,12 @@ pub enum Change {
     RegisterServer {
         server: ServerId,
         disk: DiskId,
+    },
+    /// A server's directory shows its last mark, and asks for the next. Refused if it is an older copy.
+    MarkDisk {
+        server: ServerId,
+        disk: DiskId,
+        shown: Shown,
     },
 
     // Wishes about servers, and what happened.

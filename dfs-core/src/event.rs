@@ -33,10 +33,12 @@ pub enum EventKind {
     Diverged,
     /// Either is over.
     Mended,
+    /// A server's directory is an older copy, or goes on although it is.
+    Directory,
 }
 
 impl EventKind {
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::Started,
         Self::Alive,
         Self::Suspect,
@@ -49,6 +51,7 @@ impl EventKind {
         Self::Damaged,
         Self::Diverged,
         Self::Mended,
+        Self::Directory,
     ];
 }
 
@@ -67,6 +70,7 @@ impl fmt::Display for EventKind {
             Self::Damaged => "damaged",
             Self::Diverged => "diverged",
             Self::Mended => "mended",
+            Self::Directory => "directory",
         })
     }
 }

@@ -13,11 +13,13 @@ use crate::command::{Lock, Outcome};
 use crate::event::Event;
 use crate::ids::{ChunkId, ClientId, DiskId, Epoch, FsId, InodeNo, ServerId};
 use crate::job::{Job, JobId};
+use crate::meta::marks::Marks;
 use crate::namespace::{Dentry, FileKind, Inode};
 use crate::results::Results;
 use crate::time::WallTime;
 
 pub mod jobs;
+pub mod marks;
 mod servers;
 mod session;
 mod transaction;
@@ -150,6 +152,17 @@ pub struct Server {
     pub registered: WallTime,
     /// At most one of each kind.
     pub overlays: Vec<Overlay>,
+    /// Of this disk's directory.
+    pub marks: Marks,
+    /// Disks it had before, the last one last, at most [`marks::FORMER_MAX`].
+    pub former: Vec<FormerDisk>,
+}
+
+/// A disk that another one followed: it may come back, or an older copy of it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FormerDisk {
+    pub disk: DiskId,
+    pub marks: Marks,
 }
 
 impl Server {

@@ -11,7 +11,8 @@ use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
 use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
-use dfs_core::meta::{Client, Key, Record, Server, Superblock, Trashed};
+use dfs_core::meta::marks::{Mark, Marks, Shown};
+use dfs_core::meta::{Client, FormerDisk, Key, Record, Server, Superblock, Trashed};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::{Timestamp, WallTime};
@@ -169,6 +170,7 @@ wire_enum!(EventKind {
     10 = Damaged,
     11 = Diverged,
     12 = Mended,
+    13 = Directory,
 });
 wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);
@@ -268,6 +270,7 @@ wire_enum!(Change {
     68 = SkipIds,
     67 = NoteStored { chunks },
     63 = RegisterServer { server, disk },
+    69 = MarkDisk { server, disk, shown },
     64 = SetOverlay { server, kind, until, by, cause },
     65 = ClearOverlay { server, kind, only_until, by },
     66 = Note { events },
@@ -315,7 +318,30 @@ wire_struct!(Superblock {
     trash_ms
 });
 wire_struct!(Trashed { ino, parent, name, at, until });
-wire_struct!(Server { disk, registered, overlays });
+wire_struct!(Mark { number, nonce });
+impl Wire for Marks {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { confirmed, pending } = self;
+        put_group(out, |out| {
+            confirmed.put(out);
+            pending.put(out);
+        });
+    }
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut group = get_group(input, "Marks")?;
+        let confirmed = get_field(&mut group)?;
+        let pending = get_field(&mut group)?;
+        Ok(Self { confirmed, pending })
+    }
+    /// Of a server that registered before there were any: its directory gets its first with the next start.
+    fn absent() -> Result<Self, DecodeError> {
+        Ok(Self::default())
+    }
+}
+wire_struct!(Shown { last, next, loss_accepted });
+wire_struct!(FormerDisk { disk, marks });
+wire_list!(FormerDisk);
+wire_struct!(Server { disk, registered, overlays, marks, former });
 impl Wire for Client {
     fn put(&self, out: &mut Vec<u8>) {
         let Self { name, began, results, reply_count, fenced } = self;
@@ -465,5 +491,32 @@ pub fn decode_key(bytes: &[u8]) -> Result<Key, DecodeError> {
     match input.remaining() {
         0 => Ok(key),
         left => Err(DecodeError::Trailing(left)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_recorded_before_there_were_marks_has_none() {
+        let mut old = Vec::new();
+        put_group(&mut old, |out| {
+            DiskId(9).put(out);
+            WallTime(5).put(out);
+            Vec::<Overlay>::new().put(out);
+        });
+        let server = Server::from_bytes(&old).unwrap();
+        let marks = Marks::default();
+        let expected = Server {
+            disk: DiskId(9),
+            registered: WallTime(5),
+            overlays: Vec::new(),
+            marks,
+            former: Vec::new(),
+        };
+        assert_eq!(server, expected);
+        // And what is written now has room for more behind it.
+        assert_eq!(Server::from_bytes(&expected.to_bytes()), Ok(expected));
     }
 }

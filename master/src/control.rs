@@ -14,9 +14,9 @@ use dfs_core::plan::rebuild::Place;
 use dfs_proto::control::admin_server::Admin;
 use dfs_proto::control::master_control_server::MasterControl;
 use dfs_proto::control::{
-    ClientStatus, EvictReply, EvictRequest, ExplainReply, ExplainRequest, FsckFinding, FsckRequest,
-    HeartbeatReply, HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk, Notice,
-    RepairSource, ReplicaReport, ServerStatus, StatusReply, StatusRequest, WhatIfReply,
+    ClientStatus, DiskMark, EvictReply, EvictRequest, ExplainReply, ExplainRequest, FsckFinding,
+    FsckRequest, HeartbeatReply, HeartbeatRequest, LocateReply, LocateRequest, LocatedChunk,
+    Notice, RepairSource, ReplicaReport, ServerStatus, StatusReply, StatusRequest, WhatIfReply,
     WhatIfRequest,
 };
 use dfs_service::clock;
@@ -24,6 +24,7 @@ use dfs_service::page::Page;
 use tokio_stream::{Stream, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
+use crate::admit::{self, Admitted, NotAdmitted};
 use crate::background::registered;
 use crate::fsck::fsck;
 use crate::located;
@@ -75,7 +76,7 @@ impl MasterControl for Control {
                         who = Some((server, incarnation));
                         reply
                     }
-                    Err(Refused { status, reason }) => {
+                    Err(Refused { status, reason, pending_mark }) => {
                         master.notice(format!(
                             "heartbeat refused: {reason}; see {}",
                             Page::DirectoryRefused
@@ -84,6 +85,7 @@ impl MasterControl for Control {
                             sequence,
                             status: status.to_owned(),
                             reason,
+                            pending_mark,
                             ..identity(&master)
                         }
                     }
@@ -106,11 +108,23 @@ impl MasterControl for Control {
 struct Refused {
     status: &'static str,
     reason: String,
+    /// As in the reply.
+    pending_mark: Option<DiskMark>,
 }
 
 impl From<String> for Refused {
     fn from(reason: String) -> Self {
-        Self { status: "refused", reason }
+        Self { status: "refused", reason, pending_mark: None }
+    }
+}
+
+impl From<NotAdmitted> for Refused {
+    fn from(not: NotAdmitted) -> Self {
+        let (status, reason, pending) = match not {
+            NotAdmitted::OlderCopy { reason, pending } => ("older-copy", reason, pending),
+            NotAdmitted::Again { reason, pending } => ("refused", reason, pending),
+        };
+        Self { status, reason, pending_mark: Some(pending) }
     }
 }
 
@@ -158,22 +172,43 @@ async fn take(
         )
         .into());
     }
-    let known = meta::server(&master.reader(), server).filter(|record| record.disk == disk);
+    let named = meta::server(&master.reader(), server);
+    let former = named.as_ref().and_then(|record| record.marks_of(disk));
+    let known = named.filter(|record| record.disk == disk);
     if let Some(gone) = known.as_ref().and_then(|record| record.decommissioned()) {
         let reason = format!(
             "{server} was decommissioned by {}: what is in its data directory is not used any more; \
              a new server starts with an empty one",
             gone.by
         );
-        return Err(Refused { status: "decommissioned", reason });
+        return Err(Refused { status: "decommissioned", reason, pending_mark: None });
     }
-    if known.is_none() {
-        master
-            .propose_async(Change::RegisterServer { server, disk })
-            .await
-            .map_err(|error| format!("register {server}: {error}"))?;
-        tracing::info!(%server, address = beat.address, "chunkserver registered");
-    }
+    let record = match known {
+        Some(record) => record,
+        None => {
+            // Before it takes the place of the disk that is there.
+            admit::check(master, server, disk, former.unwrap_or_default(), &beat)?;
+            master
+                .propose_async(Change::RegisterServer { server, disk })
+                .await
+                .map_err(|error| format!("register {server}: {error}"))?;
+            tracing::info!(%server, address = beat.address, "chunkserver registered");
+            let registered = meta::server(&master.reader(), server);
+            registered.ok_or_else(|| format!("{server} is not registered"))?
+        }
+    };
+    let pending_mark = match admit::admit(master, server, disk, record.marks, &beat).await? {
+        Admitted::Serving(pending) => Some(pending),
+        Admitted::Marked(pending) => {
+            let reply = HeartbeatReply {
+                sequence: beat.sequence,
+                status: "marked".to_owned(),
+                pending_mark: Some(pending),
+                ..identity(master)
+            };
+            return Ok((server, beat.incarnation, reply));
+        }
+    };
     for failure in &beat.member_failures {
         tracing::info!(
             from = %server,
@@ -267,6 +302,7 @@ async fn take(
             String::new()
         },
         stale_replicas: master.surplus_of(server, disk),
+        pending_mark,
         repair_sources: master.repair_sources(server),
         want_full_inventory: heard.want_full_inventory,
         ..identity(master)
@@ -522,6 +558,9 @@ fn status(master: &Arc<Master>) -> StatusReply {
     let known_servers: BTreeMap<ServerId, meta::Server> =
         meta::servers(&master.reader()).into_iter().collect();
     let traffic = lock(&master.traffic).clone();
+    let refused = |server: &ServerId| {
+        lock(&master.refusals).reason(*server).map(str::to_owned).unwrap_or_default()
+    };
     let applied = master.group.applied_index().unwrap_or(0);
     let (holders, metadata_lag_ms) = lock(&master.copies).state(now(), applied);
     let cluster = lock(&master.cluster);
@@ -549,6 +588,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
                     overlays,
                     client_read_rate,
                     client_written_rate,
+                    refused: refused(server),
                 }
             }
             None => ServerStatus {
@@ -556,6 +596,7 @@ fn status(master: &Arc<Master>) -> StatusReply {
                 state: if master.is_warming() { "suspect" } else { "dead" }.to_owned(),
                 last_heartbeat_ms_ago: -1,
                 overlays,
+                refused: refused(server),
                 ..ServerStatus::default()
             },
         })

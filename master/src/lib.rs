@@ -3,6 +3,7 @@
 //! [`run`] is a whole process. A request comes in by `rpc` (clients) or `control` (chunkservers, tools), becomes a
 //! command in `group`'s log, is applied by `apply` to `store`, and is answered.
 
+mod admit;
 pub mod apply;
 pub mod background;
 pub mod balance;

@@ -359,6 +359,7 @@ fn change_of_client(
         | Change::NoteStored { .. }
         | Change::SkipIds
         | Change::RegisterServer { .. }
+        | Change::MarkDisk { .. }
         | Change::SetOverlay { .. }
         | Change::ClearOverlay { .. }
         | Change::Note { .. }

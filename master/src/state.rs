@@ -68,6 +68,7 @@ pub struct Master {
     /// What was told of damage and divergence.
     pub health: Mutex<crate::health::Health>,
     pub traffic: Mutex<crate::traffic::Traffic>,
+    pub refusals: Mutex<crate::admit::Refusals>,
     /// Where each server keeps its chunk files, as it told.
     pub directories: Mutex<BTreeMap<ServerId, String>>,
     pub copies: Mutex<crate::copies::Copies>,
@@ -194,6 +195,7 @@ impl Master {
             works: crate::work::Works::default(),
             health: Mutex::default(),
             traffic: Mutex::default(),
+            refusals: Mutex::default(),
             copies: Mutex::default(),
             surveyed: Mutex::default(),
             waits: Mutex::default(),

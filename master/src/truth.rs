@@ -143,7 +143,11 @@ fn explain_chunk(master: &Master, chunk: ChunkId, record: &Chunk) -> ExplainedCh
             last_heartbeat_ms_ago: row.map_or(-1, |row| {
                 i64::try_from(now.nanos_since(row.heard_at) / 1_000_000).unwrap_or(i64::MAX)
             }),
-            replica: held(&cluster, chunk, record, member, unreported).name().to_owned(),
+            replica: if lock(&master.refusals).is_refused(member) {
+                "older-copy".to_owned()
+            } else {
+                held(&cluster, chunk, record, member, unreported).name().to_owned()
+            },
             zone: row.map(|row| row.place.zone.clone()).unwrap_or_default(),
             host: row.map(|row| row.place.host.clone()).unwrap_or_default(),
         }

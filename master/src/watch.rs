@@ -108,6 +108,7 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
         watch.drills(master);
         watch.configurations(master);
         watch.events.extend(lock(&master.health).look(master));
+        watch.events.extend(lock(&master.refusals).take_events());
         watch.write(master);
     }
 }

@@ -14,6 +14,7 @@ mod hang;
 mod jobs;
 mod memory;
 mod metadata;
+mod older_copy;
 mod pages;
 mod ports;
 mod predictions;

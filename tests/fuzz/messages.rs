@@ -196,7 +196,8 @@ parts! {
     dfs_core::command {
         NewKind, SetTime, RenameMode, XattrMode, LockKind, Lock, Command, Change, Outcome,
     }
-    dfs_core::meta { Superblock, Server, Client, Trashed, Record }
+    dfs_core::meta::marks { Mark, Marks, Shown }
+    dfs_core::meta { Superblock, FormerDisk, Server, Client, Trashed, Record }
     dfs_proto::meta_rpc {
         MetaRequest, FailedMember, MetaCall, MetaReply, MetaFailure, Welcome, EntryPlus, NameBytes,
         StatfsReply, ChunkLayout, MemberAddress,
@@ -312,6 +313,7 @@ macro_rules! messages {
 
 messages!(
     HeartbeatRequest,
+    DiskMark,
     MemberFailure,
     HeartbeatReply,
     WhatIfRequest,
@@ -436,6 +438,10 @@ fn messages_of_the_control_plane() {
         }],
         clients: vec![vec![3; 16]],
         device: 1 << 63 | 5,
+        mark: Some(control::DiskMark { number: 4, nonce: 1 << 63 | 9 }),
+        next_mark: Some(control::DiskMark { number: 5, nonce: 0 }),
+        joining: true,
+        loss_accepted: true,
         ..Default::default()
     };
     let reply = control::HeartbeatReply {
@@ -445,6 +451,7 @@ fn messages_of_the_control_plane() {
         ended_clients: vec![vec![1; 16]],
         stale_replicas: vec![control::StaleReplica { chunk: 1, below: 2 }],
         left_clients: vec![vec![2; 16]],
+        pending_mark: Some(control::DiskMark { number: 5, nonce: 1 }),
         repair_sources: vec![control::RepairSource {
             chunk: 1,
             server: "cs-2".into(),
@@ -453,7 +460,11 @@ fn messages_of_the_control_plane() {
         ..Default::default()
     };
     let status = control::StatusReply {
-        servers: vec![control::ServerStatus { id: "cs-1".into(), ..Default::default() }],
+        servers: vec![control::ServerStatus {
+            id: "cs-1".into(),
+            refused: "older".into(),
+            ..Default::default()
+        }],
         chunks: Some(control::ChunkTotals { total: 3, ..Default::default() }),
         diverging_chunks: 1,
         notices: vec![control::Notice { text: "n".into(), at_ns: -1 }],

@@ -11,7 +11,8 @@ use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
 use dfs_core::job::{Job, JobId, JobPhase, JobWork, JobWorker, WorkProgress};
-use dfs_core::meta::{Client, Key, Record, Server, Superblock, Trashed};
+use dfs_core::meta::marks::{Mark, Marks, Shown};
+use dfs_core::meta::{Client, FormerDisk, Key, Record, Server, Superblock, Trashed};
 use dfs_core::namespace::{Attr, Body, Dentry, FileKind, Inode, Layout, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::WallTime;
@@ -31,6 +32,8 @@ const OVERLAYS: [OverlayKind; 5] = [
     OverlayKind::Probation,
     OverlayKind::Decommissioned,
 ];
+const MARKS: Marks =
+    Marks { confirmed: Mark { number: 4, nonce: u64::MAX }, pending: Mark { number: 5, nonce: 3 } };
 const TIME: WallTime = WallTime(1_700_000_000_123_456_789);
 
 fn name() -> Vec<u8> {
@@ -258,6 +261,11 @@ fn changes() -> Vec<Change> {
         Change::NoteStored { chunks: vec![CHUNK] },
         Change::ForgetGarbage { chunk: CHUNK },
         Change::RegisterServer { server: ServerId(1), disk: DiskId(2) },
+        Change::MarkDisk {
+            server: ServerId(1),
+            disk: DiskId(2),
+            shown: Shown { last: MARKS.confirmed, next: MARKS.pending, loss_accepted: true },
+        },
         Change::Note {
             events: EventKind::ALL
                 .map(|kind| Event {
@@ -393,6 +401,8 @@ pub(crate) fn records() -> Vec<Record> {
             overlays: OVERLAYS
                 .map(|kind| Overlay { kind, since: TIME, until: Some(TIME), by: "ada".into() })
                 .to_vec(),
+            marks: MARKS,
+            former: vec![FormerDisk { disk: DiskId(7), marks: MARKS }],
         }),
         Record::JobState(u64::MAX),
         Record::Job(Job {

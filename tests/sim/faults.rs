@@ -5,10 +5,13 @@ use std::io;
 use dfs_proto::chunk_file::DATA_AT;
 
 use crate::client::BLOCK;
-use crate::disk::{ROOT, Trouble};
+use crate::disk::{Disk, ROOT, Trouble};
 use crate::kernel::{DescId, HostId, MILLI, ProcId, SECOND};
 use crate::peek::Place;
 use crate::world::{Act, DISK_BYTES, World, words};
+
+/// Blocks that somebody wants of a server with an older copy of its disk.
+const LOOKED_AT_MAX: usize = 8;
 
 /// Something that is over at some time.
 #[derive(Clone, Debug)]
@@ -129,7 +132,7 @@ impl World {
                 let length = self.seconds(15);
                 self.after(length, Act::Relief(Fault::FullDisk(server)));
             }
-            5 => self.older_disk(server),
+            5 => self.older_disk(server)?,
             _ => {
                 let mut disk = self.kernel.hosts[server].disk.clone();
                 disk.lose_power(&mut self.kernel.random);
@@ -293,9 +296,16 @@ impl World {
         }
     }
 
-    /// What its disk held some time ago is there again, until somebody takes it away, whether the server refuses it or not.
-    fn older_disk(&mut self, server: HostId) {
-        let Some(disk) = self.older.take() else { return };
+    /// What its disk held some time ago is there again, until somebody takes it away. Nobody may be given anything of it.
+    fn older_disk(&mut self, server: HostId) -> io::Result<()> {
+        let Some(mut disk) = self.older.take() else { return Ok(()) };
+        let (old, new) = (mark_on(&mut disk), mark_on(&mut self.kernel.hosts[server].disk));
+        // Of one mark, or of one that may not be confirmed yet, nobody can tell: the server wrote nothing since, or only
+        // for the seconds for which a mark is good.
+        if new < old + 2 {
+            self.older = Some(disk);
+            return Ok(());
+        }
         self.count("older copy of a disk put back", &self.name(server));
         self.lose_power(server);
         self.kernel.hosts[server].disk = disk;
@@ -303,6 +313,8 @@ impl World {
         self.after(SECOND, Act::Boot(server));
         let length = 10 * SECOND + self.seconds(10);
         self.after(length, Act::NewDisk(server));
+        let places = self.chunks.values().copied().take(LOOKED_AT_MAX).collect();
+        self.look_there(server, places)
     }
 
     fn kill_client(&mut self) {
@@ -397,6 +409,16 @@ impl World {
         self.count("chunk file gone", &format!("{} {path}", self.name(server)));
         self.kernel.hosts[server].disk.destroy(&path);
     }
+}
+
+/// The number of the last mark that a chunkserver's directory holds; 0: it has none.
+fn mark_on(disk: &mut Disk) -> u64 {
+    let text = disk.find(ROOT, b"/data/server_state").and_then(|ino| {
+        let file = disk.file(ino)?;
+        Ok(file.read(0, usize::try_from(file.len()).unwrap_or(0)))
+    });
+    let text = text.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+    text.split(' ').nth(7).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// By the name of its file.

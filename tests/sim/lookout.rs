@@ -46,6 +46,10 @@ impl Lookout {
 impl World {
     /// A server sent content to somebody.
     pub(crate) fn served(&mut self, from: HostId, to: HostId) {
+        if self.aged == Some(from) && to != self.master {
+            let name = &self.kernel.hosts[from].name;
+            return self.wrong(format!("I14 {name} serves what an older copy of its disk holds"));
+        }
         if self.servers.contains(&to) || to == self.master || !self.servers.contains(&from) {
             return;
         }

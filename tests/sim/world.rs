@@ -527,6 +527,8 @@ impl World {
 
     /// A server's disk is gone, and an empty one is there.
     pub(crate) fn new_disk(&mut self, host: HostId) {
+        // An older copy would be one of another disk.
+        self.older = None;
         let mut disk = Disk::new(DISK_BYTES);
         disk.install(KEY_FILE, KEY.as_bytes(), &mut self.kernel.random);
         let _root_is_there = disk.mkdir(ROOT, b"/data", 0);

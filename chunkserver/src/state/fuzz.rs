@@ -6,11 +6,16 @@ use crate::fuzz_engine::Target;
 #[test]
 fn server_state_file() {
     let reign = Reign { epoch: Epoch(3), nonce: u64::MAX, log_index: 5000 };
-    let valid = [text_of(1, Reign::default()), text_of(2, reign)].map(String::into_bytes).to_vec();
+    let marks = OwnMarks { drawn: 9, taken: Mark { number: 8, nonce: u64::MAX }, older: true };
+    let none = OwnMarks::default();
+    let first_form = seal("dfs-server-state 1 4 3 7 5000");
+    let valid = [text_of(1, Reign::default(), none), text_of(2, reign, marks), first_form];
+    let valid = valid.map(String::into_bytes).to_vec();
     Target::new("server_state", valid).sealed_by(seal).run(|bytes| {
         let Ok(text) = std::str::from_utf8(bytes) else { return false };
-        let Some((incarnation, reign)) = parse(text) else { return false };
-        assert_eq!(parse(&text_of(incarnation, reign)), Some((incarnation, reign)));
+        let Some((incarnation, reign, marks)) = parse(text) else { return false };
+        let again = text_of(incarnation, reign, marks);
+        assert_eq!(parse(&again), Some((incarnation, reign, marks)));
         true
     });
 }

@@ -38,6 +38,8 @@ pub struct OpenOptions {
     pub boot_id: String,
     /// Open although the journal is damaged: every replica is then NOT_CURRENT.
     pub accept_journal_loss: bool,
+    /// The directory is an older copy, which a person goes on with: every replica is then NOT_CURRENT.
+    pub is_older_copy: bool,
     /// Told of a failed sync; must not return outside of tests.
     pub on_fatal: FatalHandler,
 }
@@ -47,6 +49,7 @@ impl fmt::Debug for OpenOptions {
         f.debug_struct("OpenOptions")
             .field("boot_id", &self.boot_id)
             .field("accept_journal_loss", &self.accept_journal_loss)
+            .field("is_older_copy", &self.is_older_copy)
             .finish_non_exhaustive()
     }
 }
@@ -59,6 +62,7 @@ impl OpenOptions {
         Ok(Self {
             boot_id: boot_id.trim().to_owned(),
             accept_journal_loss: false,
+            is_older_copy: false,
             on_fatal: Arc::new(|what| {
                 // Not through tracing: whatever it is set to, this line is the last that can be said.
                 eprintln!("the disk cannot be trusted any more, ending: {what}");
@@ -82,7 +86,7 @@ pub(super) fn open(
     options: OpenOptions,
 ) -> Result<Engine, StoreError> {
     config.segment_bytes = segment_bytes(config.segment_bytes, disk.space()?.total_bytes);
-    let OpenOptions { boot_id, accept_journal_loss, on_fatal } = options;
+    let OpenOptions { boot_id, accept_journal_loss, is_older_copy, on_fatal } = options;
     let fate = Arc::new(Fate::new(on_fatal));
     let (label, new) = match read_label(&config, &*disk)? {
         Some(label) => (label, false),
@@ -100,7 +104,7 @@ pub(super) fn open(
         let rebooted = found.boot_id != boot_id;
         Replay { disk: &*disk, label, files: &files, loaded: &mut loaded, rebooted }.run(&found)?;
         remove_unborn(&*disk, &files, &mut loaded, found.last_lsn)?;
-        judge(&mut loaded, rebooted, found.damaged);
+        judge(&mut loaded, rebooted, found.damaged || is_older_copy);
         save(&*disk, &files, &mut loaded)?;
         number = found.highest_number;
         last_lsn = loaded
@@ -351,14 +355,14 @@ fn remove_unborn(
 }
 
 /// Who may not have everything that was acknowledged.
-fn judge(loaded: &mut BTreeMap<ChunkId, Loaded>, rebooted: bool, damaged: bool) {
+fn judge(loaded: &mut BTreeMap<ChunkId, Loaded>, rebooted: bool, doubted: bool) {
     for (chunk, held) in loaded {
         let lost = held.unborn || held.doubtful || held.cut;
         if lost {
             tracing::warn!(?chunk, see = %Page::BadBlock, "replica is damaged, not current until it is copied anew");
         }
         let unsure = rebooted && held.replica.dirty;
-        if (lost || damaged || unsure) && !held.replica.not_current {
+        if (lost || doubted || unsure) && !held.replica.not_current {
             held.replica.not_current = true;
             held.touched = true;
         }

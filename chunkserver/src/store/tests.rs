@@ -35,6 +35,7 @@ fn options(boot: u64) -> OpenOptions {
     OpenOptions {
         boot_id: format!("boot-{boot}"),
         accept_journal_loss: false,
+        is_older_copy: false,
         on_fatal: Arc::new(|what| panic!("fatal: {what}")),
     }
 }

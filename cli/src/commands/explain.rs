@@ -131,6 +131,7 @@ fn replica_words(replica: &str) -> Option<&'static str> {
         "missing" => Some("does not have it"),
         "unreported" => Some("has not said whether it has it"),
         "other-disk" => Some("came back with another disk"),
+        "older-copy" => Some("its data directory is an older copy, not used"),
         "unwritten" => Some("nothing written yet"),
         _ => Some("in a state this program does not know"),
     }

@@ -80,6 +80,8 @@ struct Server {
     client_written_bytes_per_second: u64,
     /// Wishes about it: suspended, draining, maintenance, probation.
     overlays: Vec<Overlay>,
+    /// Why its data directory is refused; null: it is not.
+    refused: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -168,6 +170,7 @@ impl From<StatusReply> for Status {
                     client_read_bytes_per_second: server.client_read_rate,
                     client_written_bytes_per_second: server.client_written_rate,
                     overlays: server.overlays.into_iter().map(Overlay::from).collect(),
+                    refused: Some(server.refused).filter(|reason| !reason.is_empty()),
                 })
                 .collect(),
             oldest_exposure_ms: reply.oldest_exposure_ms,
@@ -329,6 +332,8 @@ impl Status {
     fn troubles(&self) -> Vec<(String, Page)> {
         let dead = self.servers.iter().filter(|server| server.state == "dead");
         let dead = dead.map(|server| (format!("{} is dead", server.id), Page::DeadServer));
+        let refused = self.servers.iter().filter_map(|server| server.refused.as_deref());
+        let refused = refused.map(|reason| (printable(reason), Page::DirectoryRefused));
         let Chunks { total: _, safe: _, degraded, endangered, unavailable, lost, diverging } =
             &self.chunks;
         let counts = [
@@ -343,7 +348,7 @@ impl Status {
         let silent =
             silent.map(|client| (format!("client {} is silent", client.id), Page::ClientSilent));
         let writes = self.waiting_writes.text().map(|what| (what, Page::WritesWait));
-        dead.chain(counts).chain(writes).chain(silent).collect()
+        dead.chain(refused).chain(counts).chain(writes).chain(silent).collect()
     }
 
     /// A line for what is not safe, nothing if all is.
@@ -379,7 +384,8 @@ pub(crate) fn time(milliseconds: u64) -> String {
 impl Server {
     /// `dead (suspended)`.
     fn state_and_overlays(&self) -> String {
-        let kinds: Vec<&str> = self.overlays.iter().map(|overlay| overlay.kind.as_str()).collect();
+        let kinds = self.overlays.iter().map(|overlay| overlay.kind.as_str());
+        let kinds: Vec<&str> = kinds.chain(self.refused.as_ref().map(|_| "refused")).collect();
         if kinds.is_empty() {
             self.state.clone()
         } else {
@@ -459,6 +465,7 @@ mod tests {
         assert!(!Status::from(reply()).table().contains("trouble"));
         let mut wrong = reply();
         wrong.servers[0].state = "dead".to_owned();
+        wrong.servers[0].refused = "older copy".to_owned();
         wrong.chunks = Some(ChunkTotals {
             total: 7,
             lost: 2,
@@ -469,6 +476,8 @@ mod tests {
         let table = Status::from(wrong).table();
         for line in [
             "trouble cs-1 is dead; see docs/operations.md#a-server-is-dead\n",
+            "cs-1    dead (refused)  ",
+            "trouble older copy; see docs/operations.md#a-directory-is-refused\n",
             "trouble 2 chunk(s) lost; see docs/operations.md#a-chunk-is-lost\n",
             "trouble 5 chunk(s) short of copies; see docs/operations.md#copies-are-missing\n",
         ] {

@@ -15,18 +15,20 @@ impl Transaction<'_> {
         let known = read::server(self.store, server);
         if known.as_ref().is_none_or(|known| known.disk != disk) {
             let registered = self.now;
+            let marks = known.as_ref().and_then(|known| known.marks_of(disk)).unwrap_or_default();
+            let former = known.as_ref().map(|known| known.former_with(disk)).unwrap_or_default();
             // Wishes are of the server, whatever disk it brings; only the end of a disk is of that disk.
             let overlays = known
                 .filter(|known| known.decommissioned().is_none())
                 .map(|known| known.overlays)
                 .unwrap_or_default();
-            let record = Server { disk, registered, overlays };
+            let record = Server { disk, registered, overlays, marks, former };
             self.store.put(Key::Server(server), Record::Server(record));
         }
         Ok(Outcome::Done)
     }
 
-    fn known_server(&self, server: ServerId) -> Result<Server, NamespaceError> {
+    pub(super) fn known_server(&self, server: ServerId) -> Result<Server, NamespaceError> {
         read::server(self.store, server)
             .filter(|known| known.decommissioned().is_none())
             .ok_or_else(|| NamespaceError::Invalid(format!("unknown server {server}")))

@@ -177,6 +177,7 @@ impl Transaction<'_> {
             Change::SkipIds => self.skip_ids(),
             Change::NoteStored { chunks } => self.note_stored(chunks),
             Change::RegisterServer { server, disk } => self.register_server(*server, *disk),
+            Change::MarkDisk { server, disk, shown } => self.mark_disk(*server, *disk, shown),
             Change::SetOverlay { server, kind, until, by, cause } => {
                 self.set_overlay(*server, *kind, *until, by, cause)
             }

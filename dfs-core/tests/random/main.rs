@@ -17,6 +17,7 @@ use dfs_core::command::{
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
+use dfs_core::meta::marks::{Mark, Shown};
 use dfs_core::meta::{self, Key, MemStore, MetaStore};
 use dfs_core::namespace::{Layout, NamespaceError, acl};
 use dfs_core::results::Results;
@@ -200,7 +201,14 @@ impl Draw {
                 },
                 pid: 1,
             },
-            _ => match a % 7 {
+            _ => match a % 8 {
+                7 => {
+                    let Member { server, disk } = member(1 + u32::from(b % 2));
+                    let mark = |n: u8| Mark { number: u64::from(n % 4), nonce: 0 };
+                    let (last, next, loss_accepted) = (mark(b / 2), mark(c), yes);
+                    let shown = Shown { last, next, loss_accepted };
+                    Change::MarkDisk { server, disk, shown }
+                }
                 6 => Change::SkipIds,
                 5 => Change::NoteStored { chunks: vec![chunk, ChunkId(u64::from(b % 20))] },
                 4 => Change::FenceClient { client: ClientId(8) },

@@ -6,6 +6,7 @@ use dfs_core::command::{Change, Command, LockKind, NewKind, RenameMode, SetTime,
 use dfs_core::ids::{
     ChunkId, ChunkVersion, ClientId, DiskId, Epoch, FsId, InodeNo, OpId, ServerId,
 };
+use dfs_core::meta::marks::{Mark, Shown};
 use dfs_core::meta::{self, MemStore};
 use dfs_core::namespace::{Layout, acl};
 use dfs_core::results::Results;
@@ -235,6 +236,18 @@ impl<'a> Words<'a> {
                 let server = ServerId(small(self.word(0)?)?);
                 let disk = self.key("disk").map_or(Ok(u64::from(server.0)), number)?;
                 Change::RegisterServer { server, disk: DiskId(disk.into()) }
+            }
+
+            "mark" => {
+                let server = ServerId(small(self.word(0)?)?);
+                let disk = self.key("disk").map_or(Ok(u64::from(server.0)), number)?;
+                let mark = |key| {
+                    let number = self.key(key).map_or(Ok(0), number)?;
+                    Ok::<_, String>(Mark { number, nonce: 0 })
+                };
+                let (last, next) = (mark("last")?, mark("next")?);
+                let shown = Shown { last, next, loss_accepted: self.flag("loss-accepted") };
+                Change::MarkDisk { server, disk: DiskId(disk.into()), shown }
             }
 
             "create" => self.create(NewKind::File)?,
