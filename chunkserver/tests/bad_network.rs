@@ -60,9 +60,13 @@ fn a_server_that_no_master_answers_serves_nothing() {
     fenced(client.read(&layout, 0, 1).map(drop));
     let stat = dfs_proto::data_rpc::DataCall::Stat { chunk: layout.chunk, version: layout.version };
     fenced(client.call(&stat, &[]).map(drop));
-    // As a member it still applies: versions protect the replica, and the primary has its own lease.
+    // Nor is it a member: whether its directory is an older copy only the master knows, and it was never asked.
     let other = cluster.layout(2, 1, &[1, 0]);
-    cluster.client(1, 1).write(&other, 1, 0, b"y").unwrap();
+    let refused = cluster.client(1, 1).write(&other, 1, 0, b"y").unwrap_err();
+    assert!(
+        matches!(&refused, DataFailure::MemberFailed { server: ServerId(1), reason } if reason.contains("not admitted")),
+        "{refused}"
+    );
 }
 
 /// Stands for the master: one configuration at a time, the next one when somebody asks.
