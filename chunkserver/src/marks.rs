@@ -81,6 +81,7 @@ impl Marking {
     /// The master answered the first message. `pending`: what its log has.
     pub(crate) async fn on_marked(&mut self, pending: Option<DiskMark>) -> Result<(), String> {
         let Some(mark) = self.next.filter(|next| pending.map(of_wire) == Some(*next)) else {
+            self.next = None;
             return Err("the master took another mark than was asked for".to_owned());
         };
         self.keep(mark);

@@ -94,10 +94,9 @@ fn of_wire(mark: Option<DiskMark>) -> Mark {
     mark.map_or(Mark::NONE, |mark| Mark { number: mark.number, nonce: mark.nonce })
 }
 
-/// The newest that the log has.
+/// The last one that the log has, which has the highest number.
 fn to_wire(marks: Marks) -> DiskMark {
-    let Mark { number, nonce } =
-        if marks.pending.number < marks.confirmed.number { marks.confirmed } else { marks.pending };
+    let Mark { number, nonce } = marks.pending;
     DiskMark { number, nonce }
 }
 
@@ -135,7 +134,7 @@ pub(crate) async fn admit(
         Err(NotAdmitted::Again { reason, pending })
     };
     if beat.joining && (shown.next == Mark::NONE || after.pending != shown.next) {
-        return again("the mark asked for was drawn before another one that the log has");
+        return again("the log has a higher mark than the one it asks for");
     }
     let known = lock(&master.cluster)
         .row(server)

@@ -73,7 +73,8 @@ impl Marks {
 
     /// What they are once a directory showed this; `None`: it is an older copy.
     ///
-    /// Unchanged if what is asked for was drawn before the pending one: a message that was long under way.
+    /// Unchanged if what is asked for has no higher number than the pending one: a message that was long under way, or an
+    /// older copy that does not know yet how far its disk went. Numbers rise, whoever goes on with the disk.
     #[must_use]
     pub fn after(&self, shown: &Shown) -> Option<Self> {
         let Shown { last, next, loss_accepted } = *shown;
@@ -83,7 +84,7 @@ impl Marks {
         } else if !self.knows(last) && !loss_accepted {
             return None;
         }
-        if next != Mark::NONE && (after.newest() < next.number || loss_accepted) {
+        if after.newest() < next.number {
             after.pending = next;
         }
         Some(after)
@@ -235,6 +236,11 @@ mod tests {
         let before = read::server(&store, CS).unwrap();
         let older = shown(mark(1), mark(4));
         assert!(matches!(ask(&mut store, 9, older), Outcome::Refused(_)));
+        assert_eq!(read::server(&store, CS).unwrap(), before);
+        assert_eq!(events(&store, 1, 9), []);
+        // It is told how far the disk went, and asks again with a number above that.
+        let low = Shown { next: mark(3), loss_accepted: true, ..older };
+        assert_eq!(ask(&mut store, 9, low), Outcome::Done);
         assert_eq!(read::server(&store, CS).unwrap(), before);
         assert_eq!(events(&store, 1, 9), []);
         assert_eq!(ask(&mut store, 9, Shown { loss_accepted: true, ..older }), Outcome::Done);
