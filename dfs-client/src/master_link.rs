@@ -38,8 +38,9 @@ const MASTER_CONNECTIONS_MAX: usize = 64;
 const DIAL_MAX: Duration = Duration::from_secs(3);
 /// A wait longer than this is told to a person.
 const SILENCE_TOLD: Duration = Duration::from_secs(1);
-/// The master's time to answer when the caller's is over.
-const ATTEMPT_LEAST: Duration = Duration::from_secs(1);
+/// The master's time to answer when the caller's is over: it looks for servers itself for two seconds before it says
+/// which are missing.
+const ATTEMPT_LEAST: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct OpenCounts {
