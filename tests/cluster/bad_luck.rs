@@ -306,13 +306,10 @@ fn a_file_of_which_every_copy_was_removed_is_an_error_not_zeros() {
         cluster.dfs_json(["status"])["chunks"]["safe"] == 1
             && servers.iter().all(|id| cluster.server_state(id).as_deref() == Some("alive"))
     });
-    for server in servers {
-        for (path, _) in places(&cluster, server, &content, 100_000) {
-            if !is_of_journal(&path) {
-                std::fs::remove_file(path).unwrap();
-            }
-        }
-    }
+    // All at once: a server that looks for its file while others still have theirs tells of that, and begins to mend it.
+    let found = servers.map(|server| places(&cluster, server, &content, 100_000));
+    let files = found.iter().flatten().map(|(path, _)| path).filter(|path| !is_of_journal(path));
+    files.for_each(|path| std::fs::remove_file(path).unwrap());
     for server in servers {
         cluster.kill(server);
     }

@@ -152,6 +152,8 @@ fn a_copy_made_while_a_server_was_stopped_is_never_read_and_its_chunks_get_safe_
     let id = follower(&cluster, "/f");
     let (data, older) = (data_of(&cluster, &id), cluster.scratch().join("older"));
     cluster.kill(&id);
+    // Else it would count as alive until then, and a write would go on without it.
+    wait_until("its end is seen", || cluster.server_state(&id).as_deref() != Some("alive"));
     copy(&data, &older);
     let runs = ByHand::start(&cluster, &id, &[]);
     wait_until_alive(&cluster, &id);
