@@ -455,6 +455,8 @@ impl Cluster {
                 let replica = row.replicas.get(&chunk);
                 replica.is_some_and(|replica| record.active.version <= replica.version)
                     || !row.inventory_complete
+                    // Nobody was seen to hold it yet: it was written after the last word of who is silent now.
+                    || (!alive && !record.stored && replica.is_none())
             }) {
                 may_return = true;
             }
@@ -698,6 +700,22 @@ mod tests {
         assert!(heard.want_full_inventory);
         assert!(cluster.row(ServerId(1)).unwrap().replicas.is_empty());
         assert!(!cluster.is_up(at(2), &Member { server: ServerId(1), disk: DiskId(1) }));
+    }
+
+    #[test]
+    fn what_was_written_after_the_last_word_of_all_its_members_is_not_called_lost() {
+        let mut cluster = Cluster::new(LivenessProfile::DRILL);
+        let record = samples::chunk(1, &[1, 2, 3]);
+        let seen = Chunk { stored: true, ..record.clone() };
+        (1..=3).for_each(|server| _ = cluster.on_heartbeat(at(0), beat(server, 500)));
+        let may_return = |cluster: &Cluster, record: &Chunk| {
+            cluster.copies(at(60_000), ChunkId(8), record, false).may_return
+        };
+        // They died before they told; one that was seen is gone from all that is known of them.
+        assert!(may_return(&cluster, &record) && !may_return(&cluster, &seen));
+        // Who is here and does not tell of it has not got it.
+        (1..=3).for_each(|server| _ = cluster.on_heartbeat(at(60_000), beat(server, 500)));
+        assert!(!may_return(&cluster, &record));
     }
 
     #[test]

@@ -117,6 +117,8 @@ impl World {
                 self.count("disk replaced by an empty one", &self.name(server));
                 self.lose_power(server);
                 self.new_disk(server);
+                // Put into another machine before its first start, it would be made for that one.
+                self.down.insert(server);
                 self.after(2 * SECOND, Act::Boot(server));
             }
             3 => {
