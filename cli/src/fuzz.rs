@@ -8,7 +8,6 @@ use std::path::Path;
 use crate::args::values;
 use crate::fuzz_engine::Target;
 use crate::local::{ChunkserverEntry, ClusterFile};
-use crate::mount_point;
 use crate::remote_path::RemotePath;
 
 fn texts(texts: &[&str]) -> Vec<Vec<u8>> {
@@ -73,17 +72,6 @@ fn sizes_and_times() {
             assert_eq!(time, Ok(wait));
         }
         values::parse_size(text).is_ok() || time.is_ok()
-    });
-}
-
-#[test]
-fn mountinfo_table() {
-    let line = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue";
-    let escaped = "37 35 0:52 / /a\\040b\\134 rw - fuse.dfs dfs rw\n";
-    Target::new("mountinfo_cli", texts(&[line, escaped])).prefixes_may_be_valid().run(|bytes| {
-        let mounts = mount_point::mounts_in(bytes);
-        assert!(mounts.len() <= 1 + bytes.iter().filter(|byte| **byte == b'\n').count());
-        true
     });
 }
 

@@ -1,13 +1,12 @@
 //! Mount points as the kernel lists them: is one mounted, may one be used, take it off.
 
-use std::ffi::OsString;
-use std::os::unix::ffi::{OsStrExt as _, OsStringExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use fuse_client::mount_table::{Health, health, mounted_at};
 
 use crate::failure::fail;
 use crate::process::run_within;
@@ -17,78 +16,9 @@ const ANSWER_MAX: Duration = Duration::from_secs(5);
 /// Taking a mount off waits for its process to close it.
 const UNMOUNT_MAX: Duration = Duration::from_secs(15);
 
-/// File systems mounted exactly at `path`, by type; the last one is on top.
-pub(crate) fn mounted_at(path: &Path) -> Vec<String> {
-    let table = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-    mounts_in(&table).into_iter().filter(|(at, _)| at == path).map(|(_, kind)| kind).collect()
-}
-
-/// Mount points and types of a `mountinfo` table, proc(5).
-pub(crate) fn mounts_in(table: &[u8]) -> Vec<(PathBuf, String)> {
-    table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| {
-            let words: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
-            let at = PathBuf::from(OsString::from_vec(unescape(words.get(4)?)));
-            let dash = words.iter().position(|word| *word == b"-")?;
-            let kind = String::from_utf8_lossy(words.get(dash + 1)?).into_owned();
-            Some((at, kind))
-        })
-        .collect()
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(word: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((first, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| *first == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match octal {
-            Some(byte) => {
-                out.push(byte);
-                rest = after.get(3..).unwrap_or_default();
-            }
-            None => {
-                out.push(*first);
-                rest = after;
-            }
-        }
-    }
-    out
-}
-
 pub(crate) fn is_fuse_mounted(path: &Path) -> bool {
-    mounted_at(path).last().is_some_and(|kind| kind.starts_with("fuse"))
-}
-
-/// What a mount says when it is asked something that no cache answers.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Health {
-    Answers,
-    /// Its process is gone: every call ends with ENOTCONN until it is taken off.
-    Dead,
-    /// No answer in time, or another error: its servers may be away.
-    Silent,
-}
-
-fn health(path: &Path, timeout: Duration) -> Health {
-    use rustix::io::Errno;
-    let (tell, told) = std::sync::mpsc::channel();
-    let path = path.to_owned();
-    // A thread, because a hanging mount never answers. statfs(2), because stat(2) is answered from the kernel's cache
-    // for a moment after the process has died.
-    std::thread::spawn(move || {
-        let _receiver_gave_up = tell.send(rustix::fs::statvfs(&path).map(|_| ()));
-    });
-    match told.recv_timeout(timeout) {
-        Ok(Ok(())) => Health::Answers,
-        Ok(Err(Errno::NOTCONN | Errno::CONNABORTED)) => Health::Dead,
-        Ok(Err(_)) | Err(_) => Health::Silent,
-    }
+    mounted_at(path)
+        .is_ok_and(|on_top| on_top.is_some_and(|on_top| on_top.kind.starts_with("fuse")))
 }
 
 /// Whether the mount answers within `timeout`. A dead one answers ENOTCONN, a hanging one not at all.
@@ -221,7 +151,7 @@ impl Drop for Made {
 /// Absolute and without symbolic links in the parents, so that it compares equal to the kernel's table; the last
 /// component itself is not looked at.
 pub(crate) fn absolute(path: &Path) -> anyhow::Result<PathBuf> {
-    if path.as_os_str().as_bytes().is_empty() {
+    if path.as_os_str().is_empty() {
         return fail("mount point: the path is empty", "name a directory");
     }
     let whole = std::path::absolute(path).with_context(|| format!("path {}", path.display()))?;
@@ -242,18 +172,6 @@ pub(crate) fn resolved(path: &Path) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn mount_points_with_spaces_are_read_back() {
-        let table = b"36 35 0:52 / /mnt/a\\040b rw,nosuid - fuse.dfs dfs rw\n22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n";
-        assert_eq!(
-            mounts_in(table),
-            [
-                (PathBuf::from("/mnt/a b"), "fuse.dfs".to_owned()),
-                (PathBuf::from("/"), "ext4".to_owned())
-            ]
-        );
-    }
 
     #[test]
     fn what_was_made_for_a_mount_that_failed_goes_and_nothing_else() {

@@ -11,6 +11,7 @@ pub mod fs;
 pub mod metrics;
 mod mount;
 mod mount_point;
+pub mod mount_table;
 mod pages;
 mod privilege;
 pub mod seam;

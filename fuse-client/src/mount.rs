@@ -20,6 +20,7 @@ use crate::cache::Lifetimes;
 use crate::fs::{FileSystem, Options};
 use crate::metrics::Metrics;
 use crate::mount_point;
+use crate::mount_table;
 use crate::pages::{self, Mounted};
 
 /// The kernel reads this far ahead of a sequential reader.
@@ -221,7 +222,7 @@ fn fuse_config(threads: usize, read_only: bool) -> Config {
 
 /// The kernel's default of 128 KiB keeps a single reader from using more than one chunkserver.
 fn tune_readahead(at: &std::path::Path) {
-    let device = match mount_point::mounted_at(at) {
+    let device = match mount_table::mounted_at(at) {
         Ok(Some(mounted)) => mounted.device,
         Ok(None) => return,
         Err(error) => return tracing::warn!(%error, "readahead stays at the kernel's default"),

@@ -1,9 +1,6 @@
 //! Where to mount: what may be mounted on, what is mounted there already, what a killed mount left behind.
-//!
-//! A mount whose process hangs answers nothing for ever, so whatever may touch one runs on a thread with a deadline.
 
 use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -11,17 +8,10 @@ use std::time::Duration;
 use anyhow::Context as _;
 use dfs_service::page::Page;
 
-/// A live mount answers `stat(2)` of its root within this.
-const ANSWER_MAX: Duration = Duration::from_secs(5);
+use crate::mount_table::{Health, health, mounted_at};
 
-/// One line of `/proc/self/mountinfo` (`proc_pid_mountinfo(5)`).
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub(crate) struct Mounted {
-    pub(crate) at: PathBuf,
-    /// `major:minor`
-    pub(crate) device: String,
-    pub(crate) kind: String,
-}
+/// A live mount answers `statfs(2)` within this.
+const ANSWER_MAX: Duration = Duration::from_secs(5);
 
 /// A place that may be mounted on.
 #[derive(Debug)]
@@ -37,19 +27,19 @@ pub(crate) struct Place {
 pub(crate) fn prepare(path: &Path) -> anyhow::Result<Place> {
     check_device()?;
     let at = as_listed(path)?;
-    if let Some(mounted) = mounted_at(&at)? {
-        match look_at(&at) {
-            Look::Answered => anyhow::bail!(
+    if let Some(mounted) = mounted_at(&at).context("read /proc/self/mountinfo")? {
+        match health(&at, ANSWER_MAX) {
+            Health::Answers => anyhow::bail!(
                 "mount point {}: a {} file system is mounted there already; unmount it first \
                  (fusermount3 -u {0}) or choose another directory",
                 at.display(),
                 mounted.kind
             ),
-            Look::Dead => {
+            Health::Dead => {
                 tracing::warn!(at = %at.display(), "the last mount here was killed; this one takes its place");
                 return Ok(Place { at, dead: true });
             }
-            Look::Hangs => anyhow::bail!(
+            Health::Silent => anyhow::bail!(
                 "mount point {}: a {} file system is mounted there and does not answer within {:?}; \
                  end its process, then run fusermount3 -uz {0}",
                 at.display(),
@@ -96,38 +86,6 @@ fn first_in(dir: &Path) -> anyhow::Result<Option<OsString>> {
     Ok(first.map(|entry| entry.file_name()))
 }
 
-/// The topmost mount exactly at `path`.
-pub(crate) fn mounted_at(path: &Path) -> anyhow::Result<Option<Mounted>> {
-    let table = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
-    Ok(parse(&table).filter(|mounted| mounted.at == path).last())
-}
-
-fn parse(table: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
-    table.split(|byte| *byte == b'\n').filter_map(|line| {
-        let mut words = line.split(|byte| *byte == b' ');
-        let device = String::from_utf8_lossy(words.nth(2)?).into_owned();
-        let at = PathBuf::from(OsString::from_vec(unescape(words.nth(1)?)));
-        let kind = words.skip_while(|word| *word != b"-").nth(1)?;
-        Some(Mounted { at, device, kind: String::from_utf8_lossy(kind).into_owned() })
-    })
-}
-
-/// Space, tab, newline and backslash are written as three octal digits.
-fn unescape(word: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(word.len());
-    let mut rest = word;
-    while let Some((&first, after)) = rest.split_first() {
-        let octal = after
-            .get(..3)
-            .filter(|_| first == b'\\')
-            .and_then(|digits| std::str::from_utf8(digits).ok())
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        out.push(octal.unwrap_or(first));
-        rest = if octal.is_some() { &after[3..] } else { after };
-    }
-    out
-}
-
 /// Absolute, without links in the parents; the last component is not touched, since it may be a dead mount.
 fn as_listed(path: &Path) -> anyhow::Result<PathBuf> {
     anyhow::ensure!(!path.as_os_str().is_empty(), "mount point: the path is empty");
@@ -138,27 +96,6 @@ fn as_listed(path: &Path) -> anyhow::Result<PathBuf> {
     match parent.canonicalize() {
         Ok(parent) => Ok(parent.join(name)),
         Err(error) => Err(error).with_context(|| format!("mount point {}", whole.display())),
-    }
-}
-
-enum Look {
-    Answered,
-    /// `ENOTCONN`: its process is gone.
-    Dead,
-    Hangs,
-}
-
-fn look_at(path: &Path) -> Look {
-    let (tell, told) = std::sync::mpsc::channel();
-    let path = path.to_owned();
-    std::thread::spawn(move || {
-        // The receiver may have given up.
-        let _ = tell.send(std::fs::metadata(&path).err().and_then(|error| error.raw_os_error()));
-    });
-    match told.recv_timeout(ANSWER_MAX) {
-        Ok(Some(libc::ENOTCONN | libc::ECONNABORTED)) => Look::Dead,
-        Ok(_) => Look::Answered,
-        Err(_) => Look::Hangs,
     }
 }
 
@@ -222,31 +159,14 @@ fn device_advice(error: &std::io::Error, is_root: bool) -> &'static str {
     }
 }
 
-/// Readahead of the whole mount; `device` as [`Mounted::device`] has it.
+/// Readahead of the whole mount; `device` as [`crate::mount_table::Mounted::device`] has it.
 pub(crate) fn set_readahead(device: &str, kib: u32) -> std::io::Result<()> {
     std::fs::write(format!("/sys/class/bdi/{device}/read_ahead_kb"), kib.to_string())
 }
 
 #[cfg(test)]
-mod fuzz;
-
-#[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_topmost_mount_of_a_path_with_spaces_is_found() {
-        let table = b"22 1 8:1 / / rw shared:1 - ext4 /dev/sda1 rw\n\
-            36 35 0:52 / /mnt/a\\040b rw,nosuid shared:9 - fuse.dfs dfs rw\n";
-        let found: Vec<Mounted> = parse(table).collect();
-        let expected = Mounted {
-            at: PathBuf::from("/mnt/a b"),
-            device: "0:52".to_owned(),
-            kind: "fuse.dfs".to_owned(),
-        };
-        assert_eq!(found.last(), Some(&expected));
-        assert_eq!(found.len(), 2);
-    }
 
     #[track_caller]
     fn check_refused(path: &Path, expected: &str) {
