@@ -101,20 +101,28 @@ fn a_project_is_unpacked_built_and_tested_while_a_chunkserver_dies() {
     let build = std::thread::spawn({
         let project = project.clone();
         move || {
-            must(
-                Command::new("cargo")
-                    .args(["test", "--offline", "-q", "-p", "dfs-core", "--lib"])
-                    .env("CARGO_TARGET_DIR", project.join("target"))
-                    .current_dir(&project),
-            )
+            let mut command = Command::new("cargo");
+            command
+                .args(["test", "--offline", "-q", "-p", "dfs-core", "--lib"])
+                .env("CARGO_TARGET_DIR", project.join("target"))
+                .current_dir(&project);
+            tests::run(&mut command, LONG)
         }
     });
     tests::wait_until("the build has begun", || project.join("target").is_dir());
     std::thread::sleep(Duration::from_secs(2));
     cluster.kill("cs-2");
     println!("killed cs-2 in the middle");
-    let said = build.join().unwrap();
-    assert!(said.contains("test result: ok"), "{said}");
+    let output = build.join().unwrap();
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    let end: Vec<&str> = said.lines().rev().take(40).collect();
+    let end = end.into_iter().rev().collect::<Vec<_>>().join("\n");
+    assert!(
+        output.status.success() && said.contains("test result: ok"),
+        "cargo test on the mount: {}; the end of what it said:\n{end}",
+        output.status
+    );
     // The sources are still what was unpacked.
     fs::remove_dir_all(project.join("target")).unwrap();
     assert!(sums(&local) == sums(&project), "the tree differs after the build");
