@@ -14,7 +14,7 @@ use dfs_service::canary;
 use dfs_service::conn::{Door, dial};
 
 use crate::node::Node;
-use crate::peer::reply_of;
+use crate::peer::{answer_of, reply_of};
 use crate::store::{ChunkSpec, ClientTable, Position, ReplicaReport};
 
 const CALL_MAX: Duration = Duration::from_secs(20);
@@ -112,27 +112,32 @@ pub(crate) fn fetch_sums(client: &mut LoneClient, chunk: ChunkId) -> Result<Sums
     })
 }
 
+/// `None`: the other has the block with this checksum, and its bytes are bad.
 pub(crate) fn fetch_block(
     client: &mut LoneClient,
     chunk: ChunkId,
     position: Position,
     block: u32,
     crc: u32,
-) -> Result<Vec<u8>, String> {
+) -> Result<Option<Vec<u8>>, String> {
     let fetch = DataCall::FetchBlock {
         chunk,
         source_version: position.version,
         source_seq: position.seq,
         block,
     };
-    match call(client, &fetch)? {
-        (DataReply::Block { crc: theirs }, bytes)
+    match answer_of(client.call(&fetch.to_bytes(), &[], CALL_MAX))? {
+        Ok((DataReply::Block { crc: theirs }, bytes))
             if theirs == crc && crc32c::crc32c(&bytes) == crc =>
         {
-            Ok(bytes)
+            Ok(Some(bytes))
         }
-        (DataReply::Block { .. }, _) => Err(format!("block {block} came with another checksum")),
-        (other, _) => Err(format!("unexpected reply {other:?}")),
+        Ok((DataReply::Block { .. }, _)) => {
+            Err(format!("block {block} came with another checksum"))
+        }
+        Ok((other, _)) => Err(format!("unexpected reply {other:?}")),
+        Err(DataFailure::BadBlock { block: bad }) if bad == block => Ok(None),
+        Err(failure) => Err(failure.to_string()),
     }
 }
 
@@ -169,14 +174,20 @@ fn copy(
         .store
         .adopt_begin(chunk, version, source.position, sums.len, spec)
         .map_err(|e| e.to_string())?;
-    let mut copied = 0u64;
+    let (mut copied, mut bad) = (0u64, Vec::new());
     for (index, &crc) in sums.sums.iter().enumerate() {
         let block = u32::try_from(index).map_err(|_| "too many blocks".to_owned())?;
         if mine.get(index) == Some(&crc) && writer.keep_block(block, crc).is_ok() {
             continue;
         }
         node.pace.before_copy(spec.chunk_size.min(BLOCK_BYTES_MAX));
-        let bytes = fetch_block(&mut client, chunk, sums.position, block, crc)?;
+        let Some(bytes) = fetch_block(&mut client, chunk, sums.position, block, crc)? else {
+            // Waiting for it would keep the whole chunk from being written, for good if nobody has it. It is taken up as
+            // the source has it, known to be bad, and mended from whoever can.
+            writer.leave_bad(block, crc, sums.len).map_err(|e| e.to_string())?;
+            bad.push(block);
+            continue;
+        };
         copied += bytes.len() as u64;
         node.metrics.copied_bytes.inc_by(bytes.len() as u64);
         writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
@@ -187,6 +198,9 @@ fn copy(
             "digest is {:08x} after the copy, not {:08x}",
             report.digest, source.digest
         ));
+    }
+    for block in bad {
+        node.on_bad_block(chunk, block);
     }
     tracing::info!(chunk = chunk.0, version = version.0, source = %source.server, copied, "adopted");
     Ok((report, copied))

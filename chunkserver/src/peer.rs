@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use dfs_core::ids::{FsId, ServerId};
 use dfs_proto::codec::Wire as _;
-use dfs_proto::data_rpc::{DataCall, DataReply, Peer};
+use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer};
 use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_service::clock::monotonic_nanos;
 use dfs_service::conn::{self, ClusterKey, Door};
@@ -50,10 +50,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The reply in a frame, or what the frame says went wrong.
 pub(crate) fn reply_of(frame: io::Result<Frame>) -> Result<(DataReply, Vec<u8>), String> {
+    answer_of(frame)?.map_err(|failure| failure.to_string())
+}
+
+/// As [`reply_of`], for callers to whom it matters what failed.
+pub(crate) fn answer_of(
+    frame: io::Result<Frame>,
+) -> Result<Result<(DataReply, Vec<u8>), DataFailure>, String> {
     let frame = frame.map_err(|e| e.to_string())?;
     match DataReply::from_bytes(&frame.args) {
-        Ok(DataReply::Failed(failure)) => Err(failure.to_string()),
-        Ok(reply) => Ok((reply, frame.payload)),
+        Ok(DataReply::Failed(failure)) => Ok(Err(failure)),
+        Ok(reply) => Ok(Ok((reply, frame.payload))),
         Err(e) => Err(format!("reply: {e}")),
     }
 }

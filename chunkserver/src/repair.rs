@@ -146,7 +146,8 @@ fn repair(
             if sums.sums.get(block as usize) != Some(&crc) {
                 return Err("has other content".to_owned());
             }
-            fetch_block(&mut client, chunk, sums.position, block, crc)
+            let fetched = fetch_block(&mut client, chunk, sums.position, block, crc)?;
+            fetched.ok_or_else(|| "its block is bad as well".to_owned())
         });
         match fetched {
             Ok(bytes) => {

@@ -18,6 +18,7 @@ use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Body, NamespaceError};
 use dfs_core::results::Results;
 use dfs_core::time::Timestamp;
+use dfs_proto::chunk_file::BLOCK_BYTES_MAX;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::frame_conn::LoneClient;
@@ -86,6 +87,9 @@ impl Master {
         let freed = self.chunks_beyond(ino, size, chunk_size);
         self.fence_writers(id.client, ino, size, chunk_size, &freed)
             .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
+        if meta::truncating(&self.reader(), ino).is_none() {
+            self.check_block_at_cut(ino, size, chunk_size)?;
+        }
         let begun = self.propose(
             Some((OpId { part: 0, ..id }, results)),
             Change::TruncateBegin { ino, size },
@@ -223,6 +227,35 @@ impl Master {
             .collect()
     }
 
+    /// Half a block can only be kept by who can read it. Found out after the intent is logged, nothing more could be
+    /// written to the chunk.
+    fn check_block_at_cut(
+        &self,
+        ino: InodeNo,
+        size: u64,
+        chunk_size: u64,
+    ) -> Result<(), MetaFailure> {
+        let (index, within) = (size / chunk_size, size % chunk_size);
+        if within.is_multiple_of(chunk_size.min(BLOCK_BYTES_MAX)) {
+            return Ok(());
+        }
+        let Some(Record::FileChunk(chunk)) = self.reader().get(&Key::FileChunk(ino, index)) else {
+            return Ok(());
+        };
+        let layout = self.existing_layout_to_write(chunk, Duration::from_secs(2))?;
+        let read = DataCall::Read { chunk, version: layout.version, offset: within - 1, len: 1 };
+        let found = self.call_primary(&layout).and_then(|mut client| answer(&mut client, &read));
+        match found {
+            // It asks the other members for the block; the client asks again meanwhile.
+            Ok(Err(failure @ DataFailure::BadBlock { .. })) => Err(MetaFailure::Unavailable {
+                reason: format!("cut chunk {}: {failure}", chunk.0),
+                retry_after_ms: 200,
+            }),
+            // Whatever else is wrong the cut itself meets again, and goes on without that member.
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     fn cut_tail(&self, tail: Option<(ChunkId, u64)>) -> Result<(), MetaFailure> {
         let Some((chunk, len)) = tail else { return Ok(()) };
         let mut last = String::new();
@@ -341,10 +374,18 @@ fn last_chunk(size: u64, chunk_size: u64) -> u64 {
 }
 
 pub(crate) fn call(client: &mut LoneClient, call: &DataCall) -> Result<DataReply, String> {
+    answer(client, call)?.map_err(|failure| failure.to_string())
+}
+
+/// As [`call`], for callers to whom it matters what failed.
+fn answer(
+    client: &mut LoneClient,
+    call: &DataCall,
+) -> Result<Result<DataReply, DataFailure>, String> {
     let frame =
         client.call(&call.to_bytes(), &[], DATA_CALL_MAX).map_err(|error| error.to_string())?;
     match DataReply::from_bytes(&frame.args).map_err(|error| error.to_string())? {
-        DataReply::Failed(failure) => Err(failure.to_string()),
-        reply => Ok(reply),
+        DataReply::Failed(failure) => Ok(Err(failure)),
+        reply => Ok(Ok(reply)),
     }
 }

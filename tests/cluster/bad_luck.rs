@@ -162,6 +162,10 @@ pub(crate) fn flip(
     flipped
 }
 
+fn is_eio(result: std::io::Result<()>) -> bool {
+    result.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
+}
+
 #[test]
 fn bytes_that_are_damaged_everywhere_are_said_to_be_and_waited_for_once() {
     need_fuse!();
@@ -216,9 +220,6 @@ fn bytes_that_are_given_up_are_told_to_their_writer_and_not_read_again() {
     let copy = writer.try_clone().unwrap();
     drop(copy);
     drop(reader);
-    let is_eio = |result: std::io::Result<()>| {
-        result.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
-    };
     assert!(is_eio(other.sync_all()), "an open for writing that wrote nothing");
     servers.iter().for_each(|pid| tests::signal(*pid, Signal::CONT));
     wait_until("the servers answer", || {
@@ -289,6 +290,56 @@ fn a_block_that_is_bad_everywhere_is_said_to_be_lost() {
         chunks["safe"] == chunks["total"]
     });
     assert!(cluster.try_dfs(["fsck"]).status.success());
+    check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
+}
+
+#[test]
+fn around_a_block_that_is_bad_everywhere_is_read_and_written() {
+    need_fuse!();
+    let mut cluster = Cluster::start();
+    let mut content = pattern(3 << 20, 1);
+    for name in ["f", "g"] {
+        write_synced(&cluster.mount().join(name), &content);
+    }
+    cluster.down();
+    const BLOCK: usize = 64 << 10;
+    const AT: usize = 20 * BLOCK + 1000;
+    // Of both files.
+    flip(&cluster, &["cs-1", "cs-2", "cs-3"], &content, AT);
+    cluster.up();
+    let mount = cluster.mount_with("impatient", &["--server-wait", "6s"]);
+    let open = |name: &str| File::options().read(true).write(true).open(mount.join(name)).unwrap();
+    let write = |name: &str, at: usize, bytes: &[u8]| {
+        let file = open(name);
+        file.write_all_at(bytes, at as u64).and_then(|()| file.sync_all())
+    };
+    let beside = |content: &[u8]| {
+        let mut bytes = [0; 4096];
+        open("f").read_exact_at(&mut bytes, 2 << 20).unwrap();
+        assert!(bytes == content[2 << 20..(2 << 20) + 4096]);
+    };
+    assert!(is_eio(write("f", AT, b"a part of it")));
+    write("f", 100, b"elsewhere").unwrap();
+    content[100..109].copy_from_slice(b"elsewhere");
+    beside(&content);
+    assert!(is_eio(open("f").set_len(AT as u64)), "half of it cannot be kept");
+    assert_eq!(std::fs::metadata(mount.join("f")).unwrap().len(), content.len() as u64);
+    // A change of the configuration takes it up as it is.
+    cluster.kill("cs-2");
+    write("f", 200, b"with two").unwrap();
+    content[200..208].copy_from_slice(b"with two");
+    beside(&content);
+    open("g").set_len(BLOCK as u64).unwrap();
+    write("g", 300, b"cut before it").unwrap();
+    // Anew as a whole it is as good as any.
+    content[20 * BLOCK..21 * BLOCK].fill(7);
+    write("f", 20 * BLOCK, &[7; BLOCK]).unwrap();
+    write("f", AT, b"a part of it").unwrap();
+    content[AT..AT + 12].copy_from_slice(b"a part of it");
+    check_content(&mount.join("f"), &content);
+    cluster.down();
+    cluster.up();
+    cluster.until_clean();
     check_bytes("cat", &cluster.try_dfs(["cat", "/f"]).stdout, &content);
 }
 

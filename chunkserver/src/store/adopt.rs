@@ -101,6 +101,23 @@ impl AdoptWriter {
         Ok(())
     }
 
+    /// Takes up a block whose right bytes, of checksum `crc`, neither the source nor this server has: reads of it are
+    /// `BadBlock` until it is repaired or written anew as a whole. `chunk_len`: bytes of the copy, to its last block.
+    ///
+    /// # Errors
+    /// `TooLarge`.
+    pub fn leave_bad(&mut self, block: u32, crc: u32, chunk_len: u64) -> Result<(), StoreError> {
+        let (index, size) = (u64::from(block), self.spec.block_size());
+        let limit = self.spec.chunk_size;
+        let start = index.saturating_mul(size);
+        if limit < chunk_len || chunk_len <= start {
+            return Err(StoreError::TooLarge { chunk: self.chunk, asked: start, limit });
+        }
+        // Nothing is written: a hole is zeros, and those are right if they have the checksum.
+        self.blocks.insert(index, (crc, (chunk_len - start).min(size)));
+        Ok(())
+    }
+
     /// Takes a block from the replica held here, if it has this checksum.
     ///
     /// # Errors

@@ -155,6 +155,43 @@ fn either_slot_lost_is_noticed() {
 }
 
 #[test]
+fn a_block_that_nobody_has_is_taken_up_as_bad_and_the_rest_is_good() {
+    let disk = FaultyDisk::new(3);
+    let data = saved(&disk);
+    let crc = |block: usize| crc32c::crc32c(data.chunks(65_536).nth(block).unwrap());
+    let store = open(&disk, 1).unwrap();
+    let v2 = ChunkVersion(2);
+    store.promise(CHUNK, v2, None).unwrap();
+    let mut writer = store.adopt_begin(CHUNK, v2, position(V1, 2), 150_000, &spec(SIZE)).unwrap();
+    for index in [0, 2] {
+        let block = data.chunks(65_536).nth(index).unwrap();
+        writer.put_block(index as u32, block, crc(index)).unwrap();
+    }
+    let behind = writer.leave_bad(3, 1, 150_000);
+    assert!(matches!(behind, Err(StoreError::TooLarge { .. })), "{behind:?}");
+    writer.leave_bad(1, crc(1), 150_000).unwrap();
+    let report = writer.finish(150_000, false, &Default::default()).unwrap();
+    assert_eq!(report.len, 150_000);
+    let check = |store: &Store| {
+        let bad = store.read_for_copy(CHUNK, 1);
+        assert!(matches!(bad, Err(StoreError::BadBlock { index: 1, .. })), "{:?}", bad.is_ok());
+        for block in [0, 2] {
+            let (bytes, sum) = store.read_for_copy(CHUNK, block).unwrap();
+            assert!(bytes == data.chunks(65_536).nth(block as usize).unwrap());
+            assert_eq!(sum, crc(block as usize));
+        }
+    };
+    check(&store);
+    drop(store);
+    let store = open(&disk, 2).unwrap();
+    check(&store);
+    assert_eq!(store.report(CHUNK).unwrap().digest, report.digest);
+    // Who has it can still give it.
+    store.repair_block(CHUNK, 1, &data[65_536..131_072], crc(1)).unwrap();
+    assert_eq!(read_all(&store, CHUNK, v2).unwrap(), data);
+}
+
+#[test]
 fn one_copy_of_the_header_is_enough_and_none_is_noticed() {
     let disk = FaultyDisk::new(5);
     let data = saved(&disk);
