@@ -167,6 +167,10 @@ fn forget_garbage(master: &Arc<Master>, since: &mut HashMap<ChunkId, Timestamp>)
                     row.disk != member.disk
                         || (row.inventory_complete && !row.replicas.contains_key(&chunk))
                 })
+            }) && cluster.rows().iter().all(|(server, row)| {
+                let (server, disk) = (*server, row.disk);
+                // Left by an earlier configuration: it is told to delete that as long as the chunk is known.
+                !row.replicas.contains_key(&chunk) || out(&Member { server, disk })
             })
         };
         if gone && !master.is_fenced_lately(chunk) && old_enough <= now.nanos_since(first_seen) {

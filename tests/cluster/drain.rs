@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use serde_json::Value;
 use tests::{Cluster, Options, wait_until};
@@ -156,6 +157,24 @@ fn a_drained_server_gives_its_copies_away_under_writers_and_undrain_ends_it() {
     assert_ne!(listed(&cluster, "cs-1", "h", FILES), 0);
     let events = cluster.dfs(["events", "-n", "0"]);
     assert!(events.contains("draining by ") && events.contains("no longer draining"), "{events}");
+}
+
+#[test]
+fn copies_that_a_drain_leaves_behind_go_also_if_their_chunks_are_freed_meanwhile() {
+    need_fuse!();
+    let cluster = start(5, "never");
+    write_files(&cluster, "f", FILES);
+    wait_until_serving(&cluster);
+    assert_ne!(cluster.dfs_json(["drain", "cs-1", "--no-wait"])["chunksLeft"], 0);
+    // Some before their copies moved, some in the middle, some just after.
+    for n in 0..FILES {
+        std::fs::File::create(cluster.mount().join(format!("f{n}"))).unwrap();
+        std::thread::sleep(Duration::from_millis(60));
+    }
+    for id in ["cs-1", "cs-2", "cs-3", "cs-4", "cs-5"] {
+        wait_until(&format!("{id} holds nothing"), || server(&cluster, id).unwrap()["chunks"] == 0);
+    }
+    assert!(cluster.dfs(["fsck"]).contains("clean"));
 }
 
 #[test]
