@@ -88,9 +88,12 @@ impl Master {
             let cluster = lock(&self.cluster);
             cluster.is_up(now(), member)
                 && cluster.row(member.server).is_some_and(|row| {
-                    row.replicas
-                        .get(&chunk)
-                        .is_some_and(|replica| replica.version == version && !replica.not_current)
+                    // What a member has damaged another replica may still have whole.
+                    let is_whole = !row.damaged.contains_key(&chunk);
+                    is_whole
+                        && row.replicas.get(&chunk).is_some_and(|replica| {
+                            replica.version == version && !replica.not_current
+                        })
                 })
         })
     }
