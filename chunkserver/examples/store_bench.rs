@@ -12,7 +12,8 @@ const V1: ChunkVersion = ChunkVersion(1);
 const MIB: u64 = 1 << 20;
 const CHUNK: u64 = 64 * MIB;
 const SPEC: ChunkSpec = ChunkSpec { inode: InodeNo(1), index: 0, chunk_size: CHUNK };
-const TAG: OpTag = OpTag { client: ClientId(0), counter: 0, low_water: 0, append: None };
+const TAG: OpTag =
+    OpTag { client: ClientId(0), counter: 0, low_water: 0, append: None, record: false };
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let parent = std::env::args().nth(1).unwrap_or_else(|| ".".to_owned());

@@ -8,14 +8,17 @@ use std::time::Duration;
 use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_proto::chunk_file::BLOCK_BYTES_MAX;
 use dfs_proto::codec::Wire as _;
-use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, decode_sums, encode_sums};
+use dfs_proto::data_rpc::{
+    DataCall, DataFailure, DataReply, DecodedSums, Peer, decode_sums, encode_sums,
+};
 use dfs_proto::frame_conn::LoneClient;
+use dfs_proto::record_list::RecordList;
 use dfs_service::canary;
 use dfs_service::conn::{Door, dial};
 
 use crate::node::Node;
 use crate::peer::{answer_of, reply_of};
-use crate::store::{ChunkSpec, ClientTable, Position, ReplicaReport};
+use crate::store::{ChunkSpec, ClientTable, Description, Position, ReplicaReport};
 
 const CALL_MAX: Duration = Duration::from_secs(20);
 
@@ -93,15 +96,26 @@ pub(crate) struct Sums {
     pub(crate) digest: u32,
     pub(crate) sums: Vec<u32>,
     pub(crate) client_table: Vec<u8>,
+    pub(crate) record_list: Vec<u8>,
 }
 
 pub(crate) fn fetch_sums(client: &mut LoneClient, chunk: ChunkId) -> Result<Sums, String> {
     let (reply, payload) = call(client, &DataCall::FetchSums { chunk })?;
-    let DataReply::Sums { version, seq, len, sealed, digest, client_table_bytes } = reply else {
+    let DataReply::Sums {
+        version,
+        seq,
+        len,
+        sealed,
+        digest,
+        client_table_bytes,
+        record_list_bytes,
+    } = reply
+    else {
         return Err(format!("unexpected reply {reply:?}"));
     };
-    let (sums, client_table) =
-        decode_sums(&payload, client_table_bytes).map_err(|error| error.to_string())?;
+    let DecodedSums { sums, client_table, record_list } =
+        decode_sums(&payload, client_table_bytes, record_list_bytes)
+            .map_err(|error| error.to_string())?;
     Ok(Sums {
         position: Position { version, seq },
         len,
@@ -109,6 +123,7 @@ pub(crate) fn fetch_sums(client: &mut LoneClient, chunk: ChunkId) -> Result<Sums
         digest,
         sums,
         client_table: client_table.to_vec(),
+        record_list: record_list.to_vec(),
     })
 }
 
@@ -162,13 +177,17 @@ fn copy(
     let mine: Vec<u32> = match node.store.report(chunk) {
         // What may lack operations after a reboot is not compared: its checksums may be older than its bytes.
         Some(report) if !report.not_current && report.position.version.0 != 0 => {
-            node.store.block_sums(chunk).map(|(_, sums, _)| sums).unwrap_or_default()
+            node.store.describe(chunk).map(|held| held.sums).unwrap_or_default()
         }
         Some(_) | None => Vec::new(),
     };
     let mut table = ClientTable::from_bytes(&sums.client_table).map_err(|e| e.to_string())?;
     if canary::sings("copy-knows-no-clients") {
         table = ClientTable::default();
+    }
+    let records = RecordList::decode(&sums.record_list).map_err(|e| e.to_string())?;
+    if sums.len < records.end() {
+        return Err(format!("a record ends at {} of {} bytes", records.end(), sums.len));
     }
     let mut writer = node
         .store
@@ -192,7 +211,8 @@ fn copy(
         node.metrics.copied_bytes.inc_by(bytes.len() as u64);
         writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
     }
-    let report = writer.finish(sums.len, sums.sealed, &table).map_err(|e| e.to_string())?;
+    let report =
+        writer.finish(sums.len, sums.sealed, &table, &records).map_err(|e| e.to_string())?;
     if report.digest != source.digest {
         return Err(format!(
             "digest is {:08x} after the copy, not {:08x}",
@@ -208,17 +228,19 @@ fn copy(
 
 /// Answers `FetchSums`.
 pub(crate) fn sums(node: &Node, chunk: ChunkId) -> Result<(DataReply, Vec<u8>), DataFailure> {
-    let (report, sums, table) =
-        node.store.block_sums(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
-    let table = table.to_bytes();
-    let payload = encode_sums(&sums, &table);
+    let Description { report, sums, clients, records } =
+        node.store.describe(chunk).map_err(|error| node.failure(ChunkVersion(0), &error))?;
+    let (table, records) = (clients.to_bytes(), records.as_bytes());
+    let payload = encode_sums(&sums, &table, records);
+    let bytes = |list: &[u8]| u32::try_from(list.len()).unwrap_or(u32::MAX);
     let reply = DataReply::Sums {
         version: report.position.version,
         seq: report.position.seq,
         len: report.len,
         sealed: report.sealed,
         digest: report.digest,
-        client_table_bytes: u32::try_from(table.len()).unwrap_or(u32::MAX),
+        client_table_bytes: bytes(&table),
+        record_list_bytes: bytes(records),
     };
     Ok((reply, payload))
 }

@@ -17,7 +17,7 @@ use dfs_service::clock::monotonic_nanos;
 use crate::node::{Node, lock};
 use crate::reply::ReplyWriter;
 use crate::search::{Range, search};
-use crate::store::{Store, StoreError};
+use crate::store::{ListedRecords, Store, StoreError};
 use crate::{adopt, member, primary, repair};
 
 /// Unanswered requests of one connection, and their payload.
@@ -229,6 +229,7 @@ fn name(call: &DataCall) -> &'static str {
         DataCall::ReadSums { .. } => "read_sums",
         DataCall::LocalDoor => "local_door",
         DataCall::Search { .. } => "search",
+        DataCall::Records { .. } => "records",
     }
 }
 
@@ -273,6 +274,7 @@ fn on_one_way(node: &Arc<Node>, from: Option<ServerId>, call: DataCall) {
         | DataCall::ReadSums { .. }
         | DataCall::LocalDoor
         | DataCall::Search { .. }
+        | DataCall::Records { .. }
         | DataCall::Space => tracing::debug!("one-way call ignored"),
     }
 }
@@ -316,6 +318,10 @@ fn on_request(
                 Err(failure) => waiter.reply(node, &DataReply::Failed(failure)),
             }
         }
+        DataCall::Records { chunk, version, from } => match records(node, chunk, version, from) {
+            Ok((reply, list)) => waiter.reply_with(node, &reply, &list, None),
+            Err(failure) => waiter.reply(node, &DataReply::Failed(failure)),
+        },
         DataCall::LocalDoor => waiter.reply(
             node,
             &match &node.local_door {
@@ -351,6 +357,7 @@ fn on_request(
             mutation,
             append,
             committed,
+            record,
         } if from == Some(layout.primary) => {
             let payload = frame.payload;
             let op = member::Replicated {
@@ -362,6 +369,7 @@ fn on_request(
                 mutation,
                 append,
                 committed,
+                record,
                 payload,
             };
             let reply = member::replicate(node, op);
@@ -417,7 +425,8 @@ pub(crate) fn read(
     len: u32,
     buffer: &mut Vec<u8>,
 ) -> Result<u64, DataFailure> {
-    served(node, chunk, version, offset, len, |store| {
+    let range = checked_range(offset, len)?;
+    served(node, chunk, version, range, |store| {
         store.read(chunk, version, offset, u64::from(len), buffer)
     })
 }
@@ -430,7 +439,8 @@ fn read_sums(
     offset: u64,
     len: u32,
 ) -> Result<(DataReply, Vec<u8>), DataFailure> {
-    let found = served(node, chunk, version, offset, len, |store| {
+    let range = checked_range(offset, len)?;
+    let found = served(node, chunk, version, range, |store| {
         store.read_sums(chunk, version, offset, u64::from(len))
     })?;
     let reply = DataReply::ReadSums { replica_len: found.replica_len, in_file: found.in_file };
@@ -438,22 +448,38 @@ fn read_sums(
     Ok((reply, found.sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()))
 }
 
-/// Does `read` with all that must hold before and after it.
+/// Records of a replica that may be served, and their list.
+fn records(
+    node: &Arc<Node>,
+    chunk: ChunkId,
+    version: ChunkVersion,
+    from: u64,
+) -> Result<(DataReply, Vec<u8>), DataFailure> {
+    let found = served(node, chunk, version, (from, u64::MAX), |store| {
+        store.records(chunk, version, from)
+    })?;
+    let ListedRecords { replica_len, records, more, all_known } = found;
+    Ok((DataReply::Records { replica_len, more, all_known }, records.as_bytes().to_vec()))
+}
+
+fn checked_range(offset: u64, len: u32) -> Result<(u64, u64), DataFailure> {
+    if PAYLOAD_BYTES_MAX < len {
+        return Err(DataFailure::BadRequest { reason: format!("read of {len} bytes") });
+    }
+    Ok((offset, offset.saturating_add(u64::from(len))))
+}
+
+/// Does `read` of bytes `offset..end` with all that must hold before and after it.
 fn served<T>(
     node: &Arc<Node>,
     chunk: ChunkId,
     version: ChunkVersion,
-    offset: u64,
-    len: u32,
+    (offset, end): (u64, u64),
     read: impl FnOnce(&Store) -> Result<T, StoreError>,
 ) -> Result<T, DataFailure> {
     node.fence.check()?;
-    if PAYLOAD_BYTES_MAX < len {
-        return Err(DataFailure::BadRequest { reason: format!("read of {len} bytes") });
-    }
     let found = read(&node.store).map_err(|error| node.failure(version, &error))?;
     // After reading: what was read may be served once all that was applied before it is everywhere.
-    let end = offset.saturating_add(u64::from(len));
     match node.leaders.of_version(chunk, version) {
         Some(led) => primary::wait_committed(&led, offset, end)?,
         None => node.members.check_committed(node, chunk, version, offset, end)?,

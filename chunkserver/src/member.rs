@@ -57,6 +57,7 @@ pub(crate) struct Replicated {
     pub(crate) mutation: WireMutation,
     pub(crate) append: Option<(u64, u64)>,
     pub(crate) committed: u64,
+    pub(crate) record: bool,
     pub(crate) payload: Vec<u8>,
 }
 
@@ -203,6 +204,7 @@ fn try_replicate(node: &Node, op: &Replicated) -> Result<(), DataFailure> {
         counter: op.counter,
         low_water: op.low_water,
         append: op.append,
+        record: op.record,
     };
     node.store
         .apply(chunk, version, op.seq, &spec_of(&op.layout), tag, mutation)

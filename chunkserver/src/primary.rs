@@ -305,7 +305,7 @@ fn try_mutate(
                     led.progress.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
             }
             Verdict::Go => {
-                let plan = state.plan(wish);
+                let plan = state.plan(wish, node.store.takes_no_records(chunk));
                 drop(state);
                 run_plan(node, &led, request, plan, waiter)?;
                 drop(order);
@@ -450,6 +450,8 @@ fn submit(
 ) {
     let Op { step, client, counter, append } = op;
     let low_water = if client == request.client { request.low_water } else { 0 };
+    let record =
+        append.is_some() && matches!(request.mutation, WireMutation::Append { record: true, .. });
     let data: &[u8] = match step {
         Step::Write { len, .. } => {
             &request.payload[..usize::try_from(len).unwrap_or(0).min(request.payload.len())]
@@ -482,6 +484,7 @@ fn submit(
             mutation,
             append,
             committed,
+            record,
         }
         .to_bytes();
         let crc = (data.len() == request.payload.len()).then_some(request.payload_crc);
@@ -492,7 +495,7 @@ fn submit(
             });
         }
     }
-    let tag = OpTag { client, counter, low_water, append };
+    let tag = OpTag { client, counter, low_water, append, record };
     let applied = match to_store(mutation, data) {
         Some(mutation) => node.store.apply(led.chunk, led.version, seq, &led.spec, tag, mutation),
         None => return,

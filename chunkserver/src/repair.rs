@@ -109,7 +109,7 @@ fn repair(
         Err(StoreError::BadBlock { .. }) => {}
         Err(error) => return Err(error.to_string()),
     }
-    let (_, mine, _) = node.store.block_sums(chunk).map_err(|e| e.to_string())?;
+    let mine = node.store.describe(chunk).map_err(|e| e.to_string())?.sums;
     let Some(&crc) = mine.get(block as usize) else {
         // Cut off since.
         node.on_good_block(chunk, block);

@@ -16,6 +16,7 @@
 
 mod adopt;
 mod checkpoint;
+mod describe;
 pub mod disk;
 mod engine;
 mod error;
@@ -43,6 +44,7 @@ use std::sync::Arc;
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, FsId, ServerId};
 
 pub use adopt::AdoptWriter;
+pub use describe::{Description, ListedRecords};
 pub use dfs_proto::chunk_file::{ChunkSpec, ClientEntry, ClientTable, Position};
 pub use error::StoreError;
 pub use journal::FatalHandler;
@@ -96,6 +98,8 @@ pub struct OpTag {
     pub low_water: u64,
     /// Where an append went: offset and the length asked for, which may pass the chunk's end.
     pub append: Option<(u64, u64)>,
+    /// The append is a record of a record log: it goes into the replica's list.
+    pub record: bool,
 }
 
 /// Whether a client's operation was applied.
@@ -118,7 +122,7 @@ pub struct ReplicaReport {
     pub sealed: bool,
     pub dirty: bool,
     pub not_current: bool,
-    /// CRC32C over the block checksums and the length.
+    /// CRC32C over the block checksums, the length and, if there are any, the list of records.
     pub digest: u32,
     pub spec: ChunkSpec,
 }
@@ -380,15 +384,31 @@ impl Store {
         self.engine().make_whole(chunk)
     }
 
-    /// Report, checksums and client table, of one moment.
+    /// All but the bytes.
     ///
     /// # Errors
     /// `NotFound`.
-    pub fn block_sums(
+    pub fn describe(&self, chunk: ChunkId) -> Result<Description, StoreError> {
+        self.engine().describe(chunk)
+    }
+
+    /// Records that begin at `from` or behind it, in order; not more than one answer takes.
+    ///
+    /// # Errors
+    /// `NotFound`, `WrongVersion`, `NotCurrent`.
+    pub fn records(
         &self,
         chunk: ChunkId,
-    ) -> Result<(ReplicaReport, Vec<u32>, ClientTable), StoreError> {
-        self.engine().block_sums(chunk)
+        version: ChunkVersion,
+        from: u64,
+    ) -> Result<ListedRecords, StoreError> {
+        self.engine().records(chunk, version, from)
+    }
+
+    /// The list of records is full: the next one goes to another chunk.
+    #[must_use]
+    pub fn takes_no_records(&self, chunk: ChunkId) -> bool {
+        self.engine().takes_no_records(chunk)
     }
 
     /// Clients that replicas here remember.

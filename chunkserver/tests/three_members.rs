@@ -14,10 +14,12 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
-use dfs_core::ids::ServerId;
+use chunkserver::store::{ChunkSpec, ClientTable, Position};
+use dfs_core::ids::{ChunkId, ChunkVersion, InodeNo, ServerId};
 use dfs_proto::codec::Wire as _;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, WireMutation};
 use dfs_proto::frame::{FrameHeader, FrameKind};
+use dfs_proto::record_list::{RECORD_LIST_BYTES_MAX, RecordList};
 use dfs_service::conn::{ClusterKey, Door, dial};
 use harness::{Client, Cluster, DEADLINE, MIB, pattern};
 
@@ -375,6 +377,107 @@ fn records_that_do_not_fit_seal_the_chunk_and_plain_appends_split() {
 }
 
 #[test]
+fn every_member_knows_which_bytes_are_records_also_after_a_restart_and_a_copy() {
+    let mut cluster = Cluster::new(4);
+    cluster.chunk_size = 8192;
+    let client = cluster.client(0, 1);
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    assert_eq!(client.records(&layout), Err(DataFailure::NoReplica));
+    // The bytes do not tell: records end in NUL, as padding does.
+    let mut expected = Vec::new();
+    for (counter, len) in (1..).zip([2000, 1, 2048, 300, 2000]) {
+        let (offset, appended) = client.append(&layout, counter, true, &vec![0; len]).unwrap();
+        assert_eq!(appended, len as u64);
+        expected.push((offset, appended));
+        // Asked again, it is there once.
+        assert_eq!(client.append(&layout, counter, true, &vec![0; len]), Ok((offset, appended)));
+    }
+    assert_eq!(client.records(&layout), Ok((expected.clone(), 1)));
+    let full = Err(DataFailure::ChunkFull { carry: 0 });
+    assert_eq!(client.append(&layout, 6, true, &[0; 2000]), full, "padding is no record");
+    assert!(client.append(&layout, 7, true, &[0; 2049]).is_err());
+    assert_eq!(client.records(&layout), Ok((expected.clone(), 1)));
+    client.sync(&layout).unwrap();
+
+    // As it was, from its journal.
+    cluster.stop(1);
+    cluster.start(1);
+    let layout = cluster.reconfigure(1, 2, &[0, 1], Some(3));
+    for index in [0, 1, 3] {
+        assert_eq!(cluster.client(index, 2).records(&layout), Ok((expected.clone(), 1)), "{index}");
+    }
+    // Who is behind says nothing.
+    let behind = cluster.client(2, 2).records(&layout);
+    assert!(matches!(behind, Err(DataFailure::StaleVersion { .. })), "{behind:?}");
+    // The new server's copy is as good as those that it comes from, and others can be made of it.
+    cluster.stop(3);
+    cluster.start(3);
+    cluster.stop(0);
+    cluster.stop(1);
+    let layout = cluster.reconfigure(1, 3, &[3], Some(2));
+    for index in [2, 3] {
+        assert_eq!(cluster.client(index, 2).records(&layout), Ok((expected.clone(), 1)), "{index}");
+    }
+}
+
+#[test]
+fn what_is_no_record_is_not_listed_and_records_go_with_the_bytes_that_are_cut() {
+    let mut cluster = Cluster::new(1);
+    cluster.chunk_size = 8192;
+    let client = cluster.client(0, 1);
+    let plain = cluster.layout(1, 1, &[0]);
+    client.append(&plain, 1, false, &[b'p'; 100]).unwrap();
+    let call = DataCall::Records { chunk: plain.chunk, version: plain.version, from: 0 };
+    let (reply, list) = client.call(&call, &[]).unwrap();
+    // As after an upgrade: there are bytes, and nobody knows what they are.
+    assert_eq!(reply, DataReply::Records { replica_len: 100, more: false, all_known: false });
+    assert!(list.is_empty());
+    let layout = cluster.layout(2, 1, &[0]);
+    for counter in 1..=3 {
+        client.append(&layout, counter, true, &[b'r'; 100]).unwrap();
+    }
+    client.mutate(&layout, 4, WireMutation::Truncate { len: 200 }, &[]).unwrap();
+    client.append(&layout, 5, true, &[b's'; 7]).unwrap();
+    assert_eq!(client.records(&layout), Ok((vec![(0, 100), (100, 100), (200, 7)], 1)));
+    client.mutate(&layout, 6, WireMutation::Truncate { len: 0 }, &[]).unwrap();
+    assert_eq!(client.records(&layout), Ok((Vec::new(), 1)));
+}
+
+#[test]
+fn a_chunk_whose_list_of_records_is_full_is_sealed_and_the_list_comes_in_parts() {
+    let cluster = Cluster::new(1);
+    // As many records of one byte as would take an hour to append.
+    let count = RECORD_LIST_BYTES_MAX - 11;
+    let list = RecordList::decode(&vec![1; count]).unwrap();
+    let spec = ChunkSpec { inode: InodeNo(7), index: 0, chunk_size: cluster.chunk_size };
+    let (chunk, version) = (ChunkId(1), ChunkVersion(2));
+    let store = cluster.server(0).store();
+    store.promise(chunk, version, Some(&spec)).unwrap();
+    let from = Position { version: ChunkVersion(1), seq: 1 };
+    let mut copy = store.adopt_begin(chunk, version, from, count as u64, &spec).unwrap();
+    let content = pattern(1, count);
+    for (block, bytes) in (0..).zip(content.chunks(64 << 10)) {
+        copy.put_block(block, bytes, crc32c::crc32c(bytes)).unwrap();
+    }
+    copy.finish(count as u64, false, &ClientTable::default(), &list).unwrap();
+    let layout = cluster.layout(1, 2, &[0]);
+    let client = cluster.client(0, 1);
+    // The last one that it has a place for.
+    assert_eq!(client.append(&layout, 1, true, b"last"), Ok((count as u64, 4)));
+    let full = Err(DataFailure::ChunkFull { carry: 0 });
+    assert_eq!(client.append(&layout, 2, true, b"next"), full);
+    assert!(store.report(chunk).unwrap().sealed);
+    assert_eq!(cluster.content(0, 1, 2).len() as u64, cluster.chunk_size, "padded");
+    let (records, answers) = client.records(&layout).unwrap();
+    assert_eq!((records.len(), answers), (count + 1, 7));
+    let mut end = 0;
+    for (offset, len) in records {
+        assert_eq!((offset, len), (end, if end == count as u64 { 4 } else { 1 }));
+        end += len;
+    }
+}
+
+#[test]
 fn a_counter_that_skips_one_still_coming_waits_for_it() {
     let cluster = Cluster::new(1);
     let layout = cluster.layout(1, 1, &[0]);
@@ -427,7 +530,7 @@ fn a_full_server_refuses_before_anything_is_numbered() {
     }
     // Space that comes back makes it go on.
     for chunk in 0..2 {
-        cluster.server(1).store().quarantine(dfs_core::ids::ChunkId(1 + chunk)).unwrap();
+        cluster.server(1).store().quarantine(ChunkId(1 + chunk)).unwrap();
     }
     cluster.server(1).store().purge_quarantine(u64::MAX).unwrap();
     let layout = cluster.layout(1 + written, 1, &[0, 1]);
@@ -625,6 +728,7 @@ fn a_member_does_not_serve_what_is_not_known_to_be_everywhere() {
         mutation: WireMutation::Write { offset: 100 },
         append: None,
         committed: 1,
+        record: false,
     };
     // Not from a client.
     assert!(matches!(as_primary.call(&replicate, b"zz"), Err(DataFailure::BadRequest { .. })));
@@ -639,6 +743,7 @@ fn a_member_does_not_serve_what_is_not_known_to_be_everywhere() {
         harness::answer(primary.call(&replicate.to_bytes(), &[b"zz"], DEADLINE).unwrap()).unwrap();
     assert!(matches!(applied.0, DataReply::Applied { seq: 2, .. }));
     assert_eq!(reader.read(&layout, 50, 100), Err(DataFailure::NotPrimary));
+    assert_eq!(reader.records(&layout), Err(DataFailure::NotPrimary));
     assert_eq!(reader.read(&layout, 200, 100).unwrap(), [b'a'; 100]);
     // A gap is said to be one.
     let DataCall::Replicate { layout, client, counter, low_water, mutation, append, .. } =
@@ -655,6 +760,7 @@ fn a_member_does_not_serve_what_is_not_known_to_be_everywhere() {
         mutation,
         append,
         committed: 1,
+        record: false,
     };
     let refused =
         harness::answer(primary.call(&gap.to_bytes(), &[b"zz"], DEADLINE).unwrap()).unwrap_err();

@@ -185,6 +185,8 @@ pub(crate) enum Command {
     Explain(crate::commands::explain::ExplainArgs),
     /// Append standard input to a file and print the offset it got
     Append(AppendArgs),
+    /// List the records of a file in a record log: where each begins and how long it is
+    Records(crate::commands::records::RecordsArgs),
 
     /// Mount a cluster at a directory (foreground; SIGTERM unmounts cleanly)
     Mount(MountArgs),

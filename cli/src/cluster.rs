@@ -75,6 +75,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         | Command::Stat(_)
         | Command::Cat(_)
         | Command::Grep(_)
+        | Command::Records(_)
         | Command::Locate(_)
         | Command::Explain(_)
         | Command::WhatIf(_)

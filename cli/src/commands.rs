@@ -23,6 +23,7 @@ pub(crate) mod mount;
 pub(crate) mod mv;
 pub(crate) mod put;
 pub(crate) mod rebalance;
+pub(crate) mod records;
 pub(crate) mod replay;
 pub(crate) mod rm;
 pub(crate) mod route;

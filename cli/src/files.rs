@@ -7,6 +7,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use dfs_client::ClientError;
 use dfs_client::file::FileState;
+use dfs_client::file::records::FileRecord;
 use dfs_client::file::search::Hits;
 use dfs_client::session::{Session, SessionConfig};
 use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
@@ -334,6 +335,27 @@ impl Files {
         count
     }
 
+    /// Calls `each` for every record of the file at `path`; see [`FileState::records`].
+    pub(crate) fn records(
+        &self,
+        attr: &Attr,
+        path: &RemotePath,
+        each: &mut dyn FnMut(FileRecord),
+    ) -> anyhow::Result<()> {
+        check_is_file("records", attr, path)?;
+        if !attr.layout.record_log {
+            return fail(
+                format!("records {}: is not in a record log", path.shown()),
+                "only files of a directory made with `dfs mkdir --layout recordlog` have records",
+            );
+        }
+        let failed = |error| explain(&format!("records {}", path.shown()), error);
+        self.session.open(attr.ino, false).map_err(failed)?;
+        let listed = self.session.file(attr.ino).records(each).map_err(failed);
+        self.session.release(attr.ino, false);
+        listed
+    }
+
     fn open_to_write(&self, verb: &'static str, path: &RemotePath) -> anyhow::Result<Writer<'_>> {
         let attr = match self.find(path)? {
             Some(attr) => attr,
@@ -465,6 +487,9 @@ fn explain(what: &str, error: ClientError) -> anyhow::Error {
         ClientError::Refused(_) => "nothing was changed",
         ClientError::NoSpace { .. } => "free space, or add a chunkserver",
         ClientError::RecordTooLong { .. } => "append in parts: each is a record of its own",
+        ClientError::RecordsUnknown { .. } => {
+            "`dfs cat` prints the bytes; append them to a new file to list it"
+        }
         ClientError::MasterSilent { .. } => {
             "is the master up? --server-wait makes this command wait longer"
         }

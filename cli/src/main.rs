@@ -101,6 +101,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Stat(args) => commands::stat::run(cluster, args),
         Command::Cat(args) => commands::cat::run(cluster, args),
         Command::Grep(args) => commands::grep::run(cluster, args),
+        Command::Records(args) => commands::records::run(cluster, args),
         Command::Locate(args) => commands::locate::run(cluster, args),
         Command::Explain(args) => commands::explain::run(cluster, args),
         Command::WhatIf(args) => commands::whatif::run(cluster, args),

@@ -8,6 +8,7 @@
 )]
 
 mod faults;
+mod records;
 mod search;
 mod tail;
 
@@ -593,7 +594,9 @@ fn read_of(layout: &ChunkLayout, (offset, len): (u64, u32)) -> DataCall {
 fn answer_of(reply: io::Result<Frame>) -> ReadAnswer {
     match reply {
         Ok(frame) => match reply_of(&frame) {
-            Ok(DataReply::Read { .. } | DataReply::Search { .. }) => ReadAnswer::Bytes(frame),
+            Ok(DataReply::Read { .. } | DataReply::Search { .. } | DataReply::Records { .. }) => {
+                ReadAnswer::Bytes(frame)
+            }
             Ok(DataReply::Failed(failure)) => ReadAnswer::Failed(failure),
             Ok(other) => ReadAnswer::Lost(io::Error::other(format!("read was answered {other:?}"))),
             Err(error) => ReadAnswer::Lost(error),

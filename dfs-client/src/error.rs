@@ -26,6 +26,9 @@ pub enum ClientError {
     /// Nothing of it was stored: a record is never split.
     #[error("a record of {bytes} bytes: this record log takes at most {most}")]
     RecordTooLong { bytes: u64, most: u64 },
+    /// The bytes can be read, but not told apart: nobody kept where these records end.
+    #[error("chunk {index} holds records that were appended before their ends were kept")]
+    RecordsUnknown { index: u64 },
     /// Nothing of the refused bytes was stored.
     #[error("no space: {reason}")]
     NoSpace { reason: String },
@@ -56,6 +59,7 @@ impl ClientError {
             }
             Self::Refused(_)
             | Self::RecordTooLong { .. }
+            | Self::RecordsUnknown { .. }
             | Self::OutcomeUnknown
             | Self::Interrupted
             | Self::Protocol { .. }

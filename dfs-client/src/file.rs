@@ -5,6 +5,7 @@
 
 mod append;
 mod commit;
+pub mod records;
 pub mod search;
 mod size;
 

@@ -7,8 +7,8 @@
 //! 4 MiB    data: byte n of the chunk is at 4 MiB + n
 //! ```
 //!
-//! The file is sparse: a slot takes the space of its content (state, block checksums, client table), not of its
-//! room. The first slot ever written is number 1, in B. A slot that fails its checksum loses to its twin; whether its
+//! The file is sparse: a slot takes the space of its content (state, block checksums, client table, record list), not
+//! of its room. The first slot ever written is number 1, in B. A slot that fails its checksum loses to its twin; whether its
 //! twin may be believed is told by the journal, whose records chain per chunk ([`crate::chunk_journal`]).
 //!
 //! The header is at fixed places whatever the chunk size, so that a disk can be scanned without any index. What is
@@ -23,6 +23,7 @@ use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId, FsId, InodeNo, Serv
 use crate::codec::{
     DecodeError, Reader, Wire, get_field, get_group, get_list, put_group, put_list, wire_struct,
 };
+use crate::record_list::RecordList;
 
 /// Format of label, header, slots and journal together.
 pub const DISK_FORMAT: u32 = 1;
@@ -40,7 +41,8 @@ pub const BLOCK_BYTES_MAX: u64 = 64 << 10;
 pub const CHUNK_BYTES_MAX: u64 = 256 << 20;
 /// Clients that one chunk remembers; more are told to wait (DECISIONS 4).
 pub const CLIENTS_MAX: usize = 1024;
-/// Results of unacknowledged appends that one chunk remembers, over all clients. With the bounds above a slot fits.
+/// Results of unacknowledged appends that one chunk remembers, over all clients. With the bounds above, and that of a
+/// record list, a slot fits.
 pub const APPENDS_MAX: usize = 64 * 1024;
 
 /// Directory of a chunk's file in the server's: the low byte spreads chunks, whose ids rise, over 256 of them.
@@ -170,6 +172,8 @@ pub struct Slot {
     /// CRC32C of each block, the last one over what is inside the length.
     pub sums: Vec<u32>,
     pub clients: ClientTable,
+    /// Of a record log: which bytes are records. A slot of an earlier release has none.
+    pub records: RecordList,
 }
 
 struct Sums(Vec<u32>);
@@ -206,6 +210,7 @@ impl Slot {
             not_current,
             sums,
             clients,
+            records,
         } = self;
         let mut out = vec![0; 12];
         put_group(&mut out, |out| {
@@ -221,6 +226,10 @@ impl Slot {
             not_current.put(out);
             put_list(sums, out);
             clients.put(out);
+            // All other slots keep the form that they had before there were lists.
+            if !records.is_empty() {
+                records.put(out);
+            }
         });
         seal(&mut out);
         out
@@ -251,10 +260,14 @@ impl Slot {
             not_current: get_field(&mut group)?,
             sums: get_field::<Sums>(&mut group)?.0,
             clients: get_field(&mut group)?,
+            records: get_field(&mut group)?,
         };
         let blocks = slot.len.div_ceil(slot.spec.block_size());
         if CHUNK_BYTES_MAX < slot.len || blocks != slot.sums.len() as u64 {
             return Err(DecodeError::Range("slot length"));
+        }
+        if slot.len < slot.records.end() {
+            return Err(DecodeError::Range("record list of a slot"));
         }
         Ok(slot)
     }
@@ -376,6 +389,7 @@ impl DiskLabel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record_list::{RECORD_LIST_BYTES_MAX, RecordPlace};
 
     fn slot() -> Slot {
         let entry = ClientEntry { highest: 9, low_water: 7, appends: [(8, (100, 5))].into() };
@@ -392,6 +406,7 @@ mod tests {
             not_current: false,
             sums: vec![1, 2],
             clients: ClientTable { clients: [(ClientId(6), entry)].into() },
+            records: RecordList::default(),
         }
     }
 
@@ -405,10 +420,18 @@ mod tests {
         }
     }
 
+    fn slot_of_records() -> Slot {
+        let mut slot = slot();
+        assert!(slot.records.push(RecordPlace { offset: 0, len: 65_000 }));
+        assert!(slot.records.push(RecordPlace { offset: 65_000, len: 7 }));
+        slot
+    }
+
     #[test]
     fn a_slot_is_read_as_written_and_no_changed_bit_is_accepted() {
-        let bytes = slot().encode();
-        assert_eq!(Slot::decode(&bytes), Ok(slot()));
+        assert_eq!(Slot::decode(&slot().encode()), Ok(slot()));
+        let bytes = slot_of_records().encode();
+        assert_eq!(Slot::decode(&bytes), Ok(slot_of_records()));
         for bit in 0..bytes.len() * 8 {
             let mut changed = bytes.clone();
             changed[bit / 8] ^= 1 << (bit % 8);
@@ -425,6 +448,9 @@ mod tests {
             |slot: &mut Slot| slot.len = u64::MAX,
             |slot: &mut Slot| slot.sums.clear(),
             |slot: &mut Slot| slot.spec.chunk_size = 0,
+            |slot: &mut Slot| {
+                slot.records.push(RecordPlace { offset: 0, len: slot.len + 1 });
+            },
         ] {
             let mut slot = slot();
             change(&mut slot);
@@ -442,6 +468,7 @@ mod tests {
         let entry = ClientEntry { highest: 64, low_water: 0, appends };
         let clients = (0..CLIENTS_MAX as u128).map(|n| (ClientId(n), entry.clone()));
         slot.clients = ClientTable { clients: clients.collect() };
+        slot.records = RecordList::decode(&[1; RECORD_LIST_BYTES_MAX]).unwrap();
         let bytes = slot.encode();
         assert!(bytes.len() <= SLOT_BYTES, "{}", bytes.len());
         assert_eq!(Slot::decode(&bytes), Ok(slot));
@@ -474,8 +501,10 @@ mod tests {
     #[test]
     fn the_form_of_slot_and_header_does_not_change() {
         assert_eq!(crc32c::crc32c(&slot().encode()), SLOT_SUM);
+        assert_eq!(crc32c::crc32c(&slot_of_records().encode()), RECORDS_SLOT_SUM);
         assert_eq!(crc32c::crc32c(&header().encode()), HEADER_SUM);
     }
     const SLOT_SUM: u32 = 525_681_456;
+    const RECORDS_SLOT_SUM: u32 = 2_530_252_866;
     const HEADER_SUM: u32 = 1_008_396_343;
 }

@@ -21,7 +21,9 @@
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, DiskId};
 
 use crate::chunk_file::{ChunkSpec, DISK_FORMAT};
-use crate::codec::{DecodeError, Reader, Wire, wire_enum, wire_list, wire_struct};
+use crate::codec::{
+    DecodeError, Reader, Wire, get_field, get_group, put_group, wire_enum, wire_list, wire_struct,
+};
 
 /// Where records begin.
 pub const RECORDS_AT: u64 = 8192;
@@ -161,6 +163,8 @@ pub struct Op {
     pub low_water: u64,
     pub append: Option<(u64, u64)>,
     pub change: Change,
+    /// The append is a record of a record log.
+    pub record: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -202,7 +206,39 @@ wire_enum!(Change {
     5 = Seal,
     6 = Nop,
 });
-wire_struct!(Op { version, seq, client, counter, low_water, append, change });
+
+impl Wire for Op {
+    fn put(&self, out: &mut Vec<u8>) {
+        let Self { version, seq, client, counter, low_water, append, change, record } = self;
+        put_group(out, |out| {
+            version.put(out);
+            seq.put(out);
+            client.put(out);
+            counter.put(out);
+            low_water.put(out);
+            append.put(out);
+            change.put(out);
+            // All other operations keep the form that they had before there were lists of records.
+            if *record {
+                record.put(out);
+            }
+        });
+    }
+    fn get(input: &mut Reader<'_>) -> Result<Self, DecodeError> {
+        let mut group = get_group(input, "operation")?;
+        Ok(Self {
+            version: get_field(&mut group)?,
+            seq: get_field(&mut group)?,
+            client: get_field(&mut group)?,
+            counter: get_field(&mut group)?,
+            low_water: get_field(&mut group)?,
+            append: get_field(&mut group)?,
+            change: get_field(&mut group)?,
+            record: get_field(&mut group)?,
+        })
+    }
+}
+
 wire_enum!(Event {
     1 = Create { spec },
     2 = Op { op },
@@ -335,6 +371,7 @@ mod tests {
                 low_water: 1,
                 append: Some((100, 5)),
                 change,
+                record: false,
             },
         };
         let sums = vec![(1, 0xdead_beef)];
@@ -358,9 +395,18 @@ mod tests {
         events.map(|event| Record { chunk: ChunkId(6), previous: 8, event }).into()
     }
 
+    /// The append of a record to a record log.
+    fn of_a_record() -> Record {
+        let mut record = records().swap_remove(1);
+        if let Event::Op { op } = &mut record.event {
+            op.record = true;
+        }
+        record
+    }
+
     #[test]
     fn a_record_is_read_as_written_and_no_changed_bit_is_accepted() {
-        for record in records() {
+        for record in records().into_iter().chain([of_a_record()]) {
             let mut bytes = Vec::new();
             let chain = put_record(&record, b"payload", &PLACE, &mut bytes);
             let (head, found, payload) =
@@ -428,5 +474,7 @@ mod tests {
             put_record(&record, b"payload", &PLACE, &mut bytes);
         }
         assert_eq!(crc32c::crc32c(&bytes), 368_584_992);
+        put_record(&of_a_record(), b"payload", &PLACE, &mut bytes);
+        assert_eq!(crc32c::crc32c(&bytes), 4_025_550_981);
     }
 }

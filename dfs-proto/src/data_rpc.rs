@@ -11,6 +11,8 @@ use crate::meta_rpc::ChunkLayout;
 
 /// Most bytes that one [`DataCall::Search`] looks through: an answer comes soon, and may be given by another server.
 pub const SEARCH_BYTES_MAX: u32 = 4 << 20;
+/// The list in one [`DataReply::Records`] ends with the record that brings it to so many bytes.
+pub const RECORDS_BYTES_MAX: usize = 64 << 10;
 
 /// Arguments of a request frame.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -45,12 +47,15 @@ pub enum DataCall {
         append: Option<(u64, u64)>,
         /// All members have applied everything up to here: a member may serve it.
         committed: u64,
+        /// The append is a record of a record log.
+        record: bool,
     },
     /// Make everything up to `seq` stable here.
     SyncMember { chunk: ChunkId, version: ChunkVersion, seq: u64 },
     /// All members have everything up to `seq` on disk: DIRTY may be cleared.
     AllStable { chunk: ChunkId, version: ChunkVersion, seq: u64 },
-    /// For adoption and repair: report, block checksums and client table of a replica (reply payload: see `Sums`).
+    /// For adoption and repair: report, block checksums, client table and record list of a replica (reply payload: see
+    /// `Sums`).
     FetchSums { chunk: ChunkId },
     /// One block for adoption, refused if the replica is no longer at (`source_version`, `source_seq`).
     FetchBlock { chunk: ChunkId, source_version: ChunkVersion, source_seq: u64, block: u32 },
@@ -74,6 +79,8 @@ pub enum DataCall {
         /// No offsets are wanted, but their number.
         count_only: bool,
     },
+    /// The records of a record log's chunk that begin at `from` or behind it, in order, under the rules of `Read`.
+    Records { chunk: ChunkId, version: ChunkVersion, from: u64 },
     /// One-way, from whoever got `BadBlock`: these members may have the right bytes.
     Repair { layout: ChunkLayout, block: u32 },
 }
@@ -150,7 +157,7 @@ pub enum DataReply {
         seq: u64,
         free_bytes: u64,
     },
-    /// Payload: u32 little-endian block checksums, then `client_table_bytes` opaque bytes.
+    /// Payload: u32 little-endian block checksums, then `client_table_bytes` and `record_list_bytes` opaque bytes.
     Sums {
         version: ChunkVersion,
         seq: u64,
@@ -158,6 +165,7 @@ pub enum DataReply {
         sealed: bool,
         digest: u32,
         client_table_bytes: u32,
+        record_list_bytes: u32,
     },
     /// Payload: the block.
     Block {
@@ -182,6 +190,13 @@ pub enum DataReply {
         hits: u64,
         head: Vec<u8>,
         tail: Vec<u8>,
+    },
+    /// Payload: a [`crate::record_list::RecordList`], see [`RECORDS_BYTES_MAX`]. `more`: there are others behind the
+    /// last of it. `all_known`: false if some were appended before lists of them were kept.
+    Records {
+        replica_len: u64,
+        more: bool,
+        all_known: bool,
     },
     Failed(DataFailure),
 }
@@ -237,7 +252,7 @@ wire_enum!(DataCall {
     3 = Stat { chunk, version },
     4 = Mutate { layout, client, counter, low_water, mutation },
     5 = Sync { layout },
-    20 = Replicate { layout, seq, client, counter, low_water, mutation, append, committed },
+    20 = Replicate { layout, seq, client, counter, low_water, mutation, append, committed, record },
     21 = SyncMember { chunk, version, seq },
     22 = AllStable { chunk, version, seq },
     23 = FetchSums { chunk },
@@ -248,6 +263,7 @@ wire_enum!(DataCall {
     28 = ReadSums { chunk, version, offset, len },
     29 = LocalDoor,
     30 = Search { chunk, version, offset, len, word, whole, count_only },
+    31 = Records { chunk, version, from },
 });
 wire_enum!(Peer { 1 = Client(client), 2 = Server(server) });
 wire_enum!(WireMutation {
@@ -265,11 +281,12 @@ wire_enum!(DataReply {
     5 = Appended { seq, offset, appended, carried, sealed },
     6 = Synced { seq, len },
     7 = Applied { seq, free_bytes },
-    8 = Sums { version, seq, len, sealed, digest, client_table_bytes },
+    8 = Sums { version, seq, len, sealed, digest, client_table_bytes, record_list_bytes },
     9 = Block { crc },
     10 = ReadSums { replica_len, in_file },
     11 = LocalDoor { name, token },
     12 = Search { replica_len, scanned, hits, head, tail },
+    13 = Records { replica_len, more, all_known },
     20 = Failed(failure),
 });
 wire_enum!(DataFailure {
@@ -292,28 +309,40 @@ wire_enum!(DataFailure {
 
 /// Payload of [`DataReply::Sums`].
 #[must_use]
-pub fn encode_sums(sums: &[u32], client_table: &[u8]) -> Vec<u8> {
+pub fn encode_sums(sums: &[u32], client_table: &[u8], record_list: &[u8]) -> Vec<u8> {
     let mut payload: Vec<u8> = sums.iter().flat_map(|crc| crc.to_le_bytes()).collect();
     payload.extend_from_slice(client_table);
+    payload.extend_from_slice(record_list);
     payload
 }
 
-/// Block checksums and client table of what [`encode_sums`] made.
+/// What [`encode_sums`] made.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DecodedSums<'a> {
+    pub sums: Vec<u32>,
+    pub client_table: &'a [u8],
+    pub record_list: &'a [u8],
+}
+
+/// Takes apart what [`encode_sums`] made.
 ///
 /// # Errors
 /// `Range` if the length fits no list of checksums.
 pub fn decode_sums(
     payload: &[u8],
     client_table_bytes: u32,
-) -> Result<(Vec<u32>, &[u8]), DecodeError> {
-    let (sums, client_table) = payload
-        .len()
-        .checked_sub(client_table_bytes as usize)
-        .filter(|at| at % 4 == 0)
-        .and_then(|at| payload.split_at_checked(at))
-        .ok_or(DecodeError::Range("length of checksums"))?;
+    record_list_bytes: u32,
+) -> Result<DecodedSums<'_>, DecodeError> {
+    let wrong = DecodeError::Range("length of checksums");
+    let lists = u64::from(client_table_bytes) + u64::from(record_list_bytes);
+    let at = usize::try_from(lists).ok().and_then(|lists| payload.len().checked_sub(lists));
+    let at = at.filter(|at| at % 4 == 0).ok_or(wrong)?;
+    let (sums, lists) = payload.split_at_checked(at).ok_or(wrong)?;
+    let (client_table, record_list) =
+        lists.split_at_checked(client_table_bytes as usize).ok_or(wrong)?;
     let (words, _rest) = sums.as_chunks::<4>();
-    Ok((words.iter().copied().map(u32::from_le_bytes).collect(), client_table))
+    let sums = words.iter().copied().map(u32::from_le_bytes).collect();
+    Ok(DecodedSums { sums, client_table, record_list })
 }
 
 /// Payload of [`DataReply::Search`].

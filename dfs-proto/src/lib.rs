@@ -9,6 +9,7 @@ pub mod frame;
 pub mod frame_conn;
 pub mod local_door;
 pub mod meta_rpc;
+pub mod record_list;
 pub mod search;
 
 /// Control plane messages and services, generated from `proto/*.proto`.

@@ -44,6 +44,8 @@ impl From<&ClientError> for Errno {
             // Done or not: nobody can tell any more. Repeating it is the application's decision.
             ClientError::OutcomeUnknown => libc::EIO,
             ClientError::Interrupted => libc::EINTR,
+            // No request of the kernel asks for them.
+            ClientError::RecordsUnknown { .. } => libc::ENODATA,
             ClientError::Protocol { .. } => libc::EIO,
             // The mount is going away.
             ClientError::Closed => libc::ENOTCONN,

@@ -12,6 +12,7 @@ use dfs_proto::chunk_journal::{
     put_record,
 };
 use dfs_proto::codec::Wire;
+use dfs_proto::record_list::{RecordList, RecordPlace};
 use dfs_service::conn::ClusterKey;
 use master::group::snapshot_files::{SnapshotFiles, SnapshotReader};
 
@@ -48,7 +49,16 @@ fn slot(number: u64, len: u64, clients: ClientTable) -> Slot {
         not_current: false,
         sums: vec![7; usize::try_from(len.div_ceil(SPEC.block_size())).unwrap()],
         clients,
+        records: RecordList::default(),
     }
+}
+
+fn slot_of_records() -> Slot {
+    let mut slot = slot(5, 65_537, table());
+    for place in [RecordPlace { offset: 0, len: 65_000 }, RecordPlace { offset: 65_100, len: 7 }] {
+        assert!(slot.records.push(place));
+    }
+    slot
 }
 
 fn segment_header() -> SegmentHeader {
@@ -75,8 +85,13 @@ pub(crate) fn records() -> Vec<Record> {
             low_water: 1,
             append: Some((100, 5)),
             change,
+            record: false,
         },
     };
+    let mut of_a_record = op(Change::Write { offset: 7, sums: vec![(1, 0xdead_beef)] });
+    if let Event::Op { op } = &mut of_a_record {
+        op.record = true;
+    }
     let sums = vec![(1, 0xdead_beef)];
     let events = [
         Event::Create { spec: SPEC },
@@ -93,6 +108,7 @@ pub(crate) fn records() -> Vec<Record> {
         Event::DataSynced { up_to: 11 },
         Event::Delete,
         Event::Forget { client: ClientId(7) },
+        of_a_record,
     ];
     events.map(|event| Record { chunk: ChunkId(6), previous: 8, event }).into()
 }
@@ -101,6 +117,7 @@ pub(crate) fn records() -> Vec<Record> {
 pub(crate) fn wire_values() -> Vec<Vec<u8>> {
     let mut values: Vec<Vec<u8>> = records().iter().map(Wire::to_bytes).collect();
     values.extend([header().to_bytes(), table().to_bytes(), segment_header().to_bytes()]);
+    values.push(slot_of_records().records.to_bytes());
     values
 }
 
@@ -136,6 +153,7 @@ fn slots_of_chunk_files() {
         slot(1, 0, ClientTable::default()).encode(),
         slot(2, 65_537, table()).encode(),
         slot(3, 1 << 20, table()).encode(),
+        slot_of_records().encode(),
     ];
     let seal = |bytes: &mut Vec<u8>| {
         if 12 <= bytes.len() {

@@ -10,7 +10,7 @@ use dfs_core::namespace::acl::Acl;
 use dfs_proto::codec::{Reader, Wire};
 use dfs_proto::control;
 use dfs_proto::convert::{decode_key, encode_key};
-use dfs_proto::data_rpc::{DataCall, DataReply};
+use dfs_proto::data_rpc::{DataCall, DataReply, DecodedSums, decode_sums, encode_sums};
 use dfs_proto::meta_rpc::{MetaReply, MetaRequest};
 use prost::Message;
 
@@ -99,21 +99,55 @@ fn hits_of_a_search() {
 }
 
 #[test]
-fn checksums_and_client_table_of_a_replica() {
-    let payload = |sums: &[u32], table: &[u8]| {
-        let mut bytes = u32::try_from(table.len()).unwrap().to_le_bytes().to_vec();
-        bytes.extend_from_slice(&dfs_proto::data_rpc::encode_sums(sums, table));
-        bytes
+fn checksums_and_lists_of_a_replica() {
+    // Lengths of both lists in one number, as there was one list when the first of these were kept.
+    let payload = |sums: &[u32], table: &[u8], records: &[u8]| {
+        let lens = u32::try_from(table.len() | records.len() << 16).unwrap();
+        [&lens.to_le_bytes()[..], &encode_sums(sums, table, records)].concat()
     };
-    let valid = vec![payload(&[], b""), payload(&[1, u32::MAX, 3], b"table")];
+    let valid = vec![
+        payload(&[], b"", b""),
+        payload(&[1, u32::MAX, 3], b"table", b""),
+        payload(&[1, u32::MAX, 3], b"table", b"records"),
+    ];
     Target::new("sums", valid).prefixes_may_be_valid().run(|bytes| {
-        let Some((len, payload)) = bytes.split_first_chunk() else { return false };
-        let table_bytes = u32::from_le_bytes(*len);
-        let Ok((sums, table)) = dfs_proto::data_rpc::decode_sums(payload, table_bytes) else {
-            return false;
-        };
-        assert_eq!(dfs_proto::data_rpc::encode_sums(&sums, table), payload);
-        assert_eq!(table.len(), table_bytes as usize);
+        let Some((lens, payload)) = bytes.split_first_chunk() else { return false };
+        let lens = u32::from_le_bytes(*lens);
+        let (table_bytes, record_bytes) = (lens & 0xffff, lens >> 16);
+        let Ok(found) = decode_sums(payload, table_bytes, record_bytes) else { return false };
+        let DecodedSums { sums, client_table, record_list } = found;
+        assert_eq!(encode_sums(&sums, client_table, record_list), payload);
+        let lens = [client_table, record_list].map(<[u8]>::len);
+        assert_eq!(lens, [table_bytes, record_bytes].map(|n| n as usize));
+        true
+    });
+}
+
+#[test]
+fn lists_of_records() {
+    use dfs_proto::record_list::{RecordList, RecordPlace};
+    let list = |places: &[(u64, u64)]| {
+        let mut list = RecordList::default();
+        for &(offset, len) in places {
+            assert!(list.push(RecordPlace { offset, len }));
+        }
+        list.as_bytes().to_vec()
+    };
+    let valid = vec![
+        list(&[]),
+        list(&[(0, 1), (1, 127), (128, 128), (300, 20_000)]),
+        list(&[(1 << 27, 1 << 27)]),
+    ];
+    Target::new("record_list", valid).prefixes_may_be_valid().run(|bytes| {
+        let Ok(list) = RecordList::decode(bytes) else { return false };
+        let mut again = RecordList::default();
+        for place in list.iter() {
+            assert!(again.push(place), "{place:?}");
+        }
+        assert_eq!((&again, again.as_bytes()), (&list, bytes));
+        let half = list.end() / 2;
+        again.cut(half);
+        assert!(again.end() <= half && again.iter().zip(list.iter()).all(|(a, b)| a == b));
         true
     });
 }
@@ -204,6 +238,7 @@ parts! {
     }
     dfs_proto::data_rpc { DataCall, Peer, WireMutation, DataReply, DataFailure }
     dfs_proto::chunk_file { ChunkSpec, Position, ChunkHeader, ClientTable }
+    dfs_proto::record_list { RecordList }
     dfs_proto::chunk_journal { SegmentHeader, Op, Event }
 }
 

@@ -605,6 +605,7 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
             mutation,
             append: Some((4, 5)),
             committed: 4,
+            record: true,
         },
         DataCall::Committed { chunk: CHUNK, version, seq: 4 },
         DataCall::Space,
@@ -619,6 +620,7 @@ pub(crate) fn data_calls() -> Vec<DataCall> {
             whole: true,
             count_only: false,
         },
+        DataCall::Records { chunk: CHUNK, version, from: 5 },
         DataCall::Repair { layout: chunk_layout(), block: 2 },
         DataCall::FetchBlock { chunk: CHUNK, source_version: version, source_seq: 4, block: 1 },
     ]);
@@ -655,7 +657,9 @@ pub(crate) fn data_replies() -> Vec<DataReply> {
             sealed: false,
             digest: 4,
             client_table_bytes: 5,
+            record_list_bytes: 6,
         },
+        DataReply::Records { replica_len: 5, more: true, all_known: false },
     ];
     replies.extend(
         [

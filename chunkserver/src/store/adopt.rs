@@ -12,6 +12,7 @@ use dfs_proto::chunk_file::{
     CHUNK_BYTES_MAX, ChunkHeader, ChunkSpec, ClientTable, DATA_AT, DiskLabel, Position, Slot,
 };
 use dfs_proto::chunk_journal::Event;
+use dfs_proto::record_list::RecordList;
 
 use super::ReplicaReport;
 use super::disk::{DiskFile, OpenMode};
@@ -147,6 +148,7 @@ impl AdoptWriter {
         len: u64,
         sealed: bool,
         clients: &ClientTable,
+        records: &RecordList,
     ) -> Result<ReplicaReport, StoreError> {
         let engine = Arc::clone(&self.engine);
         let (chunk, version, spec) = (self.chunk, self.version, self.spec);
@@ -178,6 +180,7 @@ impl AdoptWriter {
             sealed,
             sums,
             clients: clients.clone(),
+            records: records.clone(),
             ..Replica::new(spec, lsn)
         };
         self.file

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGua
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId};
 use dfs_proto::chunk_file::{
-    CHUNK_BYTES_MAX, ChunkHeader, ChunkSpec, ClientTable, DATA_AT, DiskLabel, Position,
+    CHUNK_BYTES_MAX, ChunkHeader, ChunkSpec, DATA_AT, DiskLabel, Position,
 };
 use dfs_proto::chunk_journal::{Change, Event, Op, Record};
 use dfs_service::canary;
@@ -116,7 +116,11 @@ impl Cell {
 
 impl State {
     /// The replica, if it may answer reads of `version`.
-    fn readable(&self, chunk: ChunkId, version: ChunkVersion) -> Result<&Replica, StoreError> {
+    pub(super) fn readable(
+        &self,
+        chunk: ChunkId,
+        version: ChunkVersion,
+    ) -> Result<&Replica, StoreError> {
         let replica = self.held(chunk)?;
         let have = replica.position.version;
         if replica.not_current {
@@ -273,8 +277,8 @@ impl Engine {
             }
         }
         let zeroed = state.held(chunk)?.zeroed_by(&change);
-        let OpTag { client, counter, low_water, append } = tag;
-        let op = Op { version, seq, client, counter, low_water, append, change };
+        let OpTag { client, counter, low_water, append, record } = tag;
+        let op = Op { version, seq, client, counter, low_water, append, change, record };
         let lsn = self.append(chunk, state, Event::Op { op }, payload)?;
         if !was_dirty {
             state.dirty_lsn = lsn;
@@ -564,16 +568,6 @@ impl Engine {
             bytes: content.len() as u64,
             data_end: last.map_or(0, |last| start + last as u64 + 1),
         })
-    }
-
-    pub(super) fn block_sums(
-        &self,
-        chunk: ChunkId,
-    ) -> Result<(ReplicaReport, Vec<u32>, ClientTable), StoreError> {
-        let cell = self.cell(chunk)?;
-        let state = cell.read();
-        let replica = state.held(chunk)?;
-        Ok((replica.report(chunk), replica.sums.clone(), replica.clients.clone()))
     }
 
     pub(super) fn clients(&self) -> BTreeSet<ClientId> {

@@ -10,6 +10,7 @@ use dfs_proto::chunk_file::{
     APPENDS_MAX, BLOCK_BYTES_MAX, CLIENTS_MAX, ChunkSpec, ClientTable, Position, Slot,
 };
 use dfs_proto::chunk_journal::{BlockSum, Change, Event, Op};
+use dfs_proto::record_list::{RecordList, RecordPlace};
 
 use super::error::StoreError;
 use super::{Mutation, ReplicaReport, Seen};
@@ -28,6 +29,8 @@ pub(super) struct Replica {
     pub(super) not_current: bool,
     pub(super) sums: Vec<u32>,
     pub(super) clients: ClientTable,
+    /// Of a record log.
+    pub(super) records: RecordList,
 }
 
 /// What an operation does to the data area of the file.
@@ -80,6 +83,7 @@ impl Replica {
             not_current: false,
             sums: Vec::new(),
             clients: ClientTable::default(),
+            records: RecordList::default(),
         }
     }
 
@@ -97,6 +101,7 @@ impl Replica {
             not_current,
             sums,
             clients,
+            records,
         } = slot;
         Self {
             spec,
@@ -110,6 +115,7 @@ impl Replica {
             not_current,
             sums,
             clients,
+            records,
         }
     }
 
@@ -127,6 +133,7 @@ impl Replica {
             not_current: self.not_current,
             sums: self.sums.clone(),
             clients: self.clients.clone(),
+            records: self.records.clone(),
         }
     }
 
@@ -136,6 +143,9 @@ impl Replica {
             digest = crc32c::crc32c_append(digest, &sum.to_le_bytes());
         }
         digest = crc32c::crc32c_append(digest, &self.len.to_le_bytes());
+        if !self.records.is_empty() {
+            digest = crc32c::crc32c_append(digest, &self.records.crc().to_le_bytes());
+        }
         ReplicaReport {
             chunk,
             promised: self.promised,
@@ -253,7 +263,7 @@ impl Replica {
     }
 
     fn apply_op(&mut self, op: &Op) {
-        let Op { version, seq, client, counter, low_water, append, change } = op;
+        let Op { version, seq, client, counter, low_water, append, change, record } = op;
         self.position = Position { version: *version, seq: *seq };
         self.promised = self.promised.max(*version);
         self.dirty = true;
@@ -276,11 +286,19 @@ impl Replica {
             }
             Change::Truncate { len, sums } => {
                 self.forget_carry();
+                self.records.cut(*len);
                 self.set_len(*len);
                 self.set_sums(sums);
             }
             Change::Seal => self.sealed = true,
             Change::Nop => {}
+        }
+        // One without bytes is no record. A list that is full has sealed the chunk before.
+        if let (true, Some((offset, len))) = (*record, *append)
+            && 0 < len
+            && !self.records.push(RecordPlace { offset, len })
+        {
+            tracing::error!(offset, len, "a record is not in its chunk's list");
         }
     }
 

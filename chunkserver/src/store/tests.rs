@@ -4,6 +4,7 @@ mod crash;
 mod damage;
 mod forget;
 mod model;
+mod records;
 mod threads;
 mod whole;
 
@@ -18,7 +19,8 @@ use super::{
 const FS: FsId = FsId(7);
 const V1: ChunkVersion = ChunkVersion(1);
 
-const NOBODY: OpTag = OpTag { client: ClientId(0), counter: 0, low_water: 0, append: None };
+const NOBODY: OpTag =
+    OpTag { client: ClientId(0), counter: 0, low_water: 0, append: None, record: false };
 
 fn config(dir: &std::path::Path) -> StoreConfig {
     StoreConfig {

@@ -14,6 +14,7 @@ use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply, Peer, WireMutation};
 use dfs_proto::frame_conn::{Frame, FrameClient};
 use dfs_proto::meta_rpc::{ChunkLayout, MemberAddress};
+use dfs_proto::record_list::RecordList;
 use dfs_service::conn::{ClusterKey, Door, control_channel, dial};
 
 pub(crate) const FS: FsId = FsId(0xF5);
@@ -294,6 +295,28 @@ impl Client {
         match self.call(&call, &[])? {
             (DataReply::Read { .. }, bytes) => Ok(bytes),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Offset and length of each record, and how many answers it took.
+    pub(crate) fn records(
+        &self,
+        layout: &ChunkLayout,
+    ) -> Result<(Vec<(u64, u64)>, u32), DataFailure> {
+        let (mut from, mut found, mut answers) = (0, Vec::new(), 0);
+        loop {
+            let call = DataCall::Records { chunk: layout.chunk, version: layout.version, from };
+            let (reply, list) = self.call(&call, &[])?;
+            let DataReply::Records { more, all_known: true, .. } = reply else {
+                panic!("{reply:?}")
+            };
+            let list = RecordList::decode(&list).unwrap();
+            assert!(list.iter().all(|record| from <= record.offset), "{list:?} from {from} on");
+            found.extend(list.iter().map(|record| (record.offset, record.len)));
+            (from, answers) = (list.end(), answers + 1);
+            if !more {
+                return Ok((found, answers));
+            }
         }
     }
 

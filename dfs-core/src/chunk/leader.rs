@@ -67,7 +67,7 @@ pub enum Plan {
         /// Of an append: where it went and how long it was asked to be. What does not fit goes to the next chunk.
         append: Option<(u64, u64)>,
     },
-    /// A record that does not fit: zeros to the end, no more appends; the asker is told that the chunk is full.
+    /// A record that does not fit, or has no place in the list of records: zeros to the end, no more appends; the asker is told that the chunk is full.
     PadAndSeal {
         pad_to: u64,
     },
@@ -317,9 +317,9 @@ impl<W> Leader<W> {
         }
     }
 
-    /// What `wish` comes to at this moment.
+    /// What `wish` comes to at this moment. `records_full`: the chunk can have no more records, whatever room it has.
     #[must_use]
-    pub fn plan(&self, wish: Wish) -> Plan {
+    pub fn plan(&self, wish: Wish, records_full: bool) -> Plan {
         let fits = |offset: u64, len: u64| {
             offset.checked_add(len).is_some_and(|end| end <= self.chunk_size)
         };
@@ -347,7 +347,9 @@ impl<W> Leader<W> {
             Wish::Append { len, record, at_least } => {
                 let offset = self.len.max(at_least);
                 let room = self.chunk_size - offset;
-                if len <= room && (0 < room || len == 0) {
+                if record && records_full {
+                    Plan::PadAndSeal { pad_to: self.chunk_size }
+                } else if len <= room && (0 < room || len == 0) {
                     Plan::Apply { step: Step::Write { offset, len }, append: Some((offset, len)) }
                 } else if record {
                     Plan::PadAndSeal { pad_to: self.chunk_size }

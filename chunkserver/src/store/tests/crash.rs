@@ -9,9 +9,27 @@ use std::collections::BTreeMap;
 use super::super::faulty::FaultyDisk;
 use super::*;
 use dfs_proto::chunk_file::ClientTable;
+use dfs_proto::record_list::{RecordList, RecordPlace};
 
 const CLIENT: ClientId = ClientId(77);
 const SIZES: [u64; 3] = [4096, 65536, 1 << 20];
+
+/// Offset and length of each record.
+type Places = Vec<(u64, u64)>;
+
+/// A chunk after one operation.
+#[derive(Clone, Default)]
+struct After {
+    content: Vec<u8>,
+    records: Places,
+    append: Option<(u64, u64)>,
+}
+
+impl After {
+    fn adopted(content: Vec<u8>, records: Places) -> Self {
+        Self { content, records, append: None }
+    }
+}
 
 /// What may be found of one chunk.
 #[derive(Clone, Default)]
@@ -19,8 +37,8 @@ struct Model {
     version: ChunkVersion,
     applied: u64,
     stable: u64,
-    /// Contents by sequence number, from the stable one to the last that may have been applied.
-    contents: BTreeMap<u64, Vec<u8>>,
+    /// By sequence number, from the stable one to the last that may have been applied.
+    states: BTreeMap<u64, After>,
     promised_min: ChunkVersion,
     promised_max: ChunkVersion,
     held: bool,
@@ -28,7 +46,7 @@ struct Model {
     dirty: bool,
     not_current: bool,
     /// Unanswered when the power went: may be found instead.
-    adopted: Option<(ChunkVersion, Vec<u8>)>,
+    adopted: Option<(ChunkVersion, After)>,
     may_be_gone: bool,
 }
 
@@ -204,24 +222,34 @@ impl World {
     fn mutate(&mut self, store: &Store, which: usize) -> Check {
         let (chunk, size) = (chunk_id(which), SIZES[which]);
         let model = &mut self.models[which];
-        let old = model.contents.get(&model.applied).cloned().unwrap_or_default();
-        let (kind, offset, n) = draw(&mut self.dice, size, old.len() as u64);
+        let mut new = model.states.get(&model.applied).cloned().unwrap_or_default();
+        let (kind, offset, n) = draw(&mut self.dice, size, new.content.len() as u64);
         let word = self.dice.next().to_le_bytes();
         let len = usize::try_from(if kind == 0 { n } else { 0 }).unwrap();
         let data = fill(word, len);
         let mutation = mutation(kind, offset, n, &data);
-        let mut new = old;
-        mutate(&mut new, &mutation);
+        mutate(&mut new.content, &mutation);
         let seq = model.applied + 1;
+        let records_end = new.records.last().map_or(0, |(offset, len)| offset + len);
+        let record = kind == 0 && 0 < n && records_end <= offset && self.dice.chance(60);
+        new.append =
+            if record { Some((offset, n)) } else { seq.is_multiple_of(3).then_some((seq, 1)) };
+        if let Mutation::Truncate { len } = mutation {
+            new.records.retain(|(at, bytes)| at + bytes <= len);
+        }
+        if record {
+            new.records.push((offset, n));
+        }
+        let append = new.append;
         let version = if model.held { model.version } else { V1 };
         let first = !model.held;
         if !first && model.version == ChunkVersion(0) {
             return Ok(());
         }
-        model.contents.insert(seq, new);
+        model.states.insert(seq, new);
         let counter = version.0 * 1_000_000 + seq;
-        let append = (seq.is_multiple_of(3)).then_some((seq, 1));
-        let tag = OpTag { client: CLIENT, counter, low_water: counter.saturating_sub(2), append };
+        let low_water = counter.saturating_sub(2);
+        let tag = OpTag { client: CLIENT, counter, low_water, append, record };
         match store.apply(chunk, version, seq, &spec(size), tag, mutation) {
             Ok(()) => {
                 model.held = true;
@@ -234,7 +262,7 @@ impl World {
             }
             // A large write that cannot go to the file at once, nor into a small segment.
             Err(StoreError::TooLarge { .. }) => {
-                model.contents.remove(&seq);
+                model.states.remove(&seq);
                 match store.report(chunk) {
                     Some(_) if first => fail("a refused operation made a replica"),
                     _ => Ok(()),
@@ -256,9 +284,9 @@ impl World {
         if !model.held {
             model.held = true;
             model.version = ChunkVersion(0);
-            model.contents = BTreeMap::from([(0, Vec::new())]);
+            model.states = BTreeMap::from([(0, After::default())]);
         }
-        let content = model.contents.get(&model.applied).cloned().unwrap_or_default();
+        let held = model.states.get(&model.applied).cloned().unwrap_or_default();
         let fenced = store.apply(chunk, V1, 1, &spec(size), NOBODY, Mutation::Nop);
         if !matches!(fenced, Err(StoreError::Fenced { .. } | StoreError::Io(_))) {
             return fail(format!("a lower version was accepted: {fenced:?}"));
@@ -268,17 +296,19 @@ impl World {
             model.not_current = true;
             return Ok(());
         }
-        let content = if self.dice.chance(50) {
-            model.adopted = Some((version, content.clone()));
+        let taken = if self.dice.chance(50) {
+            model.adopted = Some((version, held.clone()));
             store.adopt_self(chunk, version).map_err(|err| format!("adopt itself: {err}"))?;
-            content
+            held
         } else {
             let len = self.dice.below(size + 1);
             let word = self.dice.next().to_le_bytes();
             let mut copy = fill(word, usize::try_from(len).unwrap());
             // Some of it as it is.
-            let same = copy.len().min(content.len()) / 2;
-            copy[..same].copy_from_slice(&content[..same]);
+            let same = copy.len().min(held.content.len()) / 2;
+            copy[..same].copy_from_slice(&held.content[..same]);
+            let records: Places =
+                (0..len / 700).map(|n| (n * 700, 1 + self.dice.below(700))).collect();
             let from = position(ChunkVersion(version.0 - 1), 5);
             let mut writer = store
                 .adopt_begin(chunk, version, from, len, &spec(size))
@@ -295,13 +325,18 @@ impl World {
                 model.not_current = true;
                 return Ok(());
             }
-            model.adopted = Some((version, copy.clone()));
+            let copied = After::adopted(copy, records);
+            model.adopted = Some((version, copied.clone()));
+            let mut list = RecordList::default();
+            for &(offset, len) in &copied.records {
+                assert!(list.push(RecordPlace { offset, len }));
+            }
             writer
-                .finish(len, false, &ClientTable::default())
+                .finish(len, false, &ClientTable::default(), &list)
                 .map_err(|err| format!("finish: {err}"))?;
-            copy
+            copied
         };
-        model.take_adopted(version, content);
+        model.take_adopted(version, taken);
         Ok(())
     }
 }
@@ -309,13 +344,13 @@ impl World {
 impl Model {
     fn set_stable(&mut self) {
         self.stable = self.applied;
-        self.contents = self.contents.split_off(&self.stable);
+        self.states = self.states.split_off(&self.stable);
     }
 
-    fn take_adopted(&mut self, version: ChunkVersion, content: Vec<u8>) {
+    fn take_adopted(&mut self, version: ChunkVersion, taken: After) {
         *self = Self {
             version,
-            contents: BTreeMap::from([(0, content)]),
+            states: BTreeMap::from([(0, taken)]),
             promised_min: version,
             promised_max: self.promised_max.max(version),
             held: true,
@@ -345,13 +380,15 @@ fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -
         let block = u32::try_from(block).unwrap();
         found.extend(store.read_for_copy(chunk, block).map_err(|err| err.to_string())?.0);
     }
+    let list = store.describe(chunk).map_err(|err| err.to_string())?.records;
+    let found_records: Places = list.iter().map(|place| (place.offset, place.len)).collect();
     let Position { version, seq } = report.position;
     let adopted = model.adopted.take().filter(|(adopted, _)| *adopted == version && seq == 0);
-    if let Some((_, content)) = adopted {
-        if content != found {
+    if let Some((_, copied)) = adopted {
+        if copied.content != found || copied.records != found_records {
             return fail("the adopted copy differs");
         }
-        model.take_adopted(version, content);
+        model.take_adopted(version, copied);
         return Ok(());
     }
     if rebooted && model.dirty && !report.not_current {
@@ -365,18 +402,22 @@ fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -
     if model.held && seq < model.stable {
         return fail(format!("at {seq}, but {} was stable", model.stable));
     }
-    let empty = Vec::new();
-    let wanted = match model.contents.get(&seq) {
-        Some(content) => content,
+    let empty = After::default();
+    let wanted = match model.states.get(&seq) {
+        Some(state) => state,
         None if seq == 0 => &empty,
         None => return fail(format!("at {seq}, last was {}", model.applied)),
     };
-    if *wanted != found {
+    if wanted.content != found {
         return fail(format!("content differs at {seq} (stable {})", model.stable));
     }
-    if 0 < seq && model.contents.contains_key(&seq) && version != ChunkVersion(0) {
+    if wanted.records != found_records {
+        let wanted = &wanted.records;
+        return fail(format!("records at {seq} are {found_records:?}, not {wanted:?}"));
+    }
+    if 0 < seq && model.states.contains_key(&seq) && version != ChunkVersion(0) {
         let counter = version.0 * 1_000_000 + seq;
-        let append = (seq.is_multiple_of(3)).then_some((seq, 1));
+        let append = wanted.append;
         let seen = store.seen(chunk, CLIENT, counter).map_err(|err| err.to_string())?;
         if seen != (Seen::Done { append }) {
             return fail(format!("operation {seq} is {seen:?}"));
@@ -386,12 +427,12 @@ fn check_chunk(store: &Store, which: usize, model: &mut Model, rebooted: bool) -
             return fail(format!("operation {} is {next:?}", seq + 1));
         }
     }
-    let content = found;
+    let found = After { content: found, records: found_records, append: wanted.append };
     *model = Model {
         version,
         applied: seq,
         stable: seq,
-        contents: BTreeMap::from([(seq, content)]),
+        states: BTreeMap::from([(seq, found)]),
         promised_min: report.promised,
         promised_max: model.promised_max.max(report.promised),
         held: true,

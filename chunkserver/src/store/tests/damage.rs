@@ -146,7 +146,7 @@ fn either_slot_lost_is_noticed() {
         for (index, block) in (0..).zip(data.chunks(65_536)) {
             writer.put_block(index, block, crc32c::crc32c(block)).unwrap();
         }
-        writer.finish(150_000, false, &Default::default()).unwrap();
+        writer.finish(150_000, false, &Default::default(), &Default::default()).unwrap();
         assert_eq!(read_all(&store, CHUNK, ChunkVersion(2)).unwrap(), data);
         drop(store);
         let store = open(&disk, 2).unwrap();

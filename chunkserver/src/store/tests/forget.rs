@@ -16,7 +16,7 @@ fn a_forgotten_client_stays_so_after_a_kill_and_a_loss_of_power() {
     let store = open(1);
     for chunk in [ChunkId(1), ChunkId(2)] {
         for (seq, client) in [(1, gone), (2, stays)] {
-            let tag = OpTag { client, counter: 1, low_water: 1, append: None };
+            let tag = OpTag { client, counter: 1, low_water: 1, append: None, record: false };
             let write = Mutation::Write { offset: 0, data: b"bytes" };
             store.apply(chunk, V1, seq, &spec(65_536), tag, write).unwrap();
         }

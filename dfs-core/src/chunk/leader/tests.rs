@@ -15,8 +15,8 @@ fn write(leader: &mut Leader<u32>, counter: u64, waiter: u32) -> u64 {
 
 fn append(leader: &mut Leader<u32>, counter: u64, len: u64, waiter: u32) -> u64 {
     let wish = Wish::Append { len, record: true, at_least: 0 };
-    let Plan::Apply { step, append: Some((offset, appended)) } = leader.plan(wish) else {
-        panic!("{:?}", leader.plan(wish))
+    let Plan::Apply { step, append: Some((offset, appended)) } = leader.plan(wish, false) else {
+        panic!("{:?}", leader.plan(wish, false))
     };
     let promised = Promised::Appended { offset, appended, carried: 0, sealed: false };
     leader.begin(Timestamp(0), step, ClientId(9), counter, promised, Some(waiter)).unwrap()
@@ -179,7 +179,7 @@ fn the_window_bounds_operations_and_bytes() {
 #[track_caller]
 fn check_plan(len: u64, wish: Wish, expected: Plan) {
     let leader = Leader::<u32>::new(ME, &[ME], 8192, len, false);
-    assert_eq!(leader.plan(wish), expected);
+    assert_eq!(leader.plan(wish, false), expected);
 }
 
 #[test]
@@ -199,10 +199,14 @@ fn appends_go_to_the_end_split_or_seal() {
     check_plan(6144, record(2048), at(6144, 2048));
     check_plan(6145, record(2048), Plan::PadAndSeal { pad_to: 8192 });
     check_plan(0, record(2049), Plan::Invalid("record longer than recordMax"));
+    let full = Leader::<u32>::new(ME, &[ME], 8192, 100, false);
+    assert_eq!(full.plan(record(1), true), Plan::PadAndSeal { pad_to: 8192 });
+    assert_eq!(full.plan(plain(1, 0), true), at(100, 1), "no list is kept of these");
     let mut sealed = Leader::<u32>::new(ME, &[ME], 8192, 10, false);
     sealed.begin(Timestamp(0), Step::Seal, ClientId(9), 1, Promised::Full, None).unwrap();
-    assert_eq!(sealed.plan(record(1)), Plan::Full);
-    assert_eq!(sealed.plan(plain(1, 0)), Plan::Full);
+    assert_eq!(sealed.plan(record(1), false), Plan::Full);
+    assert_eq!(sealed.plan(record(1), true), Plan::Full);
+    assert_eq!(sealed.plan(plain(1, 0), false), Plan::Full);
 }
 
 #[test]
