@@ -19,7 +19,9 @@ pub(crate) const BLOCK: usize = 4096;
 /// Blocks of a file that is written in place: more than one chunk of it.
 const BLOCKS: u64 = 12;
 pub(crate) const CHUNK: u64 = 16 << 10;
-const LOG_CHUNK: u64 = 64 << 10;
+const BLOCKS_FILE: Layout = Layout::striped(CHUNK);
+const LOG: Layout = Layout::striped(64 << 10);
+const RECORD_LOG: Layout = Layout { chunk_size: CHUNK, record_log: true, record_max: 0 };
 const MAGIC: u32 = 0x5245_4331;
 const HEADER: usize = 16;
 const THINK_MS: u64 = 8_000;
@@ -112,7 +114,7 @@ impl Client {
         self.session.lookup(parent, name.as_bytes())
     }
 
-    fn create(&self, parent: InodeNo, name: &str, kind: NewKind, chunk_size: u64) -> Result<Attr> {
+    fn create(&self, parent: InodeNo, name: &str, kind: NewKind, layout: Layout) -> Result<Attr> {
         let change = Change::Create {
             parent,
             name: name.as_bytes().to_vec(),
@@ -122,7 +124,7 @@ impl Client {
             umask: 0,
             uid: 0,
             gid: 0,
-            layout: Some(Layout::striped(chunk_size)),
+            layout: Some(layout),
         };
         let outcome = self.session.change(change)?;
         if let Outcome::Entry { attr, .. } = outcome {
@@ -137,7 +139,7 @@ impl Client {
             Err(ClientError::Refused(NamespaceError::NotFound)) => {}
             found => return found,
         }
-        match self.create(InodeNo::ROOT, &name, NewKind::Directory, CHUNK) {
+        match self.create(InodeNo::ROOT, &name, NewKind::Directory, BLOCKS_FILE) {
             Err(ClientError::Refused(NamespaceError::Exists)) => self.find(InodeNo::ROOT, &name),
             made => made,
         }
@@ -147,11 +149,11 @@ impl Client {
         &self,
         name: &str,
         write: bool,
-        chunk: u64,
+        layout: Layout,
         with: impl FnOnce(&Arc<FileState>) -> Result<T>,
     ) -> Result<T> {
         let attr = if write {
-            self.create(InodeNo::ROOT, name, NewKind::File, chunk)?
+            self.create(InodeNo::ROOT, name, NewKind::File, layout)?
         } else {
             self.find(InodeNo::ROOT, name)?
         };
@@ -199,7 +201,7 @@ impl Client {
         let (file, stamp) = (self.id, self.stamp);
         let first = self.random.below(BLOCKS);
         let count = 1 + self.random.below(3).min(BLOCKS - first - 1);
-        self.with_file(&format!("f{file}"), true, CHUNK, |state| {
+        self.with_file(&format!("f{file}"), true, BLOCKS_FILE, |state| {
             for block in first..first + count {
                 println!("try {file} {block} {stamp}");
                 state.write(block * BLOCK as u64, &content(file, block, stamp))?;
@@ -216,7 +218,10 @@ impl Client {
         self.stamp += 1;
         let len = 16 + usize::try_from(self.random.below(1_500)).unwrap_or(0);
         let (id, stamp) = (self.id, self.stamp);
-        self.with_file("log", true, LOG_CHUNK, |state| {
+        // One that crosses ends of chunks, and one that is padded.
+        let (name, layout) =
+            [("log", LOG), ("records", RECORD_LOG)][usize::from(stamp.is_multiple_of(2))];
+        self.with_file(name, true, layout, |state| {
             println!("try-append {id} {stamp}");
             let offset = state.append(&record(id, stamp, len))?;
             println!("ack-append {id} {stamp} {offset}");
@@ -231,7 +236,7 @@ impl Client {
         let (verb, change) = match self.random.below(3) {
             0 => {
                 println!("try-name {id} make {one} {one}");
-                let made = self.create(dir, &format!("n{one}"), NewKind::File, CHUNK);
+                let made = self.create(dir, &format!("n{one}"), NewKind::File, BLOCKS_FILE);
                 return made.map(|_| println!("ack-name {id} make {one} {one}"));
             }
             1 => (
@@ -277,7 +282,7 @@ impl Client {
 
     fn look_at(&mut self, file: u64, block: u64) -> Result<()> {
         println!("look {file} {block}");
-        let seen = self.with_file(&format!("f{file}"), false, CHUNK, |state| {
+        let seen = self.with_file(&format!("f{file}"), false, BLOCKS_FILE, |state| {
             let mut bytes = vec![0; BLOCK];
             let mut got = 0;
             while got < BLOCK {
@@ -330,10 +335,19 @@ impl Client {
                 Err(error) => println!("wrong names of {file}: {error}"),
             }
         }
-        match self.read_at("log", 0, 64 << 20) {
-            Ok(log) => tell_records(&log),
-            Err(ClientError::Refused(NamespaceError::NotFound)) => {}
-            Err(error) => println!("wrong log: {error}"),
+        for (name, place) in [("log", "-"), ("records", "place")] {
+            match self.read_at(name, 0, 64 << 20) {
+                Ok(log) => tell_records(&log, place),
+                Err(ClientError::Refused(NamespaceError::NotFound)) => {}
+                Err(error) => println!("wrong {name}: {error}"),
+            }
+        }
+        let listed = self.with_file("records", false, RECORD_LOG, |state| {
+            state.records(&mut |record| println!("listed {} {}", record.offset, record.len))
+        });
+        match listed {
+            Ok(()) | Err(ClientError::Refused(NamespaceError::NotFound)) => {}
+            Err(error) => println!("wrong list of records: {error}"),
         }
         println!("checked");
     }
@@ -352,7 +366,7 @@ impl Client {
     }
 
     fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>> {
-        self.with_file(name, false, CHUNK, |state| {
+        self.with_file(name, false, BLOCKS_FILE, |state| {
             let mut bytes = Vec::new();
             let mut piece = vec![0; 1 << 16];
             while bytes.len() < len {
@@ -367,8 +381,8 @@ impl Client {
     }
 }
 
-/// Every record that is there in one piece, and where.
-fn tell_records(log: &[u8]) {
+/// Every record that is there in one piece, and where; said in a second line with `place`.
+fn tell_records(log: &[u8], place: &str) {
     let word = |at: usize| {
         log.get(at..at + 4).and_then(|word| word.try_into().ok()).map(u32::from_le_bytes)
     };
@@ -379,6 +393,7 @@ fn tell_records(log: &[u8]) {
             let whole = record(client.into(), stamp.into(), len.min(4096).try_into().unwrap_or(0));
             if log.get(at..at + whole.len()) == Some(whole.as_slice()) {
                 println!("record {client} {stamp} {at}");
+                println!("{place} {at} {}", whole.len());
                 at += whole.len();
                 continue;
             }

@@ -139,7 +139,10 @@ impl World {
                 let mut disk = self.kernel.hosts[server].disk.clone();
                 disk.lose_power(&mut self.kernel.random);
                 disk.be_well(DISK_BYTES);
-                self.older = Some(disk);
+                // Of an empty one that was not yet started it would be a new disk, which may serve.
+                if mark_on(&mut disk) != 0 {
+                    self.older = Some(disk);
+                }
             }
         }
         Ok(())

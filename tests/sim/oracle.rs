@@ -18,6 +18,9 @@ pub(crate) struct Oracle {
     appends_tried: BTreeSet<(u64, u64)>,
     appends: BTreeMap<(u64, u64), u64>,
     found: BTreeMap<(u64, u64), u64>,
+    /// Offset and length of each record of the record log, as its bytes tell, and as its servers list them.
+    places: BTreeSet<(u64, u64)>,
+    listed: BTreeSet<(u64, u64)>,
     names: BTreeMap<u64, Names>,
     pub(crate) acknowledged: u64,
     pub(crate) errors: u64,
@@ -129,6 +132,15 @@ impl Oracle {
                     ));
                 }
             }
+            "place" => {
+                self.places.insert(place);
+            }
+            "listed" => {
+                let is_first = self.listed.insert(place);
+                if !is_first {
+                    return Some(format!("I10 the record at {} is listed twice", place.0));
+                }
+            }
             "try-name" | "ack-name" | "no-name" => {
                 return self.hear_name(&words, place.0, (number(3), number(4)));
             }
@@ -213,6 +225,11 @@ impl Oracle {
                 Some(_) => {}
             }
         }
-        None
+        let wrong = self.places.symmetric_difference(&self.listed).next();
+        wrong.map(|(offset, len)| {
+            let there = self.places.contains(&(*offset, *len));
+            let is_not = if there { "not listed" } else { "listed, and not there" };
+            format!("I10 the record of {len} bytes at {offset} is {is_not}")
+        })
     }
 }
