@@ -642,7 +642,7 @@ impl ChunkWriter {
                 if first && !trouble.is_busy() { 0 } else { pause }
             };
             let troubled = self.troubled_for();
-            if wait <= troubled {
+            if wait <= troubled || self.io.link.is_past_its_end() {
                 self.give_up(trouble.to_error(troubled));
                 return;
             }

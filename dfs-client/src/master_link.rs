@@ -9,8 +9,8 @@
 )]
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dfs_core::client::backoff::Backoff;
@@ -68,6 +68,8 @@ pub(crate) struct MasterLink {
     /// A request said that it waits for servers; the others need not.
     wait_told: AtomicBool,
     closed: AtomicBool,
+    /// Set when the session is to end: nothing is waited for any longer then.
+    ends_at: OnceLock<Instant>,
     asked_at: Mutex<Instant>,
 }
 
@@ -112,6 +114,7 @@ impl MasterLink {
             silent_told: AtomicBool::new(false),
             wait_told: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            ends_at: OnceLock::new(),
             asked_at: Mutex::new(Instant::now()),
         })
     }
@@ -122,7 +125,18 @@ impl MasterLink {
 
     /// How long may be waited from now on: `server_wait`, or what the present call has left of it.
     pub(crate) fn wait(&self) -> Duration {
-        left_of(self.config.server_wait)
+        let left = left_of(self.config.server_wait);
+        let until_end = |end: &Instant| end.saturating_duration_since(Instant::now());
+        self.ends_at.get().map(until_end).map_or(left, |until_end| left.min(until_end))
+    }
+
+    /// The session ends: what waits is given up `server_wait` from now, all together and not one after the other.
+    pub(crate) fn end_soon(&self) {
+        self.ends_at.get_or_init(|| Instant::now() + self.config.server_wait);
+    }
+
+    pub(crate) fn is_past_its_end(&self) -> bool {
+        self.ends_at.get().is_some_and(|end| *end <= Instant::now())
     }
 
     pub(crate) fn client(&self) -> ClientId {

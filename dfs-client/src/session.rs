@@ -454,6 +454,12 @@ impl Session {
         first
     }
 
+    /// To be called when the session is about to be closed: from now on everything together waits for servers as long as
+    /// one call does otherwise. Without it each file that cannot be sent takes its own time.
+    pub fn end_soon(&self) {
+        self.link.end_soon();
+    }
+
     #[must_use]
     pub fn figures(&self) -> Figures {
         use std::sync::atomic::Ordering::Relaxed;

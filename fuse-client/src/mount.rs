@@ -175,6 +175,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         }
     }
     fs.stop_waiting();
+    session.end_soon();
     if !ended.is_asked() {
         // What can fail while the mount still shows it, fails now.
         if let Err(error) = session.sync_all() {

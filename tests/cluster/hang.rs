@@ -201,3 +201,40 @@ fn a_killed_mounts_directory_is_not_bare_while_the_next_one_waits_for_the_master
     next.wait().unwrap();
     assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "nothing lies under the mount");
 }
+
+#[test]
+fn a_mount_that_is_stopped_while_nothing_answers_gives_up_all_together() {
+    need_fuse!();
+    const WAIT: Duration = Duration::from_secs(8);
+    let cluster = Cluster::start_with(Options { restart: "never", ..Options::default() });
+    let path = cluster.scratch().join("second");
+    std::fs::create_dir(&path).unwrap();
+    let mut mount = cluster
+        .command(["mount", path.to_str().unwrap(), "--server-wait", "8s"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(cluster.scratch().join("second.log")).unwrap())
+        .spawn()
+        .unwrap();
+    wait_until("it is mounted", || tests::is_mounted(&path));
+    let mut files: Vec<File> =
+        (0..3).map(|n| File::create(path.join(format!("f{n}"))).unwrap()).collect();
+    for file in &mut files {
+        file.write_all(&pattern(200_000, 1)).unwrap();
+    }
+    for role in ["master", "cs-1", "cs-2", "cs-3"] {
+        cluster.kill(role);
+    }
+    for file in &mut files {
+        file.write_all(&pattern(200_000, 2)).unwrap();
+    }
+    let began = Instant::now();
+    tests::signal(mount.id(), Signal::TERM);
+    let status = mount.wait().unwrap();
+    let took = began.elapsed();
+    drop(files);
+    assert!(!status.success(), "bytes were given up");
+    // Three files, each flushed, closed and committed: one after the other it was several times as long.
+    assert!(took < 2 * WAIT, "{took:?}");
+    assert!(!tests::is_mounted(&path));
+}
