@@ -144,15 +144,15 @@ pub(crate) fn fsck(target: &Target, mut each: impl FnMut(FsckFinding)) -> anyhow
 }
 
 /// How many chunkservers the master has heard of lately.
-pub(crate) fn alive_servers(master: &str, key_file: &Path) -> anyhow::Result<u32> {
+pub(crate) fn alive_servers(master: &str, key_file: &Path) -> anyhow::Result<Vec<String>> {
     let target = Target {
         master: master.to_owned(),
         key: ClusterKey::load(key_file)?,
         wait: Duration::from_secs(5),
         wait_for_start: false,
     };
-    let alive = status(&target)?.servers.iter().filter(|server| server.state == "alive").count();
-    Ok(u32::try_from(alive).unwrap_or(u32::MAX))
+    let alive = status(&target)?.servers.into_iter().filter(|server| server.state == "alive");
+    Ok(alive.map(|server| server.id).collect())
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -318,7 +318,7 @@ impl Supervisor {
         }
         let dir = &self.plan.dir;
         let needed = usize::try_from(self.plan.file.min_replicas).unwrap_or(usize::MAX);
-        let (restart, mut left) = (self.plan.restart, self.chunkservers_running());
+        let (restart, mut left) = (self.plan.restart, self.chunkservers_running().len());
         for watched in &mut self.watched {
             let Some(child) = &mut watched.child else { continue };
             let Some(status) = child.try_wait().context("wait for child")? else { continue };
@@ -345,11 +345,11 @@ impl Supervisor {
         Ok(())
     }
 
-    fn chunkservers_running(&self) -> usize {
+    fn chunkservers_running(&self) -> Vec<Role> {
         let is_running = |watched: &&Watched| {
             matches!(watched.role, Role::Chunkserver(_)) && watched.child.is_some()
         };
-        self.watched.iter().filter(is_running).count()
+        self.watched.iter().filter(is_running).map(|watched| watched.role).collect()
     }
 
     /// `None`: it has ended, which [`Self::check_start`] let pass.
@@ -387,15 +387,26 @@ impl Supervisor {
         let until = Instant::now() + JOIN_MAX;
         loop {
             self.check_start(shutdown, say)?;
-            let wanted = u32::try_from(self.chunkservers_running()).unwrap_or(u32::MAX);
+            let wanted = self.chunkservers_running();
             let alive =
                 crate::admin::alive_servers(&self.plan.file.master, &self.plan.dir.key_file());
             match alive {
-                Ok(alive) if wanted <= alive => return Ok(()),
+                Ok(alive) if wanted.len() <= alive.len() => return Ok(()),
                 Ok(_) | Err(_) if Instant::now() < until => std::thread::sleep(TICK * 5),
                 Ok(alive) => {
+                    let is_missing = |role: &&Role| !alive.contains(&role.to_string());
+                    for role in wanted.iter().filter(is_missing) {
+                        let log = self.plan.dir.log_file(*role);
+                        let why = last_trouble(&log)
+                            .map_or_else(String::new, |trouble| format!("it says: {trouble}; "));
+                        say(&format!(
+                            "warning: {role} has not joined; {why}the whole log is in {}",
+                            log.display()
+                        ));
+                    }
+                    let (joined, wanted) = (alive.len(), wanted.len());
                     say(&format!(
-                        "warning: {alive} of {wanted} chunkservers have joined; going on with those"
+                        "warning: {joined} of {wanted} chunkservers have joined; going on with those"
                     ));
                     return Ok(());
                 }
@@ -523,12 +534,7 @@ impl Supervisor {
                     say(&format!("{} stopped", watched.role));
                 } else {
                     let log = self.plan.dir.log_file(watched.role);
-                    say(&format!(
-                        "{} did not stop within {} s: killed; see {}",
-                        watched.role,
-                        grace.as_secs(),
-                        log.display()
-                    ));
+                    say(&killed(watched.role, grace, &log));
                     let _ended_meanwhile = child.kill();
                     if !ended_by(&mut child, Instant::now() + KILLED_MAX) {
                         say(&format!(
@@ -607,6 +613,16 @@ fn ended(status: ExitStatus) -> String {
 }
 
 /// The last line of a log, as the reason of an end: our programs say it there.
+/// In what [`killed`] says.
+pub(crate) const DID_NOT_STOP: &str = " did not stop within ";
+
+/// What is said of a process that was killed because it did not stop.
+pub(crate) fn killed(role: Role, grace: Duration, log: &Path) -> String {
+    let lost = if role == Role::Mount { " (what it had not sent yet is lost)" } else { "" };
+    let seconds = grace.as_secs_f64();
+    format!("{role}{DID_NOT_STOP}{seconds} s: killed{lost}; see {}", log.display())
+}
+
 fn last_words(log: &Path, status: ExitStatus) -> String {
     let words = tail(log, 4096);
     // What it said as its reason, else whatever came last.
@@ -616,6 +632,16 @@ fn last_words(log: &Path, status: ExitStatus) -> String {
         Some(line) => one_line(line),
         None => ended(status),
     }
+}
+
+/// The last warning or error of a log, without its time.
+fn last_trouble(log: &Path) -> Option<String> {
+    let words = tail(log, 16 << 10);
+    let trouble = |line: &str| {
+        let levels = [" ERROR ", " WARN "];
+        levels.iter().find_map(|level| line.split_once(level)).map(|(_, said)| one_line(said))
+    };
+    words.lines().rev().find_map(trouble)
 }
 
 fn tail(path: &Path, bytes: u64) -> String {

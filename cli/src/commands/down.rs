@@ -1,5 +1,6 @@
 //! `dfs down`: the supervisor first, so that nothing is restarted meanwhile, then whatever is left, in order.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -8,6 +9,7 @@ use crate::args::{ClusterArgs, DownArgs};
 use crate::failure::fail;
 use crate::local::{ClusterDir, Doing, Lock, Role};
 use crate::process::{KILLED_MAX, Process, Stopped};
+use crate::supervisor::{DID_NOT_STOP, killed};
 use crate::{cluster, mount_point, output};
 
 /// How often a directory that another command works on is looked at.
@@ -64,7 +66,10 @@ fn take_over(
                 return Ok(None);
             }
             *stopped = true;
+            let log = dir.log_file(Role::Supervisor);
+            let before = std::fs::metadata(&log).map_or(0, |log| log.len());
             stop(dir, Role::Supervisor, &supervisor, args)?;
+            tell_of_the_killed(&log, before)?;
             dir.forget_pid(Role::Supervisor);
             until = Instant::now() + KILLED_MAX;
         }
@@ -89,11 +94,7 @@ fn stop(dir: &ClusterDir, role: Role, process: &Process, args: &DownArgs) -> any
     let log = dir.log_file(role);
     match process.stop(grace) {
         Stopped::ByItself => Ok(()),
-        Stopped::Killed => output::line(&format!(
-            "{role} did not stop within {} s: killed; see {}",
-            grace.as_secs_f64(),
-            log.display()
-        )),
+        Stopped::Killed => output::line(&killed(role, grace, &log)),
         Stopped::StillThere => fail(
             format!("down: {role} (pid {}) is still there after SIGKILL", process.pid),
             format!("the kernel works for it, on a disk that hangs perhaps; see {}", log.display()),
@@ -101,7 +102,18 @@ fn stop(dir: &ClusterDir, role: Role, process: &Process, args: &DownArgs) -> any
     }
 }
 
-fn unmount(dir: &ClusterDir, mount: &std::path::Path) -> anyhow::Result<()> {
+/// What the supervisor had to kill is in its log, behind the byte `before`.
+fn tell_of_the_killed(log: &Path, before: u64) -> anyhow::Result<()> {
+    let Ok(text) = std::fs::read(log) else { return Ok(()) };
+    let new = text.get(usize::try_from(before).unwrap_or(usize::MAX)..).unwrap_or_default();
+    let new = String::from_utf8_lossy(new);
+    for line in new.lines().filter(|line| line.contains(DID_NOT_STOP)) {
+        output::line(line)?;
+    }
+    Ok(())
+}
+
+fn unmount(dir: &ClusterDir, mount: &Path) -> anyhow::Result<()> {
     mount_point::unmount(mount)
         .with_context(|| format!("down (see {})", dir.log_file(Role::Mount).display()))
 }
