@@ -68,7 +68,8 @@ impl ClusterKey {
                 format!("cluster key {}: {text}", path.display()),
             )
         };
-        let text = std::fs::read_to_string(path).map_err(named)?;
+        let bytes = std::fs::read(path).map_err(named)?;
+        let text = String::from_utf8_lossy(&bytes);
         let mode = std::fs::metadata(path).map_err(named)?.mode();
         // Group-readable is how Kubernetes mounts a Secret for a non-root process.
         if mode & 0o007 != 0 {
@@ -77,7 +78,7 @@ impl ClusterKey {
         let digits = text.trim_ascii();
         // `from_str_radix` alone would take "+f", too.
         if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(bad("expected 64 hexadecimal digits"));
+            return Err(bad("expected 64 hexadecimal digits, as `openssl rand -hex 32` prints"));
         }
         let mut key = [0; 32];
         for (byte, pair) in key.iter_mut().zip(digits.as_bytes().chunks(2)) {

@@ -10,6 +10,7 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use dfs_core::ids::Epoch;
+use dfs_service::page::Page;
 use dfs_service::sealed::{replace_durably, seal, unseal};
 
 /// One line, replaced atomically, in the master's directory.
@@ -36,11 +37,15 @@ impl Reigns {
     /// The file cannot be read, or is damaged.
     pub(crate) fn read(dir: &Path) -> anyhow::Result<Self> {
         let path = dir.join(NAME);
-        match fs::read_to_string(&path) {
+        match fs::read(&path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::default()),
             Err(error) => Err(error).with_context(|| format!("read {}", path.display())),
-            Ok(text) => Self::parse(&text).with_context(|| {
-                format!("{} is damaged; --accept-loss begins a new one", path.display())
+            Ok(bytes) => Self::parse(&String::from_utf8_lossy(&bytes)).with_context(|| {
+                format!(
+                    "{} is damaged; --accept-loss begins a new one; see {}",
+                    path.display(),
+                    Page::DamagedLog
+                )
             }),
         }
     }

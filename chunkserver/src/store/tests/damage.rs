@@ -170,7 +170,7 @@ fn a_block_that_nobody_has_is_taken_up_as_bad_and_the_rest_is_good() {
     let behind = writer.leave_bad(3, 1, 150_000);
     assert!(matches!(behind, Err(StoreError::TooLarge { .. })), "{behind:?}");
     writer.leave_bad(1, crc(1), 150_000).unwrap();
-    let report = writer.finish(150_000, false, &Default::default()).unwrap();
+    let report = writer.finish(150_000, false, &Default::default(), &Default::default()).unwrap();
     assert_eq!(report.len, 150_000);
     let check = |store: &Store| {
         let bad = store.read_for_copy(CHUNK, 1);
