@@ -406,7 +406,8 @@ pub(crate) enum FileLayout {
   dfs mkdir --layout recordlog --chunk-size 8KiB --record-max 2KiB /audit
 
 Files of a record log take appends only: each `dfs append`, and each write(2) to a file opened with O_APPEND, is one record. A
-record is never split: one that does not fit into the chunk begins the next one, and zeros fill what is left.")]
+record is never split: one that does not fit into the chunk begins the next one, and zeros fill what is left. Through a
+mount a record has at most 1 MiB less 4 KiB: the kernel cuts longer writes, and a part is refused (EMSGSIZE).")]
 pub(crate) struct MkdirArgs {
     /// How files made in it are laid out [default: as its parent]
     #[arg(long, value_enum)]

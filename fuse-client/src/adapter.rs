@@ -33,6 +33,12 @@ use convert::{dir_entry_attr, file_attr, file_type, fopen_flags, lock_kind, lock
 
 /// Largest write of the kernel, in bytes.
 const WRITE_BYTES_MAX: u32 = 1 << 20;
+/// Pages of a request of the kernel: without `FUSE_MAX_PAGES`, and with it unless this machine says otherwise
+/// (`FUSE_DEFAULT_MAX_PAGES_PER_REQ` and `fuse_max_pages_limit` of Linux).
+const PAGES_LEAST: u32 = 32;
+const PAGES_USUAL: u32 = 256;
+/// Where it does.
+const PAGES_FILE: &str = "/proc/sys/fs/fuse/max_pages_limit";
 /// Requests without a waiting process (readahead, release, …) the kernel sends at once.
 const BACKGROUND_MAX: u16 = 128;
 /// Threads that answer when no reader is left, and lock waits; each waits most of the time.
@@ -101,6 +107,23 @@ fn handle(fs: &FileSystem, metrics: &Metrics, call: Call<'_>) -> Reply {
         tracing::error!(operation, "handler panicked; answered EIO");
         Reply::Failed(Errno::IO)
     })
+}
+
+fn pages_of_request() -> u32 {
+    let said = std::fs::read_to_string(PAGES_FILE).ok();
+    said.and_then(|text| text.trim().parse().ok()).unwrap_or(PAGES_USUAL)
+}
+
+fn page_bytes() -> u32 {
+    u32::try_from(rustix::param::page_size()).unwrap_or(4096)
+}
+
+/// The longest write that comes whole, from whatever address its bytes are. The kernel cuts one where it would have
+/// more bytes than `max_write`, or lie on more pages than a request has; of the first and the last page an unaligned
+/// buffer may have a part only (`fuse_direct_io` of Linux).
+fn whole_write_max(pages: u32, page_bytes: u32) -> usize {
+    let request = WRITE_BYTES_MAX.min(pages.saturating_mul(page_bytes));
+    request.saturating_sub(page_bytes) as usize
 }
 
 fn ino(ino: INodeNo) -> InodeNo {
@@ -186,12 +209,17 @@ impl Filesystem for Adapter {
             // O_APPEND files are opened past the cache and may still be mapped (DECISIONS 9).
             InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
         ];
+        let mut pages = pages_of_request();
         for flag in wanted {
             if let Err(missing) = config.add_capabilities(flag) {
                 tracing::warn!(?missing, "this kernel's FUSE lacks a feature");
+                if missing.contains(InitFlags::FUSE_MAX_PAGES) {
+                    pages = PAGES_LEAST;
+                }
             }
         }
         let _ = config.set_max_write(WRITE_BYTES_MAX);
+        self.fs.set_whole_write_max(whole_write_max(pages, page_bytes()));
         // The kernel says how much it allows; all of that.
         let _ = config.set_max_readahead(u32::MAX).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);

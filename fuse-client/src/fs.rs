@@ -70,6 +70,8 @@ pub struct FileSystem {
     /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
     unsynced: Hints<InodeNo>,
     listings: directories::Listings,
+    /// Bytes; see [`Self::set_whole_write_max`].
+    whole_write_max: std::sync::atomic::AtomicUsize,
     stopping: std::sync::atomic::AtomicBool,
     /// Number of the next open.
     opens: std::sync::atomic::AtomicU64,
@@ -94,6 +96,7 @@ impl FileSystem {
             releases: releases::Releases::default(),
             unsynced: Hints::new(HINTS_MAX),
             listings: directories::Listings::default(),
+            whole_write_max: std::sync::atomic::AtomicUsize::new(usize::MAX),
             stopping: std::sync::atomic::AtomicBool::new(false),
         }
     }
@@ -102,6 +105,11 @@ impl FileSystem {
     pub fn set_kernel(&self, kernel: Box<dyn KernelCache>) {
         // A second one would be of the same connection: the first stays.
         let _ = self.kernel.set(kernel);
+    }
+
+    /// Longer requests to write may be parts of one call that the transport cut. Set before the first request.
+    pub fn set_whole_write_max(&self, bytes: usize) {
+        self.whole_write_max.store(bytes, std::sync::atomic::Ordering::Relaxed);
     }
 
     /// Ends waiting locks, so that an unmount does not wait for them.

@@ -101,6 +101,14 @@ impl FileState {
         self.appends.settle()
     }
 
+    /// Whether each append to this file is a record, which is never split.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn is_record_log(&self) -> Result<bool> {
+        Ok(self.known_attr(LAYOUT_KNOWN)?.layout.record_log)
+    }
+
     /// Takes one record for the end of the file: written behind, in order, whole. Waits while too much is pending,
     /// and, in a record log, until the record is stable.
     ///

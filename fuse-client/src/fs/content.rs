@@ -4,6 +4,7 @@
 
 use std::sync::atomic::Ordering;
 
+use dfs_client::ClientError;
 use dfs_client::error::OpenId;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
@@ -112,6 +113,13 @@ impl FileSystem {
         if from_page_cache {
             file.write(offset, data)?;
         } else if flags.has(libc::O_APPEND) {
+            // Each request would be a record of its own. What cannot be whole is refused with its first request, so
+            // that nothing of it is stored: those behind it do not come.
+            let most = self.whole_write_max.load(Ordering::Relaxed);
+            if most < data.len() && file.is_record_log()? {
+                let (bytes, most) = (data.len() as u64, most as u64);
+                return Err(ClientError::RecordTooLong { bytes, most }.into());
+            }
             if stable { file.append(data).map(|_offset| ())? } else { file.append_behind(data)? }
         } else {
             file.write(offset, data)?;
