@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_core::time::Timestamp;
+use dfs_proto::chunk_file::chunk_path;
 use dfs_proto::control::{self, RepairSource};
 use dfs_service::page::Page;
 
@@ -136,7 +137,8 @@ impl Node {
             Some(what) => {
                 let new = files.insert(chunk);
                 if new {
-                    tracing::error!(chunk = chunk.0, what, see = %Page::BadBlock, "chunk file");
+                    let path = format_args!("{}/{}", self.directory, chunk_path(chunk));
+                    tracing::error!(chunk = chunk.0, %path, what, see = %Page::BadBlock, "chunk file");
                 }
                 new
             }

@@ -16,6 +16,7 @@ mod error;
 mod fence;
 mod gather;
 mod local_door;
+mod lookout;
 mod marks;
 mod master_link;
 mod member;

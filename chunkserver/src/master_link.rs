@@ -479,6 +479,7 @@ impl Talk {
         let millis = |ms: u32, least: u64| Duration::from_millis(u64::from(ms).max(least));
         if 0 < reply.heartbeat_interval_ms {
             self.interval = millis(reply.heartbeat_interval_ms, 20);
+            node.set_heartbeat_interval(self.interval);
         }
         if 0 < reply.dead_after_ms {
             self.dead_after = millis(reply.dead_after_ms, 100);

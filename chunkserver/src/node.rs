@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, FsId, ServerId};
 use dfs_core::time::Timestamp;
@@ -56,6 +57,7 @@ pub(crate) struct Node {
     /// The directory is an older copy, and was opened with nothing in it counted as current.
     pub(crate) loss_accepted: bool,
     space: CachedSpace,
+    heartbeat_interval_ms: AtomicU64,
 }
 
 /// As `HeartbeatRequest.device`. Device numbers mean something on one machine, until it boots again.
@@ -150,10 +152,21 @@ impl Node {
             start_again: Shutdown::new(),
             loss_accepted: config.accept_loss && state.marks().older,
             space: CachedSpace::default(),
+            heartbeat_interval_ms: AtomicU64::new(0),
             store,
             state,
             config,
         }
+    }
+
+    /// How often the master wants to hear of this server; zero until it has said so.
+    pub(crate) fn heartbeat_interval(&self) -> Duration {
+        Duration::from_millis(self.heartbeat_interval_ms.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn set_heartbeat_interval(&self, interval: Duration) {
+        let millis = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        self.heartbeat_interval_ms.store(millis, Ordering::Relaxed);
     }
 
     /// Free bytes, at most some milliseconds old.

@@ -25,7 +25,7 @@ use crate::metrics::Metrics;
 use crate::node::{Node, lock};
 use crate::state::{ServerState, is_older_copy};
 use crate::store::{OpenOptions, Store, StoreConfig};
-use crate::{data, pages, primary, repair, scrub};
+use crate::{data, lookout, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
@@ -61,6 +61,7 @@ pub struct Server {
     ticker: Shutdown,
     ticker_thread: Option<std::thread::JoinHandle<()>>,
     scrub_thread: Option<std::thread::JoinHandle<()>>,
+    lookout_thread: Option<std::thread::JoinHandle<()>>,
     link: Option<Link>,
     runtime: Option<tokio::runtime::Runtime>,
     control_ended: Option<tokio::sync::oneshot::Sender<()>>,
@@ -166,6 +167,13 @@ impl Server {
                 .spawn(move || scrub::run(&node, &stop))
                 .context("start the scrub")?
         };
+        let lookout_thread = {
+            let (node, stop) = (Arc::clone(&node), ticker.clone());
+            std::thread::Builder::new()
+                .name("lookout".to_owned())
+                .spawn(move || lookout::run(&node, &stop))
+                .context("start the lookout")?
+        };
         let advertise = node.config.advertise.clone().unwrap_or_else(|| addr.to_string());
         if let Some(path) = &node.config.address_file {
             write_address(path, addr).with_context(|| format!("write {}", path.display()))?;
@@ -187,6 +195,7 @@ impl Server {
             ticker,
             ticker_thread: Some(ticker_thread),
             scrub_thread: Some(scrub_thread),
+            lookout_thread: Some(lookout_thread),
             link,
             runtime: Some(runtime),
             control_ended: Some(control_ended),
@@ -227,9 +236,11 @@ impl Server {
         self.pages = None;
         self.acceptor.stop();
         self.ticker.ask();
-        for thread in [self.ticker_thread.take(), self.scrub_thread.take()].into_iter().flatten() {
+        let threads =
+            [self.ticker_thread.take(), self.scrub_thread.take(), self.lookout_thread.take()];
+        for thread in threads.into_iter().flatten() {
             if thread.join().is_err() {
-                tracing::error!("ticker or scrub panicked");
+                tracing::error!("ticker, scrub or lookout panicked");
             }
         }
         if let Some(door) = &self.node.local_door {

@@ -146,31 +146,10 @@ pub(crate) fn verify(
     before: &mut dyn FnMut(u64),
 ) -> Result<ReplicaReport, StoreError> {
     let told = || node.store.report(chunk).ok_or(StoreError::NotFound { chunk });
-    let mut file_problem = String::new();
-    match node.store.check_file(chunk) {
-        Ok(()) => node.on_file_seen(chunk, None),
-        Err(StoreError::Corrupt { what, .. }) => {
-            node.on_file_seen(chunk, Some(&what));
-            file_problem = match node.store.make_whole(chunk) {
-                Ok(true) => format!("{what}; written anew from what the server knows"),
-                Ok(false) => {
-                    node.on_file_seen(chunk, None);
-                    let file_problem =
-                        format!("{what}; it will be copied anew from another member");
-                    let report = node.report_to_wire(&told()?);
-                    return Ok(ReplicaReport { file_problem, ..report });
-                }
-                Err(error) => {
-                    let file_problem = format!("{what}; not mended yet: {error}");
-                    tracing::error!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
-                    let report = node.report_to_wire(&told()?);
-                    return Ok(ReplicaReport { file_problem, ..report });
-                }
-            };
-            tracing::warn!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
-            node.on_file_seen(chunk, None);
-        }
-        Err(error) => return Err(error),
+    let (file_problem, readable) = look_at_file(node, chunk)?;
+    if !readable {
+        let report = node.report_to_wire(&told()?);
+        return Ok(ReplicaReport { file_problem, ..report });
     }
     let block_bytes = told()?.spec.block_size();
     let (mut block, mut data_end) = (0, 0);
@@ -201,6 +180,37 @@ pub(crate) fn verify(
             Err(error) => return Err(error),
         }
         block += 1;
+    }
+}
+
+/// Whether the chunk's file is there and begins as it should; it is mended if not. Answers what was wrong with it, empty
+/// for nothing, and whether there is anything to read in it.
+pub(crate) fn look_at_file(node: &Node, chunk: ChunkId) -> Result<(String, bool), StoreError> {
+    let what = match node.store.check_file(chunk) {
+        Ok(()) => {
+            node.on_file_seen(chunk, None);
+            return Ok((String::new(), true));
+        }
+        Err(StoreError::Corrupt { what, .. }) => what,
+        Err(error) => return Err(error),
+    };
+    node.on_file_seen(chunk, Some(&what));
+    match node.store.make_whole(chunk) {
+        Ok(true) => {
+            let file_problem = format!("{what}; written anew from what the server knows");
+            tracing::warn!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
+            node.on_file_seen(chunk, None);
+            Ok((file_problem, true))
+        }
+        Ok(false) => {
+            node.on_file_seen(chunk, None);
+            Ok((format!("{what}; it will be copied anew from another member"), false))
+        }
+        Err(error) => {
+            let file_problem = format!("{what}; not mended yet: {error}");
+            tracing::error!(chunk = chunk.0, file_problem, see = %Page::BadBlock, "chunk file");
+            Ok((file_problem, false))
+        }
     }
 }
 
