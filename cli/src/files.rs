@@ -14,6 +14,7 @@ use dfs_core::command::{Change, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::{Attr, FileKind, Layout, NamespaceError};
 use dfs_proto::search::Needle;
+use dfs_service::shutdown::Shutdown;
 use rustix::fs::Mode;
 
 use crate::args::ClusterArgs;
@@ -396,13 +397,18 @@ impl Files {
 
 impl Files {
     /// A new file with `content`, whose chunks are made one after the other: which servers they go to then follows from
-    /// their order. Nothing is left of it if it fails.
-    pub(crate) fn put_in_order(&self, path: &RemotePath, content: &[u8]) -> anyhow::Result<Attr> {
+    /// their order. Nothing is left of it if it fails, or is to `stop` between two chunks.
+    pub(crate) fn put_in_order(
+        &self,
+        path: &RemotePath,
+        content: &[u8],
+        stop: &Shutdown,
+    ) -> anyhow::Result<Attr> {
         if self.find(path)?.is_some() {
             return fail(format!("{}: exists", path.shown()), "choose another name");
         }
         let attr = self.create("upload", path, NewKind::File, 0o666, None)?;
-        let written = self.write_in_order(&attr, path, content);
+        let written = self.write_in_order(&attr, path, content, stop);
         if written.is_err()
             && let Err(error) = self.unlink(path)
         {
@@ -416,10 +422,16 @@ impl Files {
         attr: &Attr,
         path: &RemotePath,
         content: &[u8],
+        stop: &Shutdown,
     ) -> anyhow::Result<Attr> {
         let mut writer = self.writer(attr, format!("upload {}", path.shown()))?;
         let chunk = usize::try_from(attr.layout.chunk_size.max(1))?;
         for bytes in content.chunks(chunk) {
+            if stop.is_asked() {
+                let at = writer.offset;
+                let what = format!("{}: stopped after {at} of {} bytes", writer.what, content.len());
+                return fail(what, "nothing of it stays");
+            }
             writer.write(bytes)?;
             writer.file.flush().map_err(|error| explain(&writer.what, error))?;
         }

@@ -131,19 +131,19 @@ impl Ranks {
         Ok(Answer::Text(match Command::parse(line)? {
             None => Vec::new(),
             Some(Command::Exit) => return Ok(Answer::Exit),
-            Some(Command::Upload { name, path }) => self.upload(&name, &path)?,
+            Some(Command::Upload { name, path }) => self.upload(&name, &path, shutdown)?,
             Some(Command::ListFile { name }) => self.list(&name, Listed::Live)?,
-            Some(Command::Retrieve { name }) => self.retrieve(&name)?,
+            Some(Command::Retrieve { name }) => self.retrieve(&name, shutdown)?,
             Some(Command::Search { name, word }) => self.search(&name, &word)?,
             Some(Command::Failover { rank }) => self.drill(rank, Drill::Failover, shutdown)?,
             Some(Command::Recover { rank }) => self.drill(rank, Drill::Recover, shutdown)?,
         }))
     }
 
-    fn upload(&self, name: &[u8], from: &Path) -> anyhow::Result<Vec<u8>> {
+    fn upload(&self, name: &[u8], from: &Path, stop: &Shutdown) -> anyhow::Result<Vec<u8>> {
         let path = path_of(name)?;
         let content = local_file(from)?;
-        self.files.put_in_order(&path, &content)?;
+        self.files.put_in_order(&path, &content, stop)?;
         let mut text = b"1\n".to_vec();
         text.extend(self.list(name, Listed::All)?);
         Ok(text)
@@ -182,11 +182,14 @@ impl Ranks {
         }
     }
 
-    fn retrieve(&self, name: &[u8]) -> anyhow::Result<Vec<u8>> {
+    fn retrieve(&self, name: &[u8], stop: &Shutdown) -> anyhow::Result<Vec<u8>> {
         let path = path_of(name)?;
         let attr = self.readable(&path)?;
         let mut content = Vec::new();
         self.files.read_all(&attr, &path, &mut |bytes| {
+            if stop.is_asked() {
+                return fail(format!("retrieve {}: stopped", path.shown()), "nothing was printed");
+            }
             content.extend_from_slice(bytes);
             Ok(())
         })?;
