@@ -1,11 +1,13 @@
 //! `dfs job` and `dfs jobs`.
 
+use std::error::Error as _;
+
 use anyhow::Context as _;
 use dfs_proto::control::jobs_client::JobsClient;
 use dfs_proto::control::{
-    JobCreateRequest, JobFetchStateRequest, JobForgetRequest, JobHistoryRequest, JobListRequest,
-    JobSetPhaseRequest, JobSetStatesRequest, JobSnapshotRequest, JobStatus, JobWorkerState,
-    JobWorkersRequest,
+    JobCreateRequest, JobDone, JobFetchStateRequest, JobForgetRequest, JobHistoryRequest,
+    JobListRequest, JobSetPhaseRequest, JobSetStatesRequest, JobSnapshotRequest, JobStatus,
+    JobWorkerState, JobWorkersRequest,
 };
 use dfs_service::conn::control_channel;
 use serde::Serialize;
@@ -23,17 +25,29 @@ pub(super) const AGAIN: std::time::Duration = std::time::Duration::from_millis(2
 
 /// Calls `$method` until the master answers. Every request may be repeated: those that count carry an id of their own.
 macro_rules! ask_jobs {
-    ($target:expr, $method:ident, $request:expr) => {{
+    ($target:expr, $method:ident, $request:expr) => {
+        ask_jobs!($target, $method, $request, |_| None)
+    };
+    // `$gone`: the answer if what is refused now was asked before, and may have been done.
+    ($target:expr, $method:ident, $request:expr, $gone:expr) => {{
         let request = $request;
         call($target, async |target: &Target| {
+            let mut lost = false;
             loop {
                 let channel = control_channel(&target.master, &target.key);
                 match JobsClient::new(channel).$method(request.clone()).await {
                     Ok(reply) => return Ok(reply.into_inner()),
-                    Err(refusal) if refusal.code() == tonic::Code::Unavailable => {
+                    Err(refusal) if $crate::commands::job::was_lost(&refusal) => {
+                        lost = true;
                         tokio::time::sleep(AGAIN).await;
                     }
-                    Err(refusal) => return Err(refusal.message().to_owned()),
+                    Err(refusal) => {
+                        let gone: fn(tonic::Code) -> Option<_> = $gone;
+                        return match gone(refusal.code()).filter(|_| lost) {
+                            Some(done) => Ok(done),
+                            None => Err(refusal.message().to_owned()),
+                        };
+                    }
                 }
             }
         })
@@ -41,6 +55,11 @@ macro_rules! ask_jobs {
 }
 
 pub(super) use ask_jobs;
+
+/// The request or its answer, as when the master dies in between: what the master says itself has no cause.
+pub(crate) fn was_lost(refusal: &tonic::Status) -> bool {
+    refusal.code() == tonic::Code::Unavailable || refusal.source().is_some()
+}
 
 pub(super) fn request_id() -> anyhow::Result<Vec<u8>> {
     let mut id = [0; 16];
@@ -307,7 +326,8 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &JobArgs) -> anyhow::Result<()> {
         JobVerb::Finish { id } => set_phase(target, *id, "done"),
         JobVerb::Cancel { id } => set_phase(target, *id, "cancelled"),
         JobVerb::Rm { id } => {
-            ask_jobs!(target, forget, JobForgetRequest { id: *id }).context("job rm")?;
+            let gone = |code| (code == tonic::Code::NotFound).then_some(JobDone {});
+            ask_jobs!(target, forget, JobForgetRequest { id: *id }, gone).context("job rm")?;
             Ok(())
         }
     }
