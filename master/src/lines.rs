@@ -8,6 +8,7 @@
 //!
 //! This file reads and prints; [`session`] decides.
 
+mod object;
 mod recorder;
 mod session;
 
@@ -17,12 +18,12 @@ mod fuzz;
 mod tests;
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io;
 
 use anyhow::Context as _;
 use dfs_core::time::Timestamp;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 pub use recorder::Recorder;
 pub use session::{Session, Settings};
@@ -38,6 +39,7 @@ pub struct Message {
     /// When it came, in milliseconds since the first line: in recordings.
     #[serde(default)]
     pub at_ms: Option<u64>,
+    #[serde(deserialize_with = "object::read")]
     pub body: Body,
 }
 
@@ -78,11 +80,42 @@ pub struct Body {
 }
 
 /// A chunk of a server's list: its handle alone, at the version 1, or both.
-#[derive(Clone, PartialEq, Eq, Debug, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Listed {
     Handle(String),
     Versioned { handle: String, version: u64 },
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    handle: String,
+    version: u64,
+}
+
+impl<'de> Deserialize<'de> for Listed {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Listed;
+
+            fn expecting(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+                out.write_str(r#"a handle, or {"handle": TEXT, "version": NUMBER}"#)
+            }
+
+            fn visit_str<E: serde::de::Error>(self, handle: &str) -> Result<Listed, E> {
+                Ok(Listed::Handle(handle.to_owned()))
+            }
+
+            fn visit_map<A: serde::de::MapAccess<'de>>(self, map: A) -> Result<Listed, A::Error> {
+                let entry = serde::de::value::MapAccessDeserializer::new(map);
+                let Versioned { handle, version } = Versioned::deserialize(entry)?;
+                Ok(Listed::Versioned { handle, version })
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
 }
 
 impl Listed {
@@ -172,12 +205,23 @@ impl LineError {
 /// Reads a line.
 ///
 /// # Errors
-/// `Malformed`.
+/// `Malformed`, `BadField` of a name.
 pub fn parse(line: &[u8]) -> Result<Message, LineError> {
     if LINE_BYTES_MAX < line.len() {
         return Err(LineError::Malformed(format!("longer than {LINE_BYTES_MAX} bytes")));
     }
-    serde_json::from_slice(line).map_err(|error| LineError::Malformed(error.to_string()))
+    let mut json = serde_json::Deserializer::from_slice(line);
+    let read = object::read(&mut json).and_then(|message: Message| json.end().map(|()| message));
+    let message = read.map_err(|error| LineError::Malformed(error.to_string()))?;
+    let empty =
+        |field| LineError::BadField { field, wrong: "is empty: a name is wanted".to_owned() };
+    if message.src.is_empty() {
+        return Err(empty("src"));
+    }
+    if message.body.server_id.as_ref().is_some_and(String::is_empty) {
+        return Err(empty("server_id"));
+    }
+    Ok(message)
 }
 
 /// `src` and `msg_id` of a line, as far as it has them: an error must reach whoever wrote it.
@@ -316,6 +360,10 @@ pub fn replay(
         }
         let message = parse(&line).with_context(|| format!("line {number}"))?;
         let at_ms = message.at_ms.with_context(|| format!("line {number}: at_ms is missing"))?;
+        anyhow::ensure!(
+            message.body.kind != "advance",
+            "line {number}: advance belongs to `dfs master --stdio`; a recording has its times in at_ms: leave the line out"
+        );
         // The clock of the machine may have been set back.
         let at_ms = at_ms.max(last_ms.unwrap_or(0));
         let before_ms = last_ms.replace(at_ms).unwrap_or(at_ms);

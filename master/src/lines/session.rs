@@ -449,11 +449,25 @@ fn check(body: &Body, full: bool) -> Result<(BTreeMap<&str, u64>, f64), LineErro
     };
     let mut listed = BTreeMap::new();
     for (handle, version) in chunks.iter().map(Listed::parts) {
+        if handle.is_empty() {
+            return bad("chunks", "has an empty handle".to_owned());
+        }
         if version == 0 {
             return bad("chunks", format!("has '{handle}' with version 0: they begin at 1"));
         }
         if listed.insert(handle, version).is_some() {
             return bad("chunks", format!("has '{handle}' twice"));
+        }
+    }
+    for handle in &body.gone {
+        if handle.is_empty() {
+            return bad("gone", "has an empty handle".to_owned());
+        }
+        if listed.contains_key(handle.as_str()) {
+            return bad(
+                "gone",
+                format!("has '{handle}', and so has chunks: it is one or the other"),
+            );
         }
     }
     let percent = body.disk_usage.unwrap_or(0.0);

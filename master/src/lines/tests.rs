@@ -168,6 +168,10 @@ fn lines_that_are_wrong_are_answered_and_change_nothing() {
     let wrong = [
         ("{".to_owned(), "malformed"),
         ("[]".to_owned(), "malformed"),
+        (r#"["a", "b", 0, {"type": "init"}]"#.to_owned(), "malformed"),
+        (r#"{"src": "a", "dest": "b", "body": ["init", 7]}"#.to_owned(), "malformed"),
+        (r#"{"src": "a", "dest": "b", "body": {"type": "init"}} x"#.to_owned(), "malformed"),
+        (r#"{"src": "", "dest": "b", "body": {"type": "init"}}"#.to_owned(), "bad_field"),
         (r#"{"src": "a", "dest": "b", "body": {"msg_id": 7}}"#.to_owned(), "malformed"),
         (beat(r#", "chunks": []"#), "not_initialised"),
         (r#"{"src": "a", "dest": "b", "body": {"type": "dance"}}"#.to_owned(), "unknown_type"),
@@ -189,6 +193,12 @@ fn lines_that_are_wrong_are_answered_and_change_nothing() {
         (r#", "chunks": [{"handle": "x", "version": 0}]"#, "bad_field"),
         (r#", "chunks": ["x"], "disk_usage": 130"#, "bad_field"),
         (r#", "chunks": "x""#, "malformed"),
+        (r#", "chunks": [["x", 1]]"#, "malformed"),
+        (r#", "chunks": [""]"#, "bad_field"),
+        (r#", "chunks": [{"handle": "", "version": 1}]"#, "bad_field"),
+        (r#", "chunks": ["x"], "server_id": """#, "bad_field"),
+        (r#", "full": false, "gone": [""]"#, "bad_field"),
+        (r#", "full": false, "chunks": ["x"], "gone": ["y", "x"]"#, "bad_field"),
     ] {
         let answer = talk.say(&beat(body));
         assert_eq!(answer["body"]["code"], code, "{body}");
@@ -222,10 +232,14 @@ fn a_replay_tells_when_who_died_and_who_was_to_copy() {
         replay(SETTINGS, lines.iter().map(|line| Ok(line.clone().into_bytes())), tell).unwrap();
     assert_eq!(replayed.messages, lines.len() as u64);
     let dead: Vec<_> = told.iter().filter(|line| line.contains("dead")).collect();
-    assert_eq!(dead, ["31000 cs-3 dead: silent for 15.0 s"], "{told:?}");
+    assert_eq!(dead, ["31500 cs-3 dead: silent for 15.5 s"], "{told:?}");
     let fetch: Vec<_> = told.iter().filter(|line| line.contains("fetch")).collect();
-    assert_eq!(fetch, ["31000 cs-4 is to fetch 7"], "told each time, noted once");
+    assert_eq!(fetch, ["36000 cs-4 is to fetch 7"], "told each time, noted once");
     let cut = lines.iter().map(|line| Ok(line.replace("\"at_ms\":1000,", "").into_bytes()));
     let error = replay(SETTINGS, cut, |_, _| {}).unwrap_err();
     assert_eq!(format!("{error:#}"), "line 1: at_ms is missing");
+    let advance = r#"{"src":"r","dest":"m","at_ms":1,"body":{"type":"advance","ms":5}}"#;
+    let error = replay(SETTINGS, [Ok(advance.into())].into_iter(), |_, _| {}).unwrap_err();
+    let said = format!("{error:#}");
+    assert!(said.contains("line 1: advance belongs to") && !said.contains("unknown"), "{said}");
 }
