@@ -21,7 +21,7 @@ use crate::plan::rebuild::Place;
 use crate::time::Timestamp;
 use running::Running;
 
-/// When silence means something. `dead_after` is at least three intervals.
+/// When silence means something: who was silent for longer than `dead_after` is dead. It is at least three intervals.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LivenessProfile {
     pub interval_ms: u64,
@@ -508,7 +508,7 @@ impl Cluster {
         let silence_ms = self.silence_ms(now, row);
         let closed = !row.connected && !self.running.excuses(now, row.closed_at);
         let late = self.profile.interval_ms + self.profile.interval_ms / 2 <= silence_ms;
-        if self.profile.dead_after_ms <= silence_ms {
+        if self.profile.dead_after_ms < silence_ms {
             Liveness::Dead
         } else if closed || late || row.unresponsive_until.is_some_and(|until| now < until) {
             Liveness::Suspect
@@ -668,7 +668,7 @@ mod tests {
         let mut cluster = Cluster::new(LivenessProfile::DRILL);
         cluster.on_heartbeat(at(0), beat(1, 500));
         let states: Vec<_> =
-            [1_400, 1_500, 2_999, 3_000].map(|ms| cluster.liveness(at(ms), ServerId(1))).into();
+            [1_400, 1_500, 3_000, 3_001].map(|ms| cluster.liveness(at(ms), ServerId(1))).into();
         assert_eq!(states, [Liveness::Alive, Liveness::Suspect, Liveness::Suspect, Liveness::Dead]);
         assert!(cluster.on_heartbeat(at(9_000), beat(1, 500)).returned);
         assert_eq!(cluster.liveness(at(9_001), ServerId(1)), Liveness::Alive);

@@ -185,6 +185,6 @@ mod tests {
     fn all_time_counts_where_nobody_says_that_the_master_runs() {
         let mut cluster = Cluster::new(LivenessProfile::DRILL);
         cluster.on_heartbeat(at(0), beat(1, 500));
-        assert_eq!(cluster.liveness(at(3_000), ONE), Liveness::Dead);
+        assert_eq!(cluster.liveness(at(3_001), ONE), Liveness::Dead);
     }
 }

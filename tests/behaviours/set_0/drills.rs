@@ -86,7 +86,7 @@ impl Oracle {
     fn state(&self, now: u64, server: u32) -> Liveness {
         match self.heard.get(&server).map(|heard| now - heard) {
             Some(age) if age < LATE_MS => Liveness::Alive,
-            Some(age) if age < DEAD_AFTER_MS => Liveness::Suspect,
+            Some(age) if age <= DEAD_AFTER_MS => Liveness::Suspect,
             _ => Liveness::Dead,
         }
     }
