@@ -7,8 +7,8 @@ use dfs_proto::control::{RouteReply, RouteRequest, RouteServer};
 use dfs_service::conn::{Door, dial};
 use serde::Serialize;
 
+use crate::args::ClusterArgs;
 use crate::args::servers::{RouteArgs, RouteStrategy};
-use crate::args::{ClusterArgs, Format};
 use crate::failure::{Failure, fail};
 use crate::output::{self, Table, columns};
 use crate::{cluster, servers};
@@ -33,6 +33,21 @@ struct Routed {
     /// With --explain.
     #[serde(skip_serializing_if = "Option::is_none")]
     explained: Option<Explained>,
+}
+
+/// In the place of [`Routed`] if there is no server to name; beside the error.
+#[derive(Debug, Serialize)]
+struct Unrouted {
+    client: u64,
+    strategy: String,
+    unavailable: String,
+    explained: Explained,
+}
+
+impl Table for Unrouted {
+    fn table(&self) -> String {
+        self.explained.table()
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -122,8 +137,10 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &RouteArgs) -> anyhow::Result<()>
     });
     let RouteReply { cluster, server, address, state, unavailable, servers: _ } = reply;
     if server.is_empty() {
-        if let Some(explained) = explained.filter(|_| output.format == Format::Table) {
-            output::print(output.format, &explained)?;
+        if let Some(explained) = explained {
+            let (strategy, unavailable) = (name(*strategy), unavailable.clone());
+            let unrouted = Unrouted { client: *client, strategy, unavailable, explained };
+            output::print(output.format, &unrouted)?;
         }
         return fail(
             format!("UNAVAILABLE: {unavailable}"),
