@@ -84,7 +84,6 @@ impl Files {
         Ok(Self { session, umask: umask.as_raw_mode() })
     }
 
-    /// Attributes of what the path leads to, symbolic links on the way followed.
     /// What `path` names, if that can have chunks.
     pub(crate) fn regular_file(&self, verb: &str, path: &RemotePath) -> anyhow::Result<Attr> {
         let attr = self.attr(path)?;
@@ -97,36 +96,33 @@ impl Files {
         Ok(attr)
     }
 
+    /// Attributes of what the path leads to, symbolic links on the way followed.
     pub(crate) fn attr(&self, path: &RemotePath) -> anyhow::Result<Attr> {
-        match self.find(path)? {
-            Some(attr) => Ok(attr),
-            None => fail(
-                format!("{}: no such file or directory", path.shown()),
-                "see `dfs ls` of its directory",
-            ),
-        }
+        some(path, self.find(path)?)
     }
 
     /// As [`Self::attr`], `None` if there is nothing.
     pub(crate) fn find(&self, path: &RemotePath) -> anyhow::Result<Option<Attr>> {
-        match self.walk(path, true) {
-            Ok(attr) => Ok(Some(attr)),
-            Err(ClientError::Refused(NamespaceError::NotFound)) => Ok(None),
-            Err(error) => Err(explain(&path.shown(), error)),
-        }
+        Ok(self.find_logged(path, true)?.map(|attr| self.session.complete(attr)))
     }
 
     /// As [`Self::find`], of a symbolic link itself.
     pub(crate) fn find_link(&self, path: &RemotePath) -> anyhow::Result<Option<Attr>> {
-        match self.walk(path, false) {
-            Ok(attr) => Ok(Some(attr)),
+        Ok(self.find_logged(path, false)?.map(|attr| self.session.complete(attr)))
+    }
+
+    /// As [`Self::attr`], for who is going to use the content or does not ask how large it is: a file that somebody is
+    /// writing may be larger than this says. Its servers are waited for once then, not for the size and again.
+    pub(crate) fn logged_attr(&self, path: &RemotePath) -> anyhow::Result<Attr> {
+        some(path, self.find_logged(path, true)?)
+    }
+
+    fn find_logged(&self, path: &RemotePath, follow_last: bool) -> anyhow::Result<Option<Attr>> {
+        match self.resolve(path, follow_last) {
+            Ok(found) => Ok(found.attr),
             Err(ClientError::Refused(NamespaceError::NotFound)) => Ok(None),
             Err(error) => Err(explain(&path.shown(), error)),
         }
-    }
-
-    fn walk(&self, path: &RemotePath, follow_last: bool) -> Result<Attr, ClientError> {
-        self.resolve(path, follow_last)?.attr.ok_or_else(|| NamespaceError::NotFound.into())
     }
 
     /// Where the path leads; of the last name, only the directory must be there.
@@ -146,7 +142,7 @@ impl Files {
                 }
                 _ => {}
             }
-            let next = match self.session.lookup(at.ino, &name) {
+            let next = match self.session.lookup_logged(at.ino, &name) {
                 Ok(next) => next,
                 Err(ClientError::Refused(NamespaceError::NotFound)) if names.is_empty() => {
                     return Ok(Found { parent: at.ino, name, attr: None });
@@ -209,7 +205,7 @@ impl Files {
         let Some(name) = path.last() else {
             return fail(format!("{verb} /: is the root directory"), "name something in it");
         };
-        Ok((self.attr(&path.parent()).context(verb.to_owned())?.ino, name))
+        Ok((self.logged_attr(&path.parent()).context(verb.to_owned())?.ino, name))
     }
 
     fn change(&self, verb: &str, path: &RemotePath, change: Change) -> anyhow::Result<Outcome> {
@@ -300,7 +296,7 @@ impl Files {
     ) -> anyhow::Result<()> {
         check_is_file("read", attr, path)?;
         let failed = |error| explain(&format!("read {}", path.shown()), error);
-        self.session.open(attr.ino, false).map_err(failed)?;
+        self.session.open_logged(attr.ino, false).map_err(failed)?;
         let file = self.session.file(attr.ino);
         let mut piece = vec![0; PIECE];
         let mut offset = 0;
@@ -330,7 +326,7 @@ impl Files {
     ) -> anyhow::Result<u64> {
         check_is_file("grep", attr, path)?;
         let failed = |error| explain(&format!("grep {}", path.shown()), error);
-        self.session.open(attr.ino, false).map_err(failed)?;
+        self.session.open_logged(attr.ino, false).map_err(failed)?;
         let count = self.session.file(attr.ino).search(needle, hits).map_err(failed);
         self.session.release(attr.ino, false);
         count
@@ -358,7 +354,7 @@ impl Files {
     }
 
     fn open_to_write(&self, verb: &'static str, path: &RemotePath) -> anyhow::Result<Writer<'_>> {
-        let attr = match self.find(path)? {
+        let attr = match self.find_logged(path, true)? {
             Some(attr) => attr,
             None => self.create(verb, path, NewKind::File, 0o666, None)?,
         };
@@ -367,14 +363,14 @@ impl Files {
     }
 
     fn writer(&self, attr: &Attr, what: String) -> anyhow::Result<Writer<'_>> {
-        self.session.open(attr.ino, true).map_err(|error| explain(&what, error))?;
+        self.session.open_logged(attr.ino, true).map_err(|error| explain(&what, error))?;
         let file = self.session.file(attr.ino);
         Ok(Writer { files: self, ino: attr.ino, file, offset: 0, what })
     }
 
     /// How many bytes one append to `path` may have, also if the file is yet to be made.
     pub(crate) fn longest_record(&self, path: &RemotePath) -> anyhow::Result<u64> {
-        let layout = match self.find(path)? {
+        let layout = match self.find_logged(path, true)? {
             Some(attr) => {
                 check_is_file("append", &attr, path)?;
                 attr.layout
@@ -429,7 +425,8 @@ impl Files {
         for bytes in content.chunks(chunk) {
             if stop.is_asked() {
                 let at = writer.offset;
-                let what = format!("{}: stopped after {at} of {} bytes", writer.what, content.len());
+                let what =
+                    format!("{}: stopped after {at} of {} bytes", writer.what, content.len());
                 return fail(what, "nothing of it stays");
             }
             writer.write(bytes)?;
@@ -437,6 +434,16 @@ impl Files {
         }
         writer.sync()?;
         self.attr(path)
+    }
+}
+
+fn some(path: &RemotePath, found: Option<Attr>) -> anyhow::Result<Attr> {
+    match found {
+        Some(attr) => Ok(attr),
+        None => fail(
+            format!("{}: no such file or directory", path.shown()),
+            "see `dfs ls` of its directory",
+        ),
     }
 }
 

@@ -202,6 +202,11 @@ impl FileState {
         self.refresh()
     }
 
+    /// What is known is too little for a reader: it is asked for again.
+    pub(crate) fn forget_attr(&self) {
+        self.lock().known = None;
+    }
+
     fn refresh(&self) -> Result<Attr> {
         let mut attr = self.io.link.getattr(self.ino)?;
         if attr.writing {

@@ -174,8 +174,17 @@ impl Session {
     /// # Errors
     /// See [`ClientError`]; so for all requests below.
     pub fn lookup(&self, parent: InodeNo, name: &[u8]) -> Result<Attr> {
+        self.lookup_logged(parent, name).map(|attr| self.complete(attr))
+    }
+
+    /// As [`Self::lookup`], with the size that the master has: of a file that somebody is writing it may be too small, but
+    /// nobody who may be away is asked. See [`Self::complete`].
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn lookup_logged(&self, parent: InodeNo, name: &[u8]) -> Result<Attr> {
         match self.link.call(&MetaCall::Lookup { parent, name: name.to_vec() })? {
-            MetaReply::Attr(attr) => Ok(self.complete(attr)),
+            MetaReply::Attr(attr) => Ok(attr),
             other => Err(unexpected("lookup", &other)),
         }
     }
@@ -189,7 +198,10 @@ impl Session {
         self.link.getattr(ino).map(|attr| self.complete(attr))
     }
 
-    fn complete(&self, mut attr: Attr) -> Attr {
+    /// Attributes that the master gave, with what this client has pending and what another one is writing now. Its
+    /// servers are waited for as long as a request is, and at most ten seconds.
+    #[must_use]
+    pub fn complete(&self, mut attr: Attr) -> Attr {
         if attr.writing {
             attr.size = attr.size.max(self.io.tail_size(&attr));
         }
@@ -310,12 +322,25 @@ impl Session {
     /// # Errors
     /// See [`ClientError`]; nothing is counted then.
     pub fn open(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<Attr> {
+        self.open_as(ino, write, true)
+    }
+
+    /// As [`Self::open`], by whoever asks for the size with what is done next, or does not need it: if somebody is writing
+    /// the file its servers are not asked now, which may be a wait.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn open_logged(self: &Arc<Self>, ino: InodeNo, write: bool) -> Result<()> {
+        self.open_as(ino, write, false).map(|_| ())
+    }
+
+    fn open_as(self: &Arc<Self>, ino: InodeNo, write: bool, sized: bool) -> Result<Attr> {
         self.link.count_open(ino, write);
         self.settle_appends(ino);
         let opened = match self.link.call(&MetaCall::Open { ino, write }) {
             Ok(MetaReply::Opened { attr, content }) => {
                 let mut attr = attr;
-                if attr.writing {
+                if attr.writing && sized {
                     attr.size = attr.size.max(self.io.tail_size(&attr));
                 }
                 Ok((attr, content))
@@ -327,6 +352,9 @@ impl Session {
             Ok((attr, content)) => {
                 let file = self.file(ino);
                 file.opened(&attr, content);
+                if attr.writing && !sized {
+                    file.forget_attr();
+                }
                 Ok(file.overlay(attr))
             }
             Err(error) => {

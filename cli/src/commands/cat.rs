@@ -13,7 +13,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &CatArgs) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     let all = for_all(&args.paths, |path| {
         let path = RemotePath::parse(path)?;
-        let attr = files.attr(&path)?;
+        let attr = files.logged_attr(&path)?;
         files.read_all(&attr, &path, &mut |bytes| {
             output::written(io::Write::write_all(&mut out, bytes))
         })

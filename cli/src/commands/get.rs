@@ -18,8 +18,8 @@ use crate::remote_path::RemotePath;
 pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
     let path = RemotePath::parse(&args.path)?;
     let files = Files::open(cluster)?;
-    let attr = files.attr(&path)?;
-    let mut progress = Progress::new(Some(attr.size));
+    let attr = files.logged_attr(&path)?;
+    let mut progress = Progress::new((!attr.writing).then_some(attr.size));
     if args.dst == Path::new("-") {
         let mut out = io::stdout().lock();
         files.read_all(&attr, &path, &mut |bytes| {

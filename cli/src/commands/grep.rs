@@ -127,7 +127,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GrepArgs) -> anyhow::Result<()> 
     };
     let all = for_all(&args.paths, |path| {
         let path = RemotePath::parse(path)?;
-        let attr = files.attr(&path)?;
+        let attr = files.logged_attr(&path)?;
         let of = Named { shown: path.shown(), json: path.json(), json_hex: path.json_hex() };
         if args.count {
             let count = files.search(&attr, &path, &needle, Hits::Count)?;
