@@ -1,5 +1,6 @@
 //! Many servers with many chunks, as far as a master sees them: heartbeats over real connections, and nothing behind.
 
+use std::io::Write as _;
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::inventory_digest_of;
@@ -227,4 +228,59 @@ fn case_1_10_a_master_of_200_servers_hears_changes_only_and_everything_again_whe
         }
     });
     assert_eq!((fleet[7].inventories, fleet[8].inventories), (2, 1));
+}
+
+/// Beside set 1's own case in lines of JSON, where each handle is known from the first list on that has it (DECISIONS 15).
+#[test]
+fn case_1_6_a_replica_of_no_file_is_deleted_though_not_at_first_sight() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 1, ..Options::default() });
+    // An id that was given out, of a file that is gone.
+    let path = cluster.mount().join("f");
+    let mut file = std::fs::File::create(&path).unwrap();
+    file.write_all(&[1; 1 << 20]).unwrap();
+    file.sync_all().unwrap();
+    drop(file);
+    let located = cluster.dfs_json(["locate", "/f"]);
+    let chunk = located["chunks"][0]["id"].as_u64().unwrap();
+    std::fs::remove_file(&path).unwrap();
+
+    let key = ClusterKey::load(&cluster.dir().join("cluster.key")).unwrap();
+    let master = cluster.master_address();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut server = FakeServer::join(&master, &key, 7, 0).await;
+        // And one that no master ever gave out: whose it is cannot be known.
+        let held = [chunk, FIRST_CHUNK].map(ChunkId);
+        let replicas = held.map(|chunk| ReplicaReport {
+            chunk: chunk.0,
+            version: 1,
+            len: 1 << 20,
+            ..ReplicaReport::default()
+        });
+        let digest = held.map(|chunk| inventory_digest_of(chunk, ChunkVersion(1)));
+        let digest = digest[0].wrapping_add(digest[1]);
+        let mut news = replicas.to_vec();
+        let until = Instant::now() + Duration::from_secs(60);
+        for beat in 0.. {
+            let heartbeat = HeartbeatRequest {
+                replicas: std::mem::take(&mut news),
+                chunk_count: 2,
+                ..FakeServer::request(7, server.sequence + 1, digest)
+            };
+            let reply = server.tell(heartbeat).await;
+            let named: Vec<u64> = reply
+                .chunks_to_delete
+                .into_iter()
+                .chain(reply.stale_replicas.into_iter().map(|stale| stale.chunk))
+                .collect();
+            assert!(beat != 0 || named.is_empty(), "at first sight: {named:?}");
+            if named == [chunk] {
+                break;
+            }
+            assert!(named.is_empty() && Instant::now() < until, "{named:?}");
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
 }

@@ -370,6 +370,16 @@ fn case_0_10_the_end_of_the_input_a_signal_and_a_killed_server_leave_nothing_eit
     signal(shell.child.id(), Signal::INT);
     assert_eq!(shell.ended().code(), Some(0));
 
+    // Ctrl-C in an upload of 65,536 chunks: it is not waited for.
+    let mut shell = Shell::with_a();
+    let path = shell.file("long", &"x".repeat(2 << 20));
+    shell.say(&format!("upload long {}", path.display()));
+    let chunks = shell.dir().unwrap().join("data/cs-1");
+    wait_until("it is under way", || 100 < std::fs::read_dir(&chunks).unwrap().count());
+    signal(shell.child.id(), Signal::INT);
+    wait_until("it stops there", || shell.said().contains("stopped after"));
+    assert_eq!(shell.ended().code(), Some(0));
+
     // SIGTERM during the start, at any moment of it.
     for millis in [0, 100, 400] {
         let shell = Shell::start(&[]);

@@ -245,6 +245,10 @@ fn case_1_8_lines_that_are_wrong_are_answered() {
         r#"{"src": "cs1", "dest": "n1", "body": {"type": "heartbeat", "msg_id": 2, "chunks": []}}"#;
     assert_eq!(code(r#"{"src": "#), "malformed");
     assert_eq!(code("null"), "malformed");
+    // Arrays with the fields in their order are no objects.
+    assert_eq!(code(r#"["c0", "n1", 0, {"type": "init", "msg_id": 1}]"#), "malformed");
+    assert_eq!(code(r#"{"src": "c0", "dest": "n1", "body": ["init", 1]}"#), "malformed");
+    assert_eq!(code(&INIT.replace("c0", "")), "bad_field");
     assert_eq!(code(beat), "not_initialised");
     assert_eq!(code(&beat.replace("heartbeat", "breathe")), "unknown_type");
     assert_eq!(master.line(INIT).matches("init_ok").count(), 1);

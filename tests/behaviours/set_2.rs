@@ -77,6 +77,13 @@ fn case_2_2_a_client_of_a_dead_server_is_told_so_and_others_are_not_touched() {
     let table = String::from_utf8_lossy(&explained.stdout).into_owned();
     assert_eq!(explained.status.code(), Some(1));
     assert!(table.contains("dead") && table.contains("silent for"), "{table}");
+    let explained = [&MODULO[..], &["--explain", "4", "-o", "json"]].concat();
+    let explained = cluster.try_dfs(explained);
+    assert_eq!(explained.status.code(), Some(1));
+    let explained: Value = serde_json::from_slice(&explained.stdout).unwrap();
+    let unavailable = explained["unavailable"].as_str().unwrap();
+    assert!(unavailable.starts_with("no live server in cluster 1"), "{explained}");
+    assert_eq!(explained["explained"]["servers"][0]["state"], "dead", "{explained}");
 }
 
 #[test]

@@ -162,6 +162,39 @@ fn case_3_4_a_mount_takes_appends_and_nothing_else() {
     assert!(std::fs::read(&path).unwrap() == first, "it begins anew");
 }
 
+/// DECISIONS 23: a record is whole or refused, however the kernel cuts the write.
+#[test]
+fn case_3_4_a_write_through_a_mount_is_one_record_or_none() {
+    need_fuse!();
+    const MIB: usize = 1 << 20;
+    let cluster = Cluster::start_with(Options::default());
+    cluster.dfs(["mkdir", "--layout", "recordlog", "/log"]);
+    let path = cluster.mount().join("log/f");
+    let mut log = File::options().create(true).append(true).open(&path).unwrap();
+    let page = rustix::param::page_size();
+    let most = MIB - page;
+    let bytes = record(1, 3 * MIB + page);
+    // A page begins here.
+    let aligned = bytes.as_ptr().align_offset(page);
+    let mut content = Vec::new();
+    for unaligned in [0, 1, page - 1] {
+        for len in [most - 1, most, most + 1, MIB - 1, MIB, MIB + 1, 3 * MIB / 2, 3 * MIB - page] {
+            let record = &bytes[aligned + unaligned..][..len];
+            let written = log.write(record);
+            if len <= most {
+                assert_eq!(written.unwrap(), len, "{len} bytes, {unaligned} behind a page's begin");
+                content.extend_from_slice(record);
+            } else {
+                assert_eq!(errno(written), Some(libc::EMSGSIZE), "{len} bytes, {unaligned} behind");
+            }
+            assert_eq!(size(&cluster, "/log/f"), content.len() as u64, "{len}, {unaligned}");
+        }
+    }
+    assert!(std::fs::read(&path).unwrap() == content, "bytes differ");
+    // `dfs append` is no write of a kernel.
+    assert_eq!(append(&cluster, "/log/f", &bytes[..3 * MIB]), content.len() as u64);
+}
+
 fn session(cluster: &Cluster, name: &str) -> Arc<Session> {
     let key = ClusterKey::load(&cluster.dir().join("cluster.key")).unwrap();
     let mut config = SessionConfig::new(cluster.master_address(), key, name);
@@ -657,7 +690,9 @@ fn file_on(chunk: &Value, server: &str) -> PathBuf {
 #[test]
 fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
     need_fuse!();
-    let cluster = start(Options::default());
+    // No scrub but the one that is asked for.
+    let timing = &["--scrub-period", "0"];
+    let cluster = start(Options { timing, ..Options::default() });
     let records: Vec<Vec<u8>> = (0..8).map(|n| record(n, 2048)).collect();
     for record in &records {
         append(&cluster, "/log/f", record);
@@ -669,8 +704,15 @@ fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
     let located = chunks(&cluster, "/log/f");
     let servers = |chunk: &Value| chunk["servers"].clone();
     assert_eq!(located.iter().map(servers).map(|s| s.as_array().unwrap().len()).sum::<usize>(), 6);
+    // Missed although nobody reads it.
     let removed = file_on(&located[0], "cs-1");
     std::fs::remove_file(&removed).unwrap();
+    wait_until("the file is there again", || removed.is_file());
+    let log = std::fs::read_to_string(cluster.dir().join("log/cs-1.log")).unwrap();
+    let missed = log
+        .lines()
+        .any(|line| line.contains("the file is gone") && line.contains(removed.to_str().unwrap()));
+    assert!(missed, "{log}");
     let flipped = file_on(&located[1], "cs-2");
     let file = File::options().read(true).write(true).open(&flipped).unwrap();
     let mut byte = [0];
@@ -686,27 +728,37 @@ fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
             File::open(&flipped).and_then(|file| file.read_exact_at(&mut byte, DATA_AT + 100));
         found.is_ok() && byte[0] == right
     });
-    wait_until("the file is there again", || removed.is_file());
     let safe = json!(2);
     wait_until("all is safe", || cluster.dfs_json(["status"])["chunks"]["safe"] == safe);
     assert!(content(&cluster, "/log/f") == records.concat(), "bytes differ");
     cluster.until_clean();
 }
 
-/// What one client appended until `stop`: to the file of all, and to its own. What was told it reads back.
+/// What one client appended until `stop`: to the file of all, to its own, and to new ones of one record each, by number.
+/// What was told it reads back.
 fn append_and_read_until(
     cluster: &Cluster,
     log: InodeNo,
     client: u64,
     stop: &AtomicBool,
-) -> [Vec<(u64, Vec<u8>)>; 2] {
+) -> ([Vec<(u64, Vec<u8>)>; 2], Vec<Vec<u8>>) {
     let session = session(cluster, &format!("client-{client}"));
     let files =
         ["shared".to_owned(), format!("own-{client}")].map(|name| open(&session, log, &name));
     let mut random = Random::new(client, 14);
     let mut appended = [Vec::new(), Vec::new()];
+    let mut created = Vec::new();
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
+        let first = record(client << 32 | 1 << 31 | created.len() as u64, 100);
+        let file = open(&session, log, &format!("new-{client}-{}", created.len()));
+        assert_eq!(file.append(&first).unwrap(), 0);
+        let mut found = vec![0; first.len()];
+        assert_eq!(file.read(0, &mut found).unwrap(), first.len());
+        assert!(found == first, "client {client}: new file {}", created.len());
+        file.flush().unwrap();
+        session.release(file.ino(), true);
+        created.push(first);
         for (file, appended) in files.iter().zip(&mut appended) {
             count += 1;
             let record =
@@ -720,7 +772,7 @@ fn append_and_read_until(
         }
     }
     files.iter().for_each(|file| file.flush().unwrap());
-    appended
+    (appended, created)
 }
 
 /// The requirement's ten minutes with a restart every 20 s: `DFS_BEHAVIOURS_RESTARTS=30 DFS_BEHAVIOURS_PAUSE=20`.
@@ -751,9 +803,14 @@ fn case_3_14_no_record_is_lost_while_one_of_seven_servers_after_the_other_restar
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     let mut shared = Vec::new();
-    for (client, [of_all, mut own]) in (1..).zip(appended) {
-        println!("client {client}: {} records", of_all.len() + own.len());
-        assert!(10 <= own.len(), "it appended nothing");
+    for (client, ([of_all, mut own], created)) in (1..).zip(appended) {
+        let (records, files) = (of_all.len() + own.len(), created.len());
+        println!("client {client}: {records} records, {files} new files");
+        assert!(10 <= own.len() && 10 <= files, "it appended nothing, or made no file");
+        for (number, first) in created.iter().enumerate() {
+            let path = cluster.mount().join(format!("log/new-{client}-{number}"));
+            assert!(std::fs::read(&path).unwrap() == *first, "{}", path.display());
+        }
         check_records(&content(&cluster, &format!("/log/own-{client}")), &mut own);
         shared.extend(of_all);
     }
