@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(cluster.cause(at(61_400), ONE), "heard of");
         runs(&mut cluster, 61_500, 63_000);
         assert_eq!(cluster.liveness(at(61_500), ONE), Liveness::Suspect);
-        assert_eq!(cluster.liveness(at(63_000), ONE), Liveness::Dead);
+        assert_eq!(cluster.liveness(at(63_001), ONE), Liveness::Dead);
     }
 
     #[test]
@@ -143,7 +143,7 @@ mod tests {
         assert_eq!(cluster.liveness(at(20_000), TWO), Liveness::Suspect);
         assert_eq!(cluster.cause(at(20_000), TWO), "no heartbeat for 1.9 s");
         runs(&mut cluster, 20_100, 21_100);
-        assert_eq!(cluster.liveness(at(21_100), TWO), Liveness::Dead);
+        assert_eq!(cluster.liveness(at(21_101), TWO), Liveness::Dead);
     }
 
     #[test]
