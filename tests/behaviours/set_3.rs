@@ -750,15 +750,18 @@ fn append_and_read_until(
     let mut created = Vec::new();
     let mut count = 0;
     while !stop.load(Ordering::Relaxed) {
-        let first = record(client << 32 | 1 << 31 | created.len() as u64, 100);
-        let file = open(&session, log, &format!("new-{client}-{}", created.len()));
-        assert_eq!(file.append(&first).unwrap(), 0);
-        let mut found = vec![0; first.len()];
-        assert_eq!(file.read(0, &mut found).unwrap(), first.len());
-        assert!(found == first, "client {client}: new file {}", created.len());
-        file.flush().unwrap();
-        session.release(file.ino(), true);
-        created.push(first);
+        // Not with every record: each is a chunk that all of them look after until the end.
+        if count % 20 == 0 {
+            let first = record(client << 32 | 1 << 31 | created.len() as u64, 100);
+            let file = open(&session, log, &format!("new-{client}-{}", created.len()));
+            assert_eq!(file.append(&first).unwrap(), 0);
+            let mut found = vec![0; first.len()];
+            assert_eq!(file.read(0, &mut found).unwrap(), first.len());
+            assert!(found == first, "client {client}: new file {}", created.len());
+            file.flush().unwrap();
+            session.release(file.ino(), true);
+            created.push(first);
+        }
         for (file, appended) in files.iter().zip(&mut appended) {
             count += 1;
             let record =
@@ -806,7 +809,7 @@ fn case_3_14_no_record_is_lost_while_one_of_seven_servers_after_the_other_restar
     for (client, ([of_all, mut own], created)) in (1..).zip(appended) {
         let (records, files) = (of_all.len() + own.len(), created.len());
         println!("client {client}: {records} records, {files} new files");
-        assert!(10 <= own.len() && 10 <= files, "it appended nothing, or made no file");
+        assert!(10 <= own.len() && 3 <= files, "it appended nothing, or made no file");
         for (number, first) in created.iter().enumerate() {
             let path = cluster.mount().join(format!("log/new-{client}-{number}"));
             assert!(std::fs::read(&path).unwrap() == *first, "{}", path.display());
