@@ -357,7 +357,10 @@ fn case_4_9_the_subtasks_of_a_worker_that_went_silent_go_to_others() {
     let on_cs_1 = |chunk: &&Value| chunk["servers"].as_array().unwrap().contains(&json!("cs-1"));
     let located = cluster.dfs_json(["locate", "/small/f"])["chunks"].as_array().unwrap().clone();
     let subtasks = located.iter().filter(on_cs_1).count() as u64;
-    cluster.dfs(["drain", "cs-1", "--no-wait"]);
+    // Refused as long as the master warms up.
+    wait_until("the drain begins", || {
+        cluster.try_dfs(["drain", "cs-1", "--no-wait"]).status.success()
+    });
     let job = &cluster.dfs_json(["jobs"])["jobs"][0]["id"].to_string();
     wait_until("a fifth is done", || subtasks <= show(&cluster, job)["done"].as_u64().unwrap() * 5);
     let workers = show(&cluster, job);
