@@ -623,6 +623,9 @@ fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
     cluster.until_clean();
 }
 
+/// A record and where it is.
+type Placed = (u64, Vec<u8>);
+
 /// What one client appended until `stop`: to the file of all, to its own, and to new ones of one record each, by number.
 /// What was told it reads back.
 fn append_and_read_until(
@@ -630,7 +633,7 @@ fn append_and_read_until(
     log: InodeNo,
     client: u64,
     stop: &AtomicBool,
-) -> ([Vec<(u64, Vec<u8>)>; 2], Vec<Vec<u8>>) {
+) -> ([Vec<Placed>; 2], Vec<Vec<u8>>) {
     let session = session(cluster, &format!("client-{client}"));
     let files =
         ["shared".to_owned(), format!("own-{client}")].map(|name| open(&session, log, &name));

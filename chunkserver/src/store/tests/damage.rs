@@ -163,9 +163,9 @@ fn a_block_that_nobody_has_is_taken_up_as_bad_and_the_rest_is_good() {
     let v2 = ChunkVersion(2);
     store.promise(CHUNK, v2, None).unwrap();
     let mut writer = store.adopt_begin(CHUNK, v2, position(V1, 2), 150_000, &spec(SIZE)).unwrap();
-    for index in [0, 2] {
+    for (number, index) in [(0, 0), (2, 2)] {
         let block = data.chunks(65_536).nth(index).unwrap();
-        writer.put_block(index as u32, block, crc(index)).unwrap();
+        writer.put_block(number, block, crc(index)).unwrap();
     }
     let behind = writer.leave_bad(3, 1, 150_000);
     assert!(matches!(behind, Err(StoreError::TooLarge { .. })), "{behind:?}");
