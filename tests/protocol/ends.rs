@@ -83,9 +83,7 @@ fn a_silent_client_is_refused_everywhere_before_its_lock_is_free() {
     });
 
     // The next reign knows that it ended, and knows who did not.
-    let address = world.address();
-    world.master.take().unwrap().stop();
-    world.master = Some(start_master(world.dir.path(), &address));
+    world.restart_master(|_| {});
     assert!(is_no_session(&Client::greet(&world, 1, true).1));
     let (mut other, welcome) = Client::greet(&world, 2, true);
     assert!(matches!(welcome, MetaReply::Welcome(_)), "{welcome:?}");
@@ -112,9 +110,7 @@ fn who_says_goodbye_is_forgotten_also_by_servers_that_were_away() {
     until("forgotten", || world.remembered(leaves.id) == 0);
 
     // Nor does a new master need to remember who left.
-    let address = world.address();
-    world.master.take().unwrap().stop();
-    world.master = Some(start_master(world.dir.path(), &address));
+    world.restart_master(|_| {});
     world.start(3);
     until("forgotten by the third", || world.remembered(leaves.id) == 0);
     assert_eq!(world.remembered(stays.id), 3);

@@ -35,10 +35,6 @@ fn key() -> ClusterKey {
     ClusterKey::none()
 }
 
-fn start_master(dir: &Path, listen: &str) -> master::Server {
-    master::Server::start(master_config(dir, listen)).unwrap()
-}
-
 fn master_config(dir: &Path, listen: &str) -> master::Config {
     master::Config {
         listen: listen.parse().unwrap(),
@@ -92,6 +88,13 @@ impl World {
             ..chunkserver::Config::new(ServerId(n), self.dir.path().join(format!("cs-{n}")))
         };
         self.chunkservers[n as usize - 1] = Some(chunkserver::Server::start(config).unwrap());
+    }
+
+    fn restart_master(&mut self, settle: impl FnOnce(&mut master::Config)) {
+        let mut config = master_config(self.dir.path(), &self.address());
+        settle(&mut config);
+        self.master.take().unwrap().stop();
+        self.master = Some(master::Server::start(config).unwrap());
     }
 
     fn stop(&mut self, n: u32) {
@@ -314,9 +317,7 @@ fn a_master_that_restarts_serves_the_same_chunks() {
     let ino = client.create("file");
     let content = vec![5; 10_000];
     client.write(ino, 0, &content);
-    let address = world.address();
-    world.master.take().unwrap().stop();
-    world.master = Some(start_master(world.dir.path(), &address));
+    world.restart_master(|_| {});
     let mut client = Client { counter: client.counter, ..Client::new(&world, 1) };
     let layout = client.write(ino, 0, &content);
     client.check_all(&layout, &content);
