@@ -233,8 +233,9 @@ fn a_mount_that_is_stopped_while_nothing_answers_gives_up_all_together() {
     let status = mount.wait().unwrap();
     let took = began.elapsed();
     drop(files);
-    assert!(!status.success(), "bytes were given up");
+    let log = std::fs::read_to_string(cluster.scratch().join("second.log")).unwrap();
+    assert!(!status.success(), "bytes were given up: {log}");
     // Three files, each flushed, closed and committed: one after the other it was several times as long.
-    assert!(took < 4 * WAIT, "{took:?}");
-    assert!(!tests::is_mounted(&path));
+    assert!(took < 4 * WAIT, "{took:?}: {log}");
+    assert!(!tests::is_mounted(&path), "{log}");
 }
