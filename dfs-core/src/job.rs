@@ -16,6 +16,8 @@ pub const WORKERS_MAX: u32 = 1_000_000;
 pub const NAME_BYTES_MAX: usize = 200;
 /// States set by one command.
 pub const STATES_MAX: usize = 10_000;
+/// Requests besides the newest that are known again: answers to so many callers at once may be lost with a master.
+pub const OLDER_REQUESTS_MAX: usize = 31;
 
 /// A job. Never reused; the first is 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default)]
@@ -129,6 +131,8 @@ pub struct Job {
     /// The request that made it, and the one that took the newest snapshot: asked again, they get the same answer.
     pub request: u128,
     pub snapshot_request: u128,
+    /// Those that took the snapshots before, newest first, at most [`OLDER_REQUESTS_MAX`]: several may ask at once.
+    pub older_requests: Vec<u128>,
     /// `None`: a program of somebody's own does it, and says how far it is.
     pub work: Option<JobWork>,
     /// Of the master's work: who does it.

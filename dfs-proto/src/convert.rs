@@ -175,6 +175,7 @@ wire_enum!(EventKind {
 wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);
 wire_list!((u32, u64));
+wire_list!(u128);
 wire_enum!(JobPhase { 1 = Running, 2 = Paused, 3 = Done, 4 = Cancelled });
 wire_enum!(JobWork { 1 = Drain { server }, 2 = Rebalance, 3 = Scrub { server, ino, end } });
 wire_struct!(JobWorker { server, mark, stalled, since });
@@ -194,7 +195,8 @@ wire_struct!(Job {
     work,
     servers,
     total,
-    found
+    found,
+    older_requests
 });
 /// What [`Results`] are on the wire: the mark, which older programs know too, and behind all other fields what they
 /// skip, the number below which all others have their results, and those awaited after the first.

@@ -74,6 +74,7 @@ fn to_wire(master: &Master, id: JobId, job: Job) -> JobStatus {
         ended,
         request: _,
         snapshot_request: _,
+        older_requests: _,
         work,
         servers,
         total,

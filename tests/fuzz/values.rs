@@ -415,6 +415,7 @@ pub(crate) fn records() -> Vec<Record> {
             ended: Some(TIME),
             request: 1,
             snapshot_request: 2,
+            older_requests: vec![9],
             work: works().pop(),
             servers: vec![JobWorker { server: ServerId(2), mark: 7, stalled: true, since: 1 }],
             total: 9,

@@ -8,8 +8,8 @@ use super::transaction::{Answer, Transaction};
 use super::{Key, MetaStore, Record};
 use crate::command::Outcome;
 use crate::job::{
-    Job, JobError, JobId, JobPhase, NAME_BYTES_MAX, STATES_MAX, WORKERS_MAX, check_snapshot,
-    check_worker,
+    Job, JobError, JobId, JobPhase, NAME_BYTES_MAX, OLDER_REQUESTS_MAX, STATES_MAX, WORKERS_MAX,
+    check_snapshot, check_worker,
 };
 use crate::namespace::NamespaceError;
 
@@ -39,6 +39,18 @@ impl Transaction<'_> {
         Ok(job)
     }
 
+    /// The job that this request made, if it is one of the newest.
+    pub(super) fn made_by(&self, request: u128) -> Option<JobId> {
+        let below = self.superblock.next_job;
+        let oldest = below.saturating_sub(1 + OLDER_REQUESTS_MAX as u64);
+        let newest =
+            self.store.range(&Key::Job(JobId(oldest)), &Key::Job(JobId(below)), usize::MAX);
+        newest.into_iter().rev().find_map(|pair| match pair {
+            (Key::Job(id), Record::Job(job)) if job.request == request => Some(id),
+            _ => None,
+        })
+    }
+
     pub(super) fn create_job(
         &mut self,
         name: &str,
@@ -55,9 +67,8 @@ impl Transaction<'_> {
             return Err(NamespaceError::Invalid(text));
         }
         let id = JobId(self.superblock.next_job);
-        let newest = JobId(id.0 - 1);
-        if job(self.store, newest).is_some_and(|job| job.request == request) {
-            return Ok(Outcome::Number(newest.0));
+        if let Some(made) = self.made_by(request) {
+            return Ok(Outcome::Number(made.0));
         }
         self.superblock.next_job += 1;
         let record = Job {
@@ -70,6 +81,7 @@ impl Transaction<'_> {
             ended: None,
             request,
             snapshot_request: 0,
+            older_requests: Vec::new(),
             work: None,
             servers: Vec::new(),
             total: 0,
@@ -110,10 +122,17 @@ impl Transaction<'_> {
 
     pub(super) fn snapshot_job(&mut self, id: JobId, request: u128) -> Answer {
         let mut job = self.told_job(id)?;
-        if 0 < job.snapshots && job.snapshot_request == request {
-            return Ok(Outcome::Number(job.snapshots - 1));
-        }
         let taken = job.snapshots;
+        if 0 < taken {
+            let known = std::iter::once(&job.snapshot_request).chain(&job.older_requests);
+            if let Some((_, number)) =
+                known.zip((0..taken).rev()).find(|(known, _)| **known == request)
+            {
+                return Ok(Outcome::Number(number));
+            }
+            job.older_requests.insert(0, job.snapshot_request);
+            job.older_requests.truncate(OLDER_REQUESTS_MAX);
+        }
         job.snapshots += 1;
         job.snapshot_request = request;
         self.store.put(Key::Job(id), Record::Job(job));
@@ -279,6 +298,26 @@ mod tests {
         assert_eq!(run(&mut store, snapshot(0)), Outcome::Number(0));
         assert_eq!(run(&mut store, snapshot(0)), Outcome::Number(0));
         assert_eq!(run(&mut store, snapshot(5)), Outcome::Number(1));
+    }
+
+    #[test]
+    fn callers_whose_answers_were_lost_together_get_theirs_whoever_asks_first() {
+        let mut store = started();
+        let callers = OLDER_REQUESTS_MAX as u64 + 1;
+        let create = |store: &mut MemStore, of: u64| create(store, 3, u128::from(of + 100));
+        let jobs: Vec<Outcome> = (0..callers).map(|of| create(&mut store, of)).collect();
+        for of in [0, 7, callers - 1] {
+            assert_eq!(create(&mut store, of), jobs[of as usize]);
+        }
+        let snapshot = |of: u64| Change::SnapshotJob { job: JOB, request: u128::from(of) };
+        for of in 0..callers {
+            assert_eq!(run(&mut store, snapshot(of)), Outcome::Number(of));
+        }
+        for of in (0..callers).rev() {
+            assert_eq!(run(&mut store, snapshot(of)), Outcome::Number(of));
+        }
+        assert_eq!(run(&mut store, snapshot(callers)), Outcome::Number(callers));
+        assert_eq!(job(&store, JOB).unwrap().older_requests.len(), OLDER_REQUESTS_MAX);
     }
 
     #[test]

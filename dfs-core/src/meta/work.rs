@@ -33,9 +33,8 @@ pub fn open_work(store: &dyn MetaStore) -> Vec<(JobId, Job)> {
 impl Transaction<'_> {
     /// `Number`: the job's; of a kind of which there is one at a time, the one that goes on.
     pub(super) fn begin_work(&mut self, work: &JobWork, by: &str, request: u128) -> Answer {
-        let newest = JobId(self.superblock.next_job - 1);
-        if request != 0 && job(self.store, newest).is_some_and(|job| job.request == request) {
-            return Ok(Outcome::Number(newest.0));
+        if let Some(made) = self.made_by(request).filter(|_| request != 0) {
+            return Ok(Outcome::Number(made.0));
         }
         let same = |known: &Job| !work.is_many() && known.work.as_ref() == Some(work);
         if let Some((id, _)) = open_work(self.store).into_iter().find(|(_, known)| same(known)) {
@@ -58,6 +57,7 @@ impl Transaction<'_> {
             ended: None,
             request,
             snapshot_request: 0,
+            older_requests: Vec::new(),
             work: Some(work),
             servers: Vec::new(),
             total: 0,
