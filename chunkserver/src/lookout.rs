@@ -19,8 +19,6 @@ use crate::node::Node;
 use crate::scrub::look_at_file;
 use crate::store::StoreError;
 
-/// Whose two last digits are the directory's name.
-const DIRS: std::ops::Range<u64> = 0..256;
 /// From one round to the next, in heartbeats: 5 s where they come each second.
 const BEATS: u32 = 5;
 const PERIOD_LEAST: Duration = Duration::from_secs(5);
@@ -82,10 +80,12 @@ fn look(node: &Node, takes: Duration, stop: &Shutdown) -> Option<BTreeSet<ChunkI
         held.entry(chunk_dir(report.chunk)).or_default().insert(report.chunk);
     }
     let mut dirs: BTreeSet<String> = held.keys().cloned().collect();
-    dirs.extend(DIRS.map(|number| chunk_dir(ChunkId(number))).filter(|dir| {
-        // One that cannot be looked at is told of below.
-        node.config.data_dir.join(dir).try_exists().unwrap_or(true)
-    }));
+    match dirs_of(node) {
+        Ok(found) => dirs.extend(found),
+        Err(error) => {
+            tracing::error!(path = %node.directory, %error, "read the directory of chunk files");
+        }
+    }
     let pause = takes / u32::try_from(dirs.len()).unwrap_or(u32::MAX).max(1);
     let mut strangers = BTreeSet::new();
     for dir in dirs {
@@ -114,6 +114,19 @@ fn look(node: &Node, takes: Duration, stop: &Shutdown) -> Option<BTreeSet<ChunkI
         strangers.extend(files.difference(&held).filter(is_nobodys));
     }
     Some(strangers)
+}
+
+/// The directories of chunk files that there are.
+fn dirs_of(node: &Node) -> io::Result<Vec<String>> {
+    let mut dirs = Vec::new();
+    for entry in fs::read_dir(&node.config.data_dir)? {
+        dirs.extend(entry?.file_name().into_string().ok().filter(|name| is_dir_of_chunks(name)));
+    }
+    Ok(dirs)
+}
+
+fn is_dir_of_chunks(name: &str) -> bool {
+    u64::from_str_radix(name, 16).is_ok_and(|number| chunk_dir(ChunkId(number)) == name)
 }
 
 /// Chunks by the names of the files in `dir`; none if there is no such directory.
@@ -158,6 +171,13 @@ mod tests {
         ] {
             assert_eq!(of(dir, name), None, "{dir}/{name}");
         }
+    }
+
+    #[test]
+    fn a_directory_of_chunks_is_told_by_its_name() {
+        let of = |names: [&str; 5]| names.map(is_dir_of_chunks);
+        assert_eq!(of(["00", "1f", "ff", "a0", "9b"]), [true; 5]);
+        assert_eq!(of(["1F", "100", "1", "", "journal"]), [false; 5]);
     }
 
     #[test]

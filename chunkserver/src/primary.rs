@@ -6,7 +6,8 @@
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
 use std::time::Duration;
 
 use dfs_core::chunk::leader::{
@@ -36,6 +37,7 @@ pub(crate) struct Leaders {
     led: Mutex<HashMap<ChunkId, Arc<Led>>>,
     /// Those a tick has to look at.
     active: Mutex<HashSet<ChunkId>>,
+    ticker: OnceLock<Thread>,
 }
 
 /// One version of one chunk, led by this process from its beginning.
@@ -120,6 +122,11 @@ impl Leaders {
     /// The leader of exactly this version, if this process has it.
     pub(crate) fn of_version(&self, chunk: ChunkId, version: ChunkVersion) -> Option<Arc<Led>> {
         self.find(chunk).filter(|led| led.version == version)
+    }
+
+    /// The calling thread ticks: it is unparked when a chunk becomes active and none was.
+    pub(crate) fn wake_this_thread(&self) {
+        self.ticker.get_or_init(std::thread::current);
     }
 }
 
@@ -221,7 +228,15 @@ impl Led {
 
     fn activate(&self, node: &Node) {
         if !self.active.swap(true, Ordering::AcqRel) {
-            lock(&node.leaders.active).insert(self.chunk);
+            let first = {
+                let mut active = lock(&node.leaders.active);
+                let first = active.is_empty();
+                active.insert(self.chunk);
+                first
+            };
+            if let Some(ticker) = node.leaders.ticker.get().filter(|_| first) {
+                ticker.unpark();
+            }
         }
     }
 }

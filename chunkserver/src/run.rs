@@ -29,8 +29,8 @@ use crate::{data, lookout, pages, primary, repair, scrub};
 
 /// How often members and syncs are looked after: a member may serve what was written at most this much later.
 const TICK: Duration = Duration::from_millis(20);
-/// While no chunk is written: an idle server wakes the processor less often.
-const IDLE_TICK: Duration = Duration::from_millis(100);
+/// While no chunk is written: an idle server wakes the processor less often. The first write wakes the ticker.
+const IDLE_TICK: Duration = Duration::from_secs(1);
 /// How often a server with `--accept-loss` looks whether it is to start again.
 const AGAIN_PAUSE: Duration = Duration::from_millis(200);
 
@@ -150,12 +150,13 @@ impl Server {
             std::thread::Builder::new()
                 .name("tick".to_owned())
                 .spawn(move || {
-                    let mut pause = IDLE_TICK;
-                    while !ticker.wait_for(pause) {
-                        pause = if primary::tick(&node) { TICK } else { IDLE_TICK };
+                    node.leaders.wake_this_thread();
+                    while !ticker.is_asked() {
+                        let any = primary::tick(&node);
                         if node.fence.check_takes_part().is_ok() {
                             repair::tick(&node);
                         }
+                        std::thread::park_timeout(if any { TICK } else { IDLE_TICK });
                     }
                 })
                 .context("start the ticker")?
@@ -236,6 +237,9 @@ impl Server {
         self.pages = None;
         self.acceptor.stop();
         self.ticker.ask();
+        if let Some(thread) = &self.ticker_thread {
+            thread.thread().unpark();
+        }
         let threads =
             [self.ticker_thread.take(), self.scrub_thread.take(), self.lookout_thread.take()];
         for thread in threads.into_iter().flatten() {

@@ -6,7 +6,7 @@
 
 use std::future::Future;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,8 +15,11 @@ use tokio::runtime::Runtime;
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
-/// Nobody proposes: what is left to do, and timers, wait for so long.
+/// Nobody proposes any more: what is left to do, and timers, wait for so long.
 const STAND_BY: Duration = Duration::from_millis(50);
+/// Nobody did for some turns: timers wait for so long.
+const IDLE_STAND_BY: Duration = Duration::from_millis(250);
+const TURNS_UNTIL_IDLE: u32 = 4;
 /// And then get so long.
 const TURN: Duration = Duration::from_millis(1);
 /// How long callers may take to leave when the group stops.
@@ -54,6 +57,8 @@ pub(super) struct Driver {
     thread: Mutex<Option<JoinHandle<()>>>,
     wanted: Arc<Wanted>,
     waiting: AtomicUsize,
+    /// Callers so far that ran the tasks themselves.
+    lone: Arc<AtomicU64>,
 }
 
 struct Open {
@@ -81,14 +86,17 @@ impl Driver {
         let (errands, todo) = mpsc::channel();
         let wanted = Arc::new(Wanted::default());
         let (standing_by, of_thread) = (Arc::clone(&runtime), Arc::clone(&wanted));
+        let lone = Arc::new(AtomicU64::new(0));
+        let lone_callers = Arc::clone(&lone);
         let thread = std::thread::Builder::new()
             .name("group".to_owned())
-            .spawn(move || stand_by(standing_by, &todo, &of_thread))?;
+            .spawn(move || stand_by(standing_by, &todo, &of_thread, &lone_callers))?;
         Ok(Self {
             open: Mutex::new(Some(Open { runtime, errands })),
             thread: Mutex::new(Some(thread)),
             wanted,
             waiting: AtomicUsize::new(0),
+            lone,
         })
     }
 
@@ -97,6 +105,7 @@ impl Driver {
         let alone = self.waiting.fetch_add(1, Ordering::AcqRel) == 0;
         let _waiting = Waiting(&self.waiting);
         if alone && let Some(runtime) = self.runtime() {
+            self.lone.fetch_add(1, Ordering::Relaxed);
             return runtime.block_on(answer).ok();
         }
         let _driving = self.drive();
@@ -147,11 +156,26 @@ impl Driver {
     }
 }
 
-fn stand_by(mut runtime: Arc<Runtime>, errands: &mpsc::Receiver<Errand>, wanted: &Wanted) {
+fn stand_by(
+    mut runtime: Arc<Runtime>,
+    errands: &mpsc::Receiver<Errand>,
+    wanted: &Wanted,
+    lone: &AtomicU64,
+) {
+    let (mut turns, mut seen) = (0, 0);
     loop {
-        match errands.recv_timeout(STAND_BY) {
-            Ok(Errand::Run(run)) => run(&runtime),
+        let now_seen = lone.load(Ordering::Relaxed);
+        if seen != now_seen {
+            (turns, seen) = (0, now_seen);
+        }
+        let pause = if turns < TURNS_UNTIL_IDLE { STAND_BY } else { IDLE_STAND_BY };
+        match errands.recv_timeout(pause) {
+            Ok(Errand::Run(run)) => {
+                turns = 0;
+                run(&runtime);
+            }
             Ok(Errand::Drive) => {
+                turns = 0;
                 wanted.told.store(false, Ordering::SeqCst);
                 runtime.block_on(async {
                     while 0 < wanted.count.load(Ordering::SeqCst) {
@@ -159,7 +183,10 @@ fn stand_by(mut runtime: Arc<Runtime>, errands: &mpsc::Receiver<Errand>, wanted:
                     }
                 });
             }
-            Err(mpsc::RecvTimeoutError::Timeout) => runtime.block_on(sleep_within(TURN)),
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                turns += 1;
+                runtime.block_on(sleep_within(TURN));
+            }
             Err(mpsc::RecvTimeoutError::Disconnected) => break,
         }
     }
