@@ -173,6 +173,18 @@ impl Talk {
         }
     }
 
+    /// The master says something that is no answer: that this server is to be silent, or that it stops.
+    fn on_unasked(&mut self, reply: &HeartbeatReply) {
+        let (epoch, nonce) = (Epoch(reply.epoch), reply.nonce);
+        if reply.wish != "suspended" {
+            self.keep_last_index(reply);
+        } else if let Err(refused) = self.node.state.obey(epoch, nonce, reply.log_index) {
+            tracing::warn!(%refused, "the wish of another master");
+        } else {
+            self.suspend(true);
+        }
+    }
+
     fn show_fence(&self) {
         self.node.metrics.fenced.set(i64::from(self.node.fence.is_closed()));
     }
@@ -215,7 +227,7 @@ impl Talk {
                 Err(elapsed) => return Err(self.not_told(&mut told, elapsed.to_string())),
             };
             if reply.sequence != self.sequence {
-                self.keep_last_index(&reply);
+                self.on_unasked(&reply);
                 continue;
             }
             full = match self.on_reply(sent_at, reply).await {
@@ -238,9 +250,13 @@ impl Talk {
                     () = tokio::time::sleep_until(next) => {}
                     () = self.node.news.urgent.notified() => {}
                     () = self.stopping.notify.notified() => {}
-                    // Nobody asked: it stops. The next heartbeat finds out.
-                    unasked = replies.message() => if let Ok(Some(last)) = unasked {
-                        self.keep_last_index(&last);
+                    // The next heartbeat finds out if the stream has ended.
+                    unasked = replies.message() => if let Ok(Some(unasked)) = unasked {
+                        self.on_unasked(&unasked);
+                        if self.node.fence.is_suspended() {
+                            self.stay_silent(WishesClient::new(channel.clone())).await?;
+                            return Ok(());
+                        }
                     }
                 }
             }

@@ -56,11 +56,22 @@ impl MasterControl for Control {
         tokio::spawn(async move {
             let mut who = None;
             let mut farewell = master.farewell.subscribe();
+            let mut wished = master.wished.subscribe();
             loop {
                 // An error: the master is gone already.
                 let over = async { farewell.wait_for(|over| *over).await.is_ok() };
                 let beat = tokio::select! {
                     beat = beats.next() => beat,
+                    // With the next answer it would send one heartbeat more, and seem alive for so much longer.
+                    Ok(()) = wished.changed() => {
+                        let Some((server, _)) = who else { continue };
+                        let wish = wish_of(&master, server);
+                        let unasked = HeartbeatReply { status: "alive".to_owned(), wish, ..identity(&master) };
+                        if !unasked.wish.is_empty() && answer.send(Ok(unasked)).await.is_err() {
+                            break;
+                        }
+                        continue;
+                    }
                     _over = over => {
                         let last = HeartbeatReply { status: "alive".to_owned(), ..identity(&master) };
                         if who.is_some() && answer.send(Ok(last)).await.is_err() {
@@ -138,6 +149,11 @@ fn identity(master: &Master) -> HeartbeatReply {
         dead_after_ms: u32::try_from(master.config.profile.dead_after_ms).unwrap_or(u32::MAX),
         ..HeartbeatReply::default()
     }
+}
+
+fn wish_of(master: &Master, server: ServerId) -> String {
+    let silent = lock(&master.cluster).has_overlay(server, OverlayKind::Suspended);
+    if silent { OverlayKind::Suspended.to_string() } else { String::new() }
 }
 
 pub(crate) fn id128(bytes: &[u8], what: &str) -> Result<u128, String> {
@@ -296,11 +312,7 @@ async fn take(
         ended_serial: ended.serial,
         left_clients: left,
         chunks_to_delete: master.garbage_of(server, disk),
-        wish: if lock(&master.cluster).has_overlay(server, OverlayKind::Suspended) {
-            OverlayKind::Suspended.to_string()
-        } else {
-            String::new()
-        },
+        wish: wish_of(master, server),
         stale_replicas: master.surplus_of(server, disk),
         pending_mark,
         repair_sources: master.repair_sources(server),

@@ -334,6 +334,8 @@ impl Master {
                 cluster.forget(server);
             }
         }
+        drop(cluster);
+        self.wished.send_modify(|count| *count += 1);
     }
 
     /// What becomes of chunks if `server` falls silent, too.

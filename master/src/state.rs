@@ -80,6 +80,8 @@ pub struct Master {
     pub metrics: Metrics,
     /// Told when the process stops: heartbeat streams say a last time how far the log reaches.
     pub farewell: tokio::sync::watch::Sender<bool>,
+    /// Counts changes of the wishes: a server that is to be silent is told at once.
+    pub wished: tokio::sync::watch::Sender<u64>,
     pub surveyed: Mutex<crate::survey::Surveyed>,
     /// Writers that wait for servers.
     pub waits: Mutex<crate::waits::Waits>,
@@ -210,6 +212,7 @@ impl Master {
             copied_bytes: AtomicU64::new(0),
             own_counter: AtomicU64::new(1),
             farewell: tokio::sync::watch::Sender::new(false),
+            wished: tokio::sync::watch::Sender::new(0),
             config,
             group,
             store,

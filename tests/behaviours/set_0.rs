@@ -370,6 +370,13 @@ fn case_0_10_the_end_of_the_input_a_signal_and_a_killed_server_leave_nothing_eit
     signal(shell.child.id(), Signal::INT);
     assert_eq!(shell.ended().code(), Some(0));
 
+    // The terminal is closed, and Ctrl-\\: as Ctrl-C.
+    for sent in [Signal::HUP, Signal::QUIT] {
+        let shell = Shell::with_a();
+        signal(shell.child.id(), sent);
+        assert_eq!(shell.ended().code(), Some(0), "{sent:?}");
+    }
+
     // Ctrl-C in an upload of 65,536 chunks: it is not waited for.
     let mut shell = Shell::with_a();
     let path = shell.file("long", &"x".repeat(2 << 20));

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use dfs_core::cluster::LivenessProfile;
+use dfs_core::cluster::overlay::OverlayKind;
 use dfs_core::command::{Change, NewKind, Outcome};
 use dfs_core::ids::{ClientId, InodeNo, ServerId};
 use dfs_core::results::Results;
@@ -308,6 +309,40 @@ fn a_write_is_on_three_members_goes_on_with_two_and_the_third_catches_up() {
     // It stays so: nothing reconfigures a chunk that is well.
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(client.layout(ino, None).version, layout.version);
+}
+
+/// Not with the answer to its next heartbeat, which would make it seem alive for so much longer.
+#[test]
+fn a_server_that_is_to_be_silent_is_told_at_once() {
+    let profile = LivenessProfile {
+        interval_ms: 600_000,
+        dead_after_ms: 1_800_000,
+        ..LivenessProfile::DRILL
+    };
+    let world = World::with(3, |config| config.profile = profile);
+    let mut client = Client::new(&world, 1);
+    let ino = client.create("file");
+    let layout = client.write(ino, 0, b"content");
+    client.check_all(&layout, b"content");
+    let silent = layout.members[1].member.server;
+    let master = &world.master().master;
+    let overlay = Change::SetOverlay {
+        server: silent,
+        kind: OverlayKind::Suspended,
+        until: None,
+        by: "ada".to_owned(),
+        cause: "forced".to_owned(),
+    };
+    assert_eq!(master.propose(None, overlay).unwrap(), Outcome::Done);
+    master.refresh_overlays();
+    let start = Instant::now();
+    while client.read(&layout, silent, 7).is_ok() {
+        assert!(start.elapsed() < WAIT, "{silent} still answers");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    for member in layout.members.iter().filter(|member| member.member.server != silent) {
+        assert_eq!(client.read(&layout, member.member.server, 7).unwrap(), b"content");
+    }
 }
 
 #[test]

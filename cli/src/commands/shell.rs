@@ -33,7 +33,7 @@ const GRACE: Duration = Duration::from_secs(2);
 #[derive(Args, Debug)]
 #[command(
     after_help = "Starts a master (rank 0) and N chunkservers (ranks 1 to N) in a directory of its own below TMPDIR, without a mount,
-and removes all of it at the end of the input, at `exit`, and at SIGINT or SIGTERM. Chunks have 32 bytes and three
+and removes all of it at the end of the input, at `exit`, and at SIGINT, SIGTERM, SIGHUP or SIGQUIT. Chunks have 32 bytes and three
 copies, on the servers with the fewest chunks, of equal ones those of lowest rank; a heartbeat comes each second, a
 server is down after 3 s of silence, and nothing is copied because of that. docs/behaviours.md has a session.
 
