@@ -294,24 +294,32 @@ impl Files {
         path: &RemotePath,
         each: &mut dyn FnMut(&[u8]) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
+        let zeros = vec![0; PIECE];
+        self.read_parts(attr, path, &mut |part| match part {
+            Part::Data(bytes) => each(bytes),
+            Part::Hole(mut left) => {
+                while 0 < left {
+                    let now = usize::try_from(left).unwrap_or(PIECE).min(PIECE);
+                    each(zeros.get(..now).unwrap_or_default())?;
+                    left -= now as u64;
+                }
+                Ok(())
+            }
+        })
+    }
+
+    /// Gives `each` the content in order, and tells of holes instead of reading them.
+    pub(crate) fn read_parts(
+        &self,
+        attr: &Attr,
+        path: &RemotePath,
+        each: &mut dyn FnMut(Part<'_>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         check_is_file("read", attr, path)?;
         let failed = |error| explain(&format!("read {}", path.shown()), error);
         self.session.open_logged(attr.ino, false).map_err(failed)?;
         let file = self.session.file(attr.ino);
-        let mut piece = vec![0; PIECE];
-        let mut offset = 0;
-        let result = loop {
-            match file.read(offset, &mut piece) {
-                Ok(0) => break Ok(()),
-                Ok(read) => {
-                    offset += read as u64;
-                    if let Err(error) = each(piece.get(..read).unwrap_or_default()) {
-                        break Err(error);
-                    }
-                }
-                Err(error) => break Err(failed(error)),
-            }
-        };
+        let result = parts_of(&file, attr, &failed, each);
         self.session.release(attr.ino, false);
         result
     }
@@ -447,6 +455,53 @@ fn some(path: &RemotePath, found: Option<Attr>) -> anyhow::Result<Attr> {
     }
 }
 
+/// Of a file's content.
+#[derive(Debug)]
+pub(crate) enum Part<'a> {
+    Data(&'a [u8]),
+    /// So many zeros that are stored nowhere.
+    Hole(u64),
+}
+
+fn parts_of(
+    file: &FileState,
+    attr: &Attr,
+    failed: &dyn Fn(ClientError) -> anyhow::Error,
+    each: &mut dyn FnMut(Part<'_>) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut piece = vec![0; PIECE];
+    let mut offset = 0;
+    // Holes of a small file are not worth asking for.
+    let small = !attr.writing && attr.size <= PIECE as u64;
+    let mut data_end = if small { u64::MAX } else { 0 };
+    loop {
+        if data_end <= offset {
+            let data = file.seek_data(offset).map_err(failed)?;
+            let next = match data {
+                Some(data) => data,
+                None => file.attr().map_err(failed)?.size,
+            };
+            if offset < next {
+                each(Part::Hole(next - offset))?;
+            } else if data.is_none() {
+                return Ok(());
+            }
+            offset = next;
+            // Somebody may cut the file meanwhile: reading finds its end.
+            data_end = file.seek_hole(offset).map_err(failed)?.unwrap_or(u64::MAX);
+        }
+        let wanted = usize::try_from(data_end - offset).unwrap_or(PIECE).min(PIECE);
+        match file.read(offset, piece.get_mut(..wanted).unwrap_or_default()).map_err(failed)? {
+            0 if wanted == 0 => {}
+            0 => return Ok(()),
+            read => {
+                offset += read as u64;
+                each(Part::Data(piece.get(..read).unwrap_or_default()))?;
+            }
+        }
+    }
+}
+
 /// A file open for writing.
 #[derive(Debug)]
 struct Writer<'a> {
@@ -461,6 +516,19 @@ impl Writer<'_> {
     fn write(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
         self.file.write(self.offset, bytes).map_err(|error| explain(&self.what, error))?;
         self.offset += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Leaves so many bytes out, which read as zeros.
+    fn skip(&mut self, bytes: u64) {
+        self.offset += bytes;
+    }
+
+    /// A file that ends in a hole gets its size.
+    fn extend(&self) -> anyhow::Result<()> {
+        if self.file.attr().map_err(|error| explain(&self.what, error))?.size < self.offset {
+            self.file.truncate(self.offset).map_err(|error| explain(&self.what, error))?;
+        }
         Ok(())
     }
 

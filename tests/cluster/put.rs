@@ -1,7 +1,8 @@
 //! `dfs put` over a file that is there: the old content stays whole until the new one is.
 
+use std::fs::File;
 use std::io::Write as _;
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::process::{Child, Stdio};
 
 use rustix::fs::{XattrFlags, getxattr, setxattr};
@@ -201,4 +202,46 @@ fn a_put_whose_input_stalls_says_what_it_waits_for() {
     wait_until("it ends", || put.child.try_wait().unwrap().is_some());
     assert!(put.child.wait().unwrap().success(), "{}", put.text());
     check_content(&cluster.mount().join("f"), b"one line\n");
+}
+
+#[test]
+fn holes_are_neither_sent_nor_written() {
+    const TIB: u64 = 1 << 40;
+    let cluster = Cluster::start();
+    let local = cluster.scratch().join("local");
+    let file = File::create(&local).unwrap();
+    file.write_all_at(b"begin", 0).unwrap();
+    file.write_all_at(b"middle", TIB / 2 + 123).unwrap();
+    file.set_len(TIB).unwrap();
+    let (from, back) = (local.to_str().unwrap(), cluster.scratch().join("back"));
+    cluster.dfs(["put", from, "/sparse"]);
+    assert_eq!(cluster.dfs_json(["stat", "/sparse"])[0]["size"], TIB);
+    let located = cluster.dfs_json(["locate", "/sparse"]);
+    assert_eq!(located["chunks"].as_array().unwrap().len(), 2);
+    cluster.dfs(["get", "/sparse", back.to_str().unwrap()]);
+    let copy = File::open(&back).unwrap();
+    let meta = copy.metadata().unwrap();
+    assert_eq!(meta.len(), TIB);
+    assert!(meta.blocks() * 512 <= 256 << 20, "{} blocks", meta.blocks());
+    let at = |offset, len| {
+        let mut bytes = vec![1; len];
+        copy.read_exact_at(&mut bytes, offset).unwrap();
+        bytes
+    };
+    assert_eq!(at(0, 7), b"begin\0\0");
+    assert_eq!(at(TIB / 2 + 121, 10), b"\0\0middle\0\0");
+    assert_eq!(at(TIB - 3, 3), [0; 3]);
+
+    // Nothing but a hole, and a small file with one: inline content ends before the file does.
+    File::create(&local).unwrap().set_len(3 << 30).unwrap();
+    cluster.dfs(["put", from, "/empty"]);
+    cluster.dfs(["get", "/empty", back.to_str().unwrap()]);
+    assert_eq!(std::fs::metadata(&back).unwrap().len(), 3 << 30);
+    assert_eq!(cluster.dfs_json(["locate", "/empty"])["chunks"].as_array().unwrap().len(), 0);
+    std::fs::write(&local, b"short").unwrap();
+    File::options().write(true).open(&local).unwrap().set_len(100_000).unwrap();
+    cluster.dfs(["put", from, "/short"]);
+    let mut expected = b"short".to_vec();
+    expected.resize(100_000, 0);
+    assert!(cluster.dfs(["cat", "/short"]).into_bytes() == expected);
 }

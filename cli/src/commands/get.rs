@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
 use crate::args::{ClusterArgs, Format, GetArgs};
 use crate::commands::put::Copied;
-use crate::files::Files;
+use crate::files::{Files, Part};
 use crate::output;
 use crate::progress::Progress;
 use crate::remote_path::RemotePath;
@@ -86,10 +87,28 @@ fn write_to(
 ) -> anyhow::Result<u64> {
     let named = || format!("write {}", target.display());
     let mut out = File::create(target).with_context(named)?;
-    files.read_all(attr, path, &mut |bytes| {
-        progress.add(bytes.len() as u64);
-        out.write_all(bytes).with_context(named)
-    })?;
+    if out.metadata().with_context(named)?.is_file() {
+        let mut end = 0;
+        files.read_parts(attr, path, &mut |part| {
+            let bytes = match part {
+                Part::Data(bytes) => {
+                    out.write_all_at(bytes, end).with_context(named)?;
+                    bytes.len() as u64
+                }
+                Part::Hole(bytes) => bytes,
+            };
+            progress.add(bytes);
+            end += bytes;
+            Ok(())
+        })?;
+        // A hole at the end is not written.
+        out.set_len(end).with_context(named)?;
+    } else {
+        files.read_all(attr, path, &mut |bytes| {
+            progress.add(bytes.len() as u64);
+            out.write_all(bytes).with_context(named)
+        })?;
+    }
     match out.sync_all() {
         // Devices and FIFOs have nothing to sync.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => {}

@@ -7,6 +7,8 @@ use std::path::Path;
 
 use anyhow::Context as _;
 use dfs_core::namespace::FileKind;
+use rustix::fs::SeekFrom;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::args::{ClusterArgs, Format, PutArgs};
@@ -36,12 +38,88 @@ impl Table for Copied {
     }
 }
 
+/// What comes next of a source.
+enum Next {
+    Data(usize),
+    Hole(u64),
+    End,
+    /// There was a hole, and nothing behind it.
+    EndInHole,
+}
+
+enum Source {
+    Stream(Box<dyn Read>),
+    /// Which may have holes.
+    File {
+        file: File,
+        at: u64,
+        /// No hole before here.
+        data_end: u64,
+        /// What came last was one.
+        in_hole: bool,
+    },
+}
+
+impl Source {
+    fn next(&mut self, piece: &mut [u8]) -> io::Result<Next> {
+        let Self::File { file, at, data_end, in_hole } = self else {
+            return self
+                .read(piece)
+                .map(|read| if read == 0 { Next::End } else { Next::Data(read) });
+        };
+        if *data_end <= *at {
+            let size = file.metadata()?.len();
+            if size <= *at {
+                return Ok(if *in_hole { Next::EndInHole } else { Next::End });
+            }
+            let data = match rustix::fs::seek(&*file, SeekFrom::Data(*at)) {
+                Ok(data) => data,
+                // Nothing but a hole up to the end.
+                Err(Errno::NXIO) => size,
+                // A file system without holes.
+                Err(Errno::INVAL) => *at,
+                Err(error) => return Err(error.into()),
+            };
+            *data_end = match rustix::fs::seek(&*file, SeekFrom::Hole(data)) {
+                Ok(end) => end,
+                Err(Errno::NXIO | Errno::INVAL) => size,
+                Err(error) => return Err(error.into()),
+            };
+            if *at < data {
+                let hole = data - *at;
+                (*at, *in_hole) = (data, true);
+                return Ok(Next::Hole(hole));
+            }
+        }
+        let wanted = usize::try_from(*data_end - *at).unwrap_or(usize::MAX).min(piece.len());
+        rustix::fs::seek(&*file, SeekFrom::Start(*at))?;
+        let read = self.read(piece.get_mut(..wanted).unwrap_or_default())?;
+        if let Self::File { at, in_hole, .. } = self {
+            (*at, *in_hole) = (*at + read as u64, false);
+        }
+        Ok(if read == 0 { Next::End } else { Next::Data(read) })
+    }
+
+    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let read = match self {
+                Self::Stream(stream) => stream.read(piece),
+                Self::File { file, .. } => file.read(piece),
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                done => return done,
+            }
+        }
+    }
+}
+
 pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
     let asked = RemotePath::parse(&args.path)?;
     let stdin = args.src == Path::new("-");
     // The local side first: a wrong name should not leave an empty file behind.
-    let (mut source, total): (Box<dyn Read>, Option<u64>) = if stdin {
-        (Box::new(io::stdin().lock()), None)
+    let (mut source, total): (Source, Option<u64>) = if stdin {
+        (Source::Stream(Box::new(io::stdin().lock())), None)
     } else {
         let file = File::open(&args.src).with_context(|| format!("read {}", args.src.display()))?;
         let meta = file.metadata().with_context(|| format!("read {}", args.src.display()))?;
@@ -51,7 +129,10 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
                 "copy trees through a mount (`dfs mount`), or send a tar through `dfs put -`",
             );
         }
-        (Box::new(file), meta.is_file().then_some(meta.len()))
+        match meta.is_file() {
+            true => (Source::File { file, at: 0, data_end: 0, in_hole: false }, Some(meta.len())),
+            false => (Source::Stream(Box::new(file)), None),
+        }
     };
     let files = Files::open(cluster)?;
     let path = match files.find(&asked)? {
@@ -75,17 +156,24 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
     let input = if stdin { "standard input" } else { "the local file" };
     loop {
         progress.waits_for(input);
-        let read = match source.read(&mut piece) {
-            Ok(0) => break,
-            Ok(read) => read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                return Err(error).with_context(|| format!("read {}", args.src.display()));
-            }
-        };
+        let next =
+            source.next(&mut piece).with_context(|| format!("read {}", args.src.display()))?;
         progress.waits_for("the servers");
-        writer.write(piece.get(..read).unwrap_or_default())?;
-        progress.add(read as u64);
+        match next {
+            Next::Data(read) => {
+                writer.write(piece.get(..read).unwrap_or_default())?;
+                progress.add(read as u64);
+            }
+            Next::Hole(bytes) => {
+                writer.skip(bytes);
+                progress.add(bytes);
+            }
+            Next::EndInHole => {
+                writer.end_in_hole()?;
+                break;
+            }
+            Next::End => break,
+        }
     }
     writer.finish()?;
     let copied = Copied {

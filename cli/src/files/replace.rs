@@ -38,6 +38,16 @@ impl Replacement<'_> {
         self.writer.write(bytes)
     }
 
+    /// Leaves so many bytes out, which read as zeros. To be followed by [`Self::end_in_hole`] if nothing is written
+    /// behind them.
+    pub(crate) fn skip(&mut self, bytes: u64) {
+        self.writer.skip(bytes);
+    }
+
+    pub(crate) fn end_in_hole(&self) -> anyhow::Result<()> {
+        self.writer.extend()
+    }
+
     /// Returns when all is on every replica's disk, under the name.
     pub(crate) fn finish(self) -> anyhow::Result<()> {
         let Self { writer, draft } = self;
