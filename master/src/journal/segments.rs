@@ -145,12 +145,13 @@ impl Segments {
         let mut end = walk.end;
 
         let hole = missing_before(&sequences, &contents);
-        if hole.is_some() && on_damage == OnDamage::Refuse {
+        // Where something is damaged that is told: what follows it may say why the log begins late.
+        if hole.is_some() && walk.damage.is_none() && on_damage == OnDamage::Refuse {
             return Err(JournalError::Damaged {
                 // There is one: `missing_before` finds nothing where there is none.
                 file: disk.path(&segment_name(sequences[0])),
                 offset: HEADER_BYTES,
-                reason: "entries before those in this segment are missing",
+                reason: "entries before those in this segment are missing, or the last segments are, which say that those were purged",
             });
         }
         if let Some(damage) = walk.damage {

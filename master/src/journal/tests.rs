@@ -244,6 +244,31 @@ fn damage_is_cut_only_where_the_loss_is_accepted() {
     assert_eq!(indexes(&open(&disk)), (0..70).collect::<Vec<_>>());
 }
 
+/// That the log was purged stands behind the damage, in its last segment.
+#[test]
+fn damage_in_a_purged_log_is_named_where_it_is() {
+    let disk = FaultyDisk::new(1);
+    let journal = open(&disk);
+    append(&journal, 0..300);
+    durably(|done| journal.purge(entry(99).0, done));
+    let places = [101, 200, 290].map(|index| (index, location(&journal, index)));
+    drop(journal);
+    for (index, Location { sequence, offset, .. }) in places {
+        let name = segments::segment_name(sequence);
+        let change = |bytes: &mut Vec<u8>| bytes[usize::try_from(offset).unwrap()] ^= 1;
+        disk.edit(&name, change);
+        let err = Journal::open_on(Arc::new(disk.clone()), config(8 << 10)).unwrap_err();
+        let expected = offset - format::RECORD_HEADER_BYTES as u64;
+        assert!(
+            matches!(&err, JournalError::Damaged { file, offset, .. }
+                if *offset == expected && file.ends_with(&name)),
+            "entry {index}: {err}"
+        );
+        disk.edit(&name, change);
+    }
+    assert_eq!(indexes(&open(&disk)), (100..300).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_missing_segment_is_damage() {
     for missing in [1, 2] {
