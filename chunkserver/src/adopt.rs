@@ -219,6 +219,8 @@ fn copy(
             report.digest, source.digest
         ));
     }
+    // Of the replica before this one. A server that takes up its own goes on knowing what is wrong with it.
+    node.damage.forget(chunk);
     for block in bad {
         node.on_bad_block(chunk, block);
     }

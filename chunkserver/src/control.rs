@@ -149,7 +149,6 @@ impl ChunkControl for Control {
                 adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
                     .map_err(Status::failed_precondition)?;
             node.members.forget(chunk);
-            node.damage.forget(chunk);
             node.on_changed(chunk);
             node.metrics.adopted.inc();
             Ok(ReplicaReport { copied_bytes: copied, ..node.report_to_wire(&report) })
