@@ -253,6 +253,10 @@ mod tests {
         check(10, 5, &[2], &Doing::WaitsForDeath { servers: ids(&[2]), left_ms: 65_000 });
         check(80, 5, &[2], &Doing::Due);
         check(1, 5, &[2, 3], &Doing::Due);
+        // Two of five at once are waited for, ten times as long as one.
+        let together = Hold::Together { silent: ids(&[2, 4]), servers: 5 };
+        check(80, 5, &[2, 4], &Doing::Held(together));
+        check(600, 5, &[2, 4], &Doing::Due);
         check(80, 3, &[2], &Doing::NoTarget { needed: 3, alive: 2 });
         check(80, 5, &[1, 2, 3], &Doing::WaitsForReturn { servers: ids(&[1, 2, 3]) });
     }
