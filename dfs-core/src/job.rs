@@ -230,8 +230,7 @@ impl Progress {
         check_worker(worker, self.workers())?;
         check_snapshot(snapshot, self.snapshots)?;
         let changes = self.changes.get(worker as usize).map_or(&[][..], Vec::as_slice);
-        let later = changes.partition_point(|(at, _)| *at <= snapshot);
-        Ok(later.checked_sub(1).and_then(|at| changes.get(at)).map_or(0, |(_, state)| *state))
+        Ok(last_of(changes, |at| at <= snapshot))
     }
 
     /// Bytes of the changes, as far as they are in use.
@@ -241,9 +240,35 @@ impl Progress {
     }
 }
 
+/// The state of the last of `changes` from which `is_until` holds; 0 if there is none. Looks at O(log changes) of them.
+fn last_of(changes: &[(u64, u64)], mut is_until: impl FnMut(u64) -> bool) -> u64 {
+    let later = changes.partition_point(|(at, _)| is_until(*at));
+    later.checked_sub(1).and_then(|at| changes.get(at)).map_or(0, |(_, state)| *state)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_state_is_found_among_a_million_changes_by_looking_at_few() {
+        for (count, most) in [(0, 0), (1, 1), (1_000, 11), (1_000_000, 21)] {
+            let changes: Vec<(u64, u64)> = (0..count).map(|n| (2 * n, n + 1)).collect();
+            for snapshot in [0, 1, count, 2 * count - count.min(2), u64::MAX] {
+                let mut looks = 0;
+                let state = last_of(&changes, |at| {
+                    looks += 1;
+                    at <= snapshot
+                });
+                assert_eq!(
+                    state,
+                    count.min((snapshot / 2).saturating_add(1)),
+                    "{count} {snapshot}"
+                );
+                assert!(looks <= most, "{looks} of {count}");
+            }
+        }
+    }
 
     #[test]
     fn states_are_as_of_their_snapshot() {

@@ -8,7 +8,7 @@ use std::fmt;
 use crate::chunk::{Chunk, Member};
 use crate::cluster::{Cluster, Copies, Liveness, LivenessProfile};
 use crate::ids::{ChunkId, ServerId};
-use crate::plan::rebuild::{Hold, Watched, hold_for_silence};
+use crate::plan::rebuild::{Hold, hold_of};
 use crate::time::Timestamp;
 
 /// When a death is noticed, and when copies begin.
@@ -30,24 +30,6 @@ pub fn times(profile: LivenessProfile) -> Times {
         dead_ms: dead_after_ms,
         copies_begin_ms: dead_after_ms.saturating_add(rebuild_delay_ms),
     }
-}
-
-/// Why copies of chunks with more than one would wait if the servers `killed` died now.
-#[must_use]
-pub fn hold_after(cluster: &Cluster, now: Timestamp, killed: &BTreeSet<ServerId>) -> Option<Hold> {
-    let watched: Vec<Watched> = cluster
-        .rows()
-        .iter()
-        .map(|(server, row)| {
-            let silent_since = match cluster.liveness(now, *server) {
-                _ if killed.contains(server) => Some(now),
-                Liveness::Dead => Some(row.heard_at),
-                Liveness::Suspect | Liveness::Alive => None,
-            };
-            Watched { server: *server, place: row.place.clone(), silent_since }
-        })
-        .collect();
-    hold_for_silence(&watched)
 }
 
 /// What one member of a chunk has of it.
@@ -228,7 +210,7 @@ pub fn doing(
     if away.is_empty() && 0 < left_ms {
         return Doing::WaitsForDelay { left_ms };
     }
-    match hold_after(cluster, now, &BTreeSet::new()) {
+    match hold_of(cluster, now, &BTreeSet::new()) {
         Some(hold) => Doing::Held(hold),
         None => Doing::Due,
     }
@@ -271,6 +253,10 @@ mod tests {
         check(10, 5, &[2], &Doing::WaitsForDeath { servers: ids(&[2]), left_ms: 65_000 });
         check(80, 5, &[2], &Doing::Due);
         check(1, 5, &[2, 3], &Doing::Due);
+        // Two of five at once are waited for, ten times as long as one.
+        let together = Hold::Together { silent: ids(&[2, 4]), servers: 5 };
+        check(80, 5, &[2, 4], &Doing::Held(together));
+        check(600, 5, &[2, 4], &Doing::Due);
         check(80, 3, &[2], &Doing::NoTarget { needed: 3, alive: 2 });
         check(80, 5, &[1, 2, 3], &Doing::WaitsForReturn { servers: ids(&[1, 2, 3]) });
     }
@@ -318,8 +304,8 @@ mod tests {
     fn servers_that_die_together_are_waited_for() {
         let (cluster, now) = after(1, 5, &[]);
         let killed = |ids: &[u32]| ids.iter().map(|n| ServerId(*n)).collect::<BTreeSet<_>>();
-        assert_eq!(hold_after(&cluster, now, &killed(&[2])), None);
-        let hold = hold_after(&cluster, now, &killed(&[2, 4]));
+        assert_eq!(hold_of(&cluster, now, &killed(&[2])), None);
+        let hold = hold_of(&cluster, now, &killed(&[2, 4]));
         assert!(matches!(hold, Some(Hold::Together { servers: 5, .. })), "{hold:?}");
     }
 

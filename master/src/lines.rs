@@ -36,7 +36,7 @@ pub const LINE_BYTES_MAX: usize = 64 << 20;
 pub struct Message {
     pub src: String,
     pub dest: String,
-    /// When it came, in milliseconds since the first line: in recordings.
+    /// When it came, in milliseconds of the recorder's clock: in recordings.
     #[serde(default)]
     pub at_ms: Option<u64>,
     #[serde(deserialize_with = "object::read")]

@@ -16,7 +16,7 @@ use dfs_core::ids::{ChunkId, ChunkVersion, ServerId};
 use dfs_core::job::{JobId, JobPhase};
 use dfs_core::plan::rebalance::{Held, Moved, rebalance};
 use dfs_core::plan::rebuild::{
-    Limits, Place, Short, Target, Watched, assign, hold_for_room, hold_for_silence,
+    Limits, Place, Short, Target, assign, hold_for_room, hold_of, hold_patience_ms,
 };
 use dfs_core::plan::scrub::Divergence;
 use dfs_core::time::Timestamp;
@@ -44,8 +44,6 @@ const LIMITS: Limits = Limits { per_target: 3, in_all: 64 };
 const MOVE_LIMITS: Limits = Limits { per_target: 2, in_all: 8 };
 const RETRY_MIN_MS: u64 = 500;
 const RETRY_MAX_MS: u64 = 30_000;
-/// Servers that fell silent together are waited for so many times as long as one.
-const HOLD_FACTOR: u64 = 10;
 
 /// What others see of it.
 #[derive(Debug, Default)]
@@ -351,29 +349,10 @@ impl Rebuild {
     }
 
     fn hold(&self, master: &Master, targets: &[Target]) -> Option<String> {
-        let profile = master.config.profile;
-        let patience_ms = HOLD_FACTOR * profile.rebuild_delay_ms.max(profile.dead_after_ms);
-        let watched: Vec<Watched> = {
-            let (cluster, now) = (lock(&master.cluster), now());
-            let silent_since = |server: &ServerId, heard_at: Timestamp| {
-                // Also those that are not dead yet: the first of many must not be taken for the only one.
-                let is_silent = cluster.liveness(now, *server) != Liveness::Alive;
-                (is_silent && now.nanos_since(heard_at) < patience_ms * 1_000_000)
-                    .then_some(heard_at)
-            };
-            let rows = cluster.rows().iter();
-            rows.map(|(server, row)| Watched {
-                server: *server,
-                place: row.place.clone(),
-                silent_since: silent_since(server, row.heard_at),
-            })
-            .collect()
-        };
-        if let Some(hold) = hold_for_silence(&watched) {
-            return Some(format!(
-                "{hold}; it begins when they were silent for {} s",
-                patience_ms / 1000
-            ));
+        let silence = hold_of(&lock(&master.cluster), now(), &BTreeSet::new());
+        if let Some(hold) = silence {
+            let patience_s = hold_patience_ms(master.config.profile) / 1000;
+            return Some(format!("{hold}; it begins when they were silent for {patience_s} s"));
         }
         hold_for_room(self.found.bytes, targets)
             .map(|hold| format!("{hold}; add servers or delete files"))

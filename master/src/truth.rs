@@ -9,7 +9,8 @@ use dfs_core::cluster::{Liveness, LivenessProfile};
 use dfs_core::exposure::{Lens, Totals, takes_new_chunks};
 use dfs_core::ids::{BadServerId, ChunkId, InodeNo, ServerId};
 use dfs_core::meta::{self, Key, MetaStore as _, Record};
-use dfs_core::whatif::{Times, doing, held, hold_after, times};
+use dfs_core::plan::rebuild::hold_of;
+use dfs_core::whatif::{Times, doing, held, times};
 use dfs_proto::control::{
     ChunkTotals, ExplainReply, ExplainRequest, ExplainedChunk, ExplainedMember, IfDied,
     ProfileTimes, WhatIfReply, WhatIfRequest,
@@ -65,7 +66,7 @@ pub(crate) fn what_if(
         let cluster = lock(&master.cluster);
         let (now, replication) = (now(), master.replication as usize);
         let lens = Lens { now, replication, without: &killed };
-        (takes_new_chunks(&cluster, &lens, min_replicas), hold_after(&cluster, now, &killed))
+        (takes_new_chunks(&cluster, &lens, min_replicas), hold_of(&cluster, now, &killed))
     };
     let profile = master.config.profile;
     let named = [

@@ -1,6 +1,9 @@
 //! Many servers with many chunks, as far as a master sees them: heartbeats over real connections, and nothing behind.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use dfs_core::chunk::inventory_digest_of;
@@ -9,12 +12,13 @@ use dfs_proto::control::master_control_client::MasterControlClient;
 use dfs_proto::control::{HeartbeatReply, HeartbeatRequest, ReplicaReport};
 use dfs_service::conn::{ClusterKey, control_channel};
 use prost::Message as _;
-use tests::{Cluster, Options, setting};
+use tests::{Cluster, Options, setting, wait_until};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 
 use crate::need_fuse;
+use crate::set_2::Started;
 
 /// What one heartbeat of an inventory tells at most (`dfs_core::cluster::INVENTORY_PAGE`).
 const PAGE: u64 = 10_000;
@@ -228,6 +232,85 @@ fn case_1_10_a_master_of_200_servers_hears_changes_only_and_everything_again_whe
         }
     });
     assert_eq!((fleet[7].inventories, fleet[8].inventories), (2, 1));
+}
+
+/// Hands on what comes to the address in the answer, to `to` and back, and counts the bytes to it.
+fn counting_proxy(to: String) -> (String, Arc<AtomicU64>) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let counted = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&counted);
+    std::thread::spawn(move || {
+        for near in listener.incoming() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(&to).unwrap());
+            let back = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            let count = Arc::clone(&count);
+            std::thread::spawn(move || hand_on(near, far, &count));
+            std::thread::spawn(move || hand_on(back.0, back.1, &AtomicU64::new(0)));
+        }
+    });
+    (address, counted)
+}
+
+/// Until one of them ends.
+fn hand_on(mut from: TcpStream, mut to: TcpStream, counted: &AtomicU64) {
+    let mut bytes = vec![0; 64 << 10];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        counted.fetch_add(count as u64, Ordering::Relaxed);
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    let _gone = to.shutdown(std::net::Shutdown::Both);
+}
+
+/// Heartbeats that a server got an answer to, as its metrics say.
+fn answered(page: &str) -> u64 {
+    let mut stream = TcpStream::connect(page).unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: dfs\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    let mut lines = text.lines();
+    let value = lines.find_map(|line| line.strip_prefix("dfs_chunkserver_heartbeats_total "));
+    value.unwrap_or_else(|| panic!("{text}")).parse().unwrap()
+}
+
+/// All that a real server sends to its master, measured on the wire.
+#[test]
+fn case_1_10_a_server_whose_chunks_do_not_change_sends_a_kibibyte_a_heartbeat_at_most() {
+    need_fuse!();
+    const CHUNKS: usize = 256;
+    let cluster = Cluster::start();
+    let source = cluster.scratch().join("source");
+    std::fs::write(&source, vec![7; CHUNKS * 4096]).unwrap();
+    cluster.dfs(["mkdir", "--chunk-size", "4KiB", "/small"]);
+    cluster.dfs(["put", source.to_str().unwrap(), "/small/f"]);
+    let is_safe = || cluster.dfs_json(["status"])["chunks"]["safe"] == CHUNKS;
+    wait_until("all have their copies", is_safe);
+
+    cluster.kill("cs-1");
+    let (proxy, sent) = counting_proxy(cluster.master_address());
+    let page = cluster.scratch().join("page");
+    let pages = ["--metrics", "127.0.0.1:0", "--metrics-file", page.to_str().unwrap()];
+    let _again = Started::with(&cluster, "cs-1", &proxy, &pages);
+    wait_until("it serves its metrics", || page.is_file());
+    let page = std::fs::read_to_string(&page).unwrap().trim().to_owned();
+    wait_until("it is heard of", || 3 < answered(&page));
+    wait_until("all have their copies", is_safe);
+    // What it has it told when it came, which would be more than a kibibyte each time.
+    let inventory = sent.load(Ordering::Relaxed);
+    assert!(8 * CHUNKS as u64 <= inventory, "{inventory} bytes");
+
+    let settled = answered(&page);
+    wait_until("it has nothing to add", || settled + 3 < answered(&page));
+    let (before, heartbeats) = (sent.load(Ordering::Relaxed), answered(&page));
+    wait_until("twenty more", || heartbeats + 20 < answered(&page));
+    // One more may be on its way: that counts against it.
+    let (bytes, heartbeats) = (sent.load(Ordering::Relaxed) - before, answered(&page) - heartbeats);
+    println!(
+        "{CHUNKS} chunks: {inventory} bytes at its start, then {bytes} in {heartbeats} heartbeats"
+    );
+    assert!(0 < bytes && bytes <= 1024 * heartbeats, "{bytes} bytes in {heartbeats} heartbeats");
 }
 
 /// Beside set 1's own case in lines of JSON, where each handle is known from the first list on that has it (DECISIONS 15).

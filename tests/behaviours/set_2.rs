@@ -112,11 +112,16 @@ pub(crate) struct Started(Child);
 
 impl Started {
     pub(crate) fn again(cluster: &Cluster, id: &str) -> Self {
+        Self::with(cluster, id, &cluster.master_address(), &[])
+    }
+
+    /// One that reaches the master at `master`.
+    pub(crate) fn with(cluster: &Cluster, id: &str, master: &str, arguments: &[&str]) -> Self {
         let mut command = Command::new(dfs_program());
         command.args(["chunkserver", "--listen", "127.0.0.1:0", "--id", id, "--data"]);
         command.arg(cluster.dir().join("data").join(id));
-        command.args(["--master", &cluster.master_address(), "--key-file"]);
-        command.arg(cluster.dir().join("cluster.key"));
+        command.args(["--master", master, "--key-file"]);
+        command.arg(cluster.dir().join("cluster.key")).args(arguments);
         let log = std::fs::File::create(cluster.scratch().join(format!("{id}-again.log"))).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         Self(command.spawn().unwrap())

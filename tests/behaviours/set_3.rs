@@ -57,7 +57,7 @@ fn size(cluster: &Cluster, path: &str) -> u64 {
     cluster.dfs_json(["stat", path])[0]["size"].as_u64().unwrap()
 }
 
-fn chunks(cluster: &Cluster, path: &str) -> Vec<Value> {
+pub(crate) fn chunks(cluster: &Cluster, path: &str) -> Vec<Value> {
     cluster.dfs_json(["locate", "--files", path])["chunks"].as_array().unwrap().clone()
 }
 
@@ -570,7 +570,7 @@ fn case_3_12_chunks_go_to_servers_in_proportion_to_their_free_space() {
     }
 }
 
-fn file_on(chunk: &Value, server: &str) -> PathBuf {
+pub(crate) fn file_on(chunk: &Value, server: &str) -> PathBuf {
     let mut files = chunk["files"].as_array().unwrap().iter();
     let file = files.find(|file| file["server"] == server).unwrap();
     PathBuf::from(file["path"].as_str().unwrap())

@@ -1,11 +1,17 @@
 //! Set 4: workers whose progress is known at every snapshot, and a coordinator that goes on when one fails.
 
+use std::cell::Cell;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command as Process, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use dfs_core::job::Progress;
+use dfs_core::command::{Change, Command, Outcome};
+use dfs_core::ids::{Epoch, FsId};
+use dfs_core::job::{JobId, Progress};
+use dfs_core::meta::{self, Key, MemStore, MetaStore, Record, jobs};
+use dfs_core::results::Results;
+use dfs_core::time::WallTime;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tests::{Cluster, Options, Random, dfs_program, signal, wait_until};
@@ -164,6 +170,66 @@ fn case_4_6_a_million_snapshots_cost_what_their_changes_cost() {
     assert!((16 * changes..32 * changes + 1_000_000).contains(&bytes), "{bytes}");
 }
 
+/// Counts what is read of it.
+#[derive(Default)]
+struct Counting {
+    store: MemStore,
+    read: Cell<usize>,
+}
+
+impl MetaStore for Counting {
+    fn get(&self, key: &Key) -> Option<Record> {
+        self.read.set(self.read.get() + 1);
+        self.store.get(key)
+    }
+    fn put(&mut self, key: Key, record: Record) {
+        self.store.put(key, record);
+    }
+    fn delete(&mut self, key: &Key) {
+        self.store.delete(key);
+    }
+    fn range(&self, from: &Key, below: &Key, limit: usize) -> Vec<(Key, Record)> {
+        let found = self.store.range(from, below, limit);
+        self.read.set(self.read.get() + found.len());
+        found
+    }
+}
+
+/// What `dfs job fetch-state` has the master do: the job and one change are read, found by their keys in an ordered store.
+/// How often the library looks at a change is counted beside it, in `dfs-core/src/job.rs`.
+#[test]
+fn case_4_6_a_fetch_reads_one_change_however_many_there_are() {
+    for changes in [1, 20_000] {
+        let mut store = Counting::default();
+        let mut run = |change| {
+            let results = Results::default();
+            let command = Command { at: WallTime(10), id: None, results, change };
+            meta::apply(&mut store, &command)
+        };
+        run(Change::Start {
+            epoch: Epoch(1),
+            nonce: 5,
+            fs: FsId(3),
+            replication: 3,
+            min_replicas: 2,
+        });
+        let (name, by) = ("copy".to_owned(), "ada".to_owned());
+        let made = run(Change::CreateJob { name, workers: 2, by, request: 1 });
+        assert_eq!(made, Outcome::Number(1));
+        for n in 0..changes {
+            run(Change::SetJobStates { job: JobId(1), states: vec![(0, n + 7), (1, 2 * n + 7)] });
+            let taken = run(Change::SnapshotJob { job: JobId(1), request: u128::from(n) + 2 });
+            assert_eq!(taken, Outcome::Number(n));
+        }
+        for snapshot in [0, changes / 2, changes - 1] {
+            let before = store.read.get();
+            let state = jobs::fetch_state(&store, JobId(1), 1, Some(snapshot));
+            assert_eq!(state, Ok(2 * snapshot + 7));
+            assert_eq!(store.read.get() - before, 2, "{changes} changes, snapshot {snapshot}");
+        }
+    }
+}
+
 #[test]
 fn case_4_7_a_master_killed_between_any_two_calls_answers_the_same_and_goes_on_counting() {
     need_fuse!();
@@ -229,7 +295,7 @@ impl Added {
     fn start(cluster: &Cluster, id: &str, data: &Path) -> Self {
         std::fs::create_dir_all(data).unwrap();
         let log = std::fs::File::create(cluster.scratch().join(format!("{id}.log"))).unwrap();
-        let mut command = Command::new(dfs_program());
+        let mut command = Process::new(dfs_program());
         command.args(["chunkserver", "--id", id, "--capacity", "20GiB", "--data"]).arg(data);
         command.args(["--master", &cluster.master_address(), "--key-file"]);
         command.arg(cluster.dir().join("cluster.key"));

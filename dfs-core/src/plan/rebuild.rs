@@ -5,9 +5,10 @@
 //! that was given least so far, by the share of its disk that is free.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::chunk::Member;
+use crate::cluster::{Cluster, Liveness, LivenessProfile};
 use crate::ids::{ChunkId, ServerId};
 use crate::time::Timestamp;
 
@@ -20,6 +21,8 @@ pub const RESERVE_BYTES_MAX: u64 = 16 << 30;
 pub const TOGETHER_MS: u64 = 60_000;
 /// More than so many permille of the servers at once are a network or a power line, not their disks.
 pub const TOGETHER_PERMILLE: usize = 300;
+/// Servers that fell silent together are waited for so many times as long as one.
+const HOLD_FACTOR: u64 = 10;
 
 /// Where a server stands, as it was told at its start; empty: not told.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Default, Debug)]
@@ -237,6 +240,33 @@ pub fn hold_for_silence(servers: &[Watched]) -> Option<Hold> {
         let silent = || members.iter().map(|member| member.server).collect();
         whole.then(|| Hold::Zone { zone: zone.to_owned(), silent: silent() })
     })
+}
+
+/// From their last heartbeats, how long servers that fell silent together are waited for. In milliseconds.
+#[must_use]
+pub fn hold_patience_ms(profile: LivenessProfile) -> u64 {
+    HOLD_FACTOR.saturating_mul(profile.rebuild_delay_ms.max(profile.dead_after_ms))
+}
+
+/// [`hold_for_silence`] of all that `cluster` has heard of, if those of `killed` fell silent now. Whoever was silent for
+/// longer than [`hold_patience_ms`] is not waited for.
+#[must_use]
+pub fn hold_of(cluster: &Cluster, now: Timestamp, killed: &BTreeSet<ServerId>) -> Option<Hold> {
+    let patience = hold_patience_ms(cluster.profile).saturating_mul(1_000_000);
+    let silent_since = |server: &ServerId, heard_at: Timestamp| {
+        if killed.contains(server) {
+            return Some(now);
+        }
+        // Also those that are not dead yet: the first of many must not be taken for the only one.
+        let is_silent = cluster.liveness(now, *server) != Liveness::Alive;
+        (is_silent && now.nanos_since(heard_at) < patience).then_some(heard_at)
+    };
+    let watched = cluster.rows().iter().map(|(server, row)| Watched {
+        server: *server,
+        place: row.place.clone(),
+        silent_since: silent_since(server, row.heard_at),
+    });
+    hold_for_silence(&watched.collect::<Vec<_>>())
 }
 
 /// Whether `needed_bytes` of copies would leave the targets fuller than their reserve.

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use dfs_core::chunk::{Chunk, Configuration, Member};
 use dfs_core::cluster::{Cluster, Heartbeat, Liveness, LivenessProfile, Replica};
 use dfs_core::ids::{ChunkId, ChunkVersion, DiskId, InodeNo, ServerId};
-use dfs_core::plan::rebuild::{Limits, Place, Short, Target, Watched, assign, hold_for_silence};
+use dfs_core::plan::rebuild::{Limits, Place, Short, Target, assign, hold_of};
 use dfs_core::plan::surplus::{Known, surplus};
 use dfs_core::time::Timestamp;
 
@@ -232,6 +232,7 @@ impl Session {
         self.cluster.on_heartbeat(now, heartbeat);
         self.look(now);
         self.learn(now, server, &before);
+        self.forget_given(now);
         let deleted = self.to_delete(now, server);
         self.plan(now);
         let fetched = self.to_fetch(now, server);
@@ -295,10 +296,12 @@ impl Session {
         let held: Vec<(ChunkId, ChunkVersion)> =
             row.replicas.iter().map(|(chunk, replica)| (*chunk, replica.version)).collect();
         for (chunk, version) in &held {
-            if self.given.get(chunk).is_some_and(|given| given.to == server) {
+            let known = self.chunks.get(chunk).filter(|known| *version <= known.active.version);
+            // An older copy is what it is to replace.
+            let is_current = known.is_none_or(|known| known.active.version == *version);
+            if is_current && self.given.get(chunk).is_some_and(|given| given.to == server) {
                 self.given.remove(chunk);
             }
-            let known = self.chunks.get(chunk).filter(|known| *version <= known.active.version);
             let Some(known) = known else {
                 self.chunks.insert(*chunk, new_chunk(*version, server));
                 continue;
@@ -342,29 +345,65 @@ impl Session {
         self.holdings(server).into_iter().filter(needless).collect()
     }
 
-    /// Gives chunks with too few copies to servers that have none.
+    /// Gives chunks with too few copies to servers that have none; to one that has an older copy if no other can take it.
     fn plan(&mut self, now: Timestamp) {
         // Not before everybody had the time to say what he holds.
         let dead_after_ms = self.settings.profile.dead_after_ms;
         if self.began.is_none_or(|began| now.nanos_since(began) / 1_000_000 < dead_after_ms) {
             return;
         }
+        let mut short = self.short(now);
         let rows = self.cluster.rows();
-        let watched: Vec<Watched> = rows
-            .iter()
-            .map(|(server, row)| {
-                let dead = self.liveness(now, *server) == Liveness::Dead;
-                let silent_since = dead.then_some(row.heard_at);
-                Watched { server: *server, place: Place::default(), silent_since }
+        let incoming = |server| self.given.values().filter(|given| given.to == server).count();
+        let alive = rows.iter().filter(|(id, _)| self.liveness(now, **id) == Liveness::Alive);
+        let mut targets: Vec<Target> = alive
+            .map(|(server, row)| Target {
+                member: member(*server),
+                place: Place::default(),
+                free_bytes: row.free_bytes,
+                total_bytes: row.total_bytes,
+                chunk_count: row.chunk_count,
+                incoming: incoming(*server),
+                given: 0,
+                is_last: false,
             })
             .collect();
-        let held = hold_for_silence(&watched);
+        let mut assigned = assign(&short, &mut targets, &BTreeMap::new(), LIMITS);
+        let given: BTreeSet<ChunkId> = assigned.iter().map(|(chunk, _)| *chunk).collect();
+        short.retain(|short| !given.contains(&short.chunk));
+        for short in &mut short {
+            let version = self.chunks.get(&short.chunk).map(|known| known.active.version);
+            let is_current = |server: &ServerId| {
+                let listed = rows.get(server).and_then(|row| row.replicas.get(&short.chunk));
+                listed.map(|replica| replica.version) == version
+            };
+            short.holders.retain(is_current);
+        }
+        assigned.extend(assign(&short, &mut targets, &BTreeMap::new(), LIMITS));
+        let given = assigned.into_iter();
+        self.given.extend(given.map(|(chunk, to)| (chunk, Given { to: to.server, at: now })));
+    }
+
+    /// What has its copies again, because a server came back with one, nobody needs to fetch: it might be told to delete it
+    /// with the same answer.
+    fn forget_given(&mut self, now: Timestamp) {
+        let is_whole =
+            |chunk: &&ChunkId| self.settings.replication <= self.sources(now, **chunk).len();
+        let whole: Vec<ChunkId> = self.given.keys().filter(is_whole).copied().collect();
+        for chunk in whole {
+            self.given.remove(&chunk);
+        }
+    }
+
+    /// Chunks that lack a copy and that nobody was given.
+    fn short(&self, now: Timestamp) -> Vec<Short> {
+        let rows = self.cluster.rows();
+        let is_held = hold_of(&self.cluster, now, &BTreeSet::new()).is_some();
         let mut short = Vec::new();
         for (chunk, known) in &self.chunks {
             let good = self.sources(now, *chunk).len();
-            let waits = self.given.contains_key(chunk);
-            if good == 0 || self.settings.replication <= good || waits || held.is_some() && 1 < good
-            {
+            let waits = self.given.contains_key(chunk) || is_held && 1 < good;
+            if good == 0 || self.settings.replication <= good || waits {
                 continue;
             }
             let has_one = |(server, row): (&ServerId, &dfs_core::cluster::ServerRow)| {
@@ -380,23 +419,7 @@ impl Session {
                 leaver: None,
             });
         }
-        let incoming = |server| self.given.values().filter(|given| given.to == server).count();
-        let alive = rows.iter().filter(|(id, _)| self.liveness(now, **id) == Liveness::Alive);
-        let mut targets: Vec<Target> = alive
-            .map(|(server, row)| Target {
-                member: member(*server),
-                place: Place::default(),
-                free_bytes: row.free_bytes,
-                total_bytes: row.total_bytes,
-                chunk_count: row.chunk_count,
-                incoming: incoming(*server),
-                given: 0,
-                is_last: false,
-            })
-            .collect();
-        for (chunk, to) in assign(&short, &mut targets, &BTreeMap::new(), LIMITS) {
-            self.given.insert(chunk, Given { to: to.server, at: now });
-        }
+        short
     }
 
     fn to_fetch(&self, now: Timestamp, server: ServerId) -> Vec<ChunkId> {

@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use dfs_core::cluster::LivenessProfile;
 
 use super::*;
@@ -242,4 +244,145 @@ fn a_replay_tells_when_who_died_and_who_was_to_copy() {
     let error = replay(SETTINGS, [Ok(advance.into())].into_iter(), |_, _| {}).unwrap_err();
     let said = format!("{error:#}");
     assert!(said.contains("line 1: advance belongs to") && !said.contains("unknown"), "{said}");
+}
+
+const FIVE: [&str; 5] = ["cs1", "cs2", "cs3", "cs4", "cs5"];
+
+/// A round of heartbeats each 5 s of those of `FIVE` that are in `up`, in `times`: who was told to fetch what, and when.
+fn rounds(
+    talk: &mut Talk,
+    times: std::ops::RangeInclusive<u64>,
+    up: &[&str],
+    held: impl Fn(&str) -> &'static str,
+) -> Vec<(u64, String)> {
+    let mut told = Vec::new();
+    for ms in times.step_by(5_000) {
+        for server in up {
+            let answer = talk.at(ms).beat(server, held(server));
+            let list = answer.get("chunks_to_replicate").and_then(|list| list.as_array().cloned());
+            told.extend(list.into_iter().flatten().map(|chunk| (ms, chunk.to_string())));
+        }
+    }
+    told
+}
+
+#[test]
+fn two_dead_of_five_are_waited_for_as_long_as_the_master_does_and_a_last_copy_is_not() {
+    let mut talk = Talk::begin();
+    // Of `x` two copies are left, of `y` one.
+    let held = |server: &str| match server {
+        "cs1" | "cs3" => r#"["x", "y"]"#,
+        "cs2" => r#"["y"]"#,
+        "cs4" => r#"["x"]"#,
+        _ => "[]",
+    };
+    assert_eq!(rounds(&mut talk, 0..=20_000, &FIVE, held), []);
+    // The last heartbeats of cs1 and cs2 came after 20 s: dead after 35 s.
+    let living = &FIVE[2..];
+    let told = rounds(&mut talk, 25_000..=615_000, living, held);
+    let (first, _) = told.first().unwrap();
+    assert!((35_000..=40_000).contains(first), "{told:?}");
+    assert!(told.iter().all(|(_, chunk)| chunk == "\"y\""), "{told:?}");
+    // Ten times the longer of the rebuild delay (60 s) and dead-after (15 s).
+    let told = rounds(&mut talk, 620_000..=630_000, living, held);
+    assert!(told.iter().any(|(ms, chunk)| *ms <= 625_000 && chunk == "\"x\""), "{told:?}");
+}
+
+#[test]
+fn who_has_an_older_copy_fetches_the_present_one_if_no_other_can() {
+    let mut talk = Talk::begin();
+    let old = r#"[{"handle": "x", "version": 1}]"#;
+    let new = r#"[{"handle": "x", "version": 2}]"#;
+    for server in ["cs1", "cs2", "cs3"] {
+        talk.beat(server, old);
+    }
+    talk.at(16_000).beat("cs1", new);
+    talk.beat("cs2", new);
+    for ms in [16_000, 21_000] {
+        talk.at(ms).beat("cs1", new);
+        talk.beat("cs2", new);
+        let answer = talk.beat("cs3", old);
+        assert_eq!(answer["chunks_to_replicate"].to_string(), r#"["x"]"#, "{answer}");
+        assert_eq!(answer["sources"]["x"].to_string(), r#"["cs1","cs2"]"#);
+        assert_eq!(answer.get("chunks_to_delete"), None, "{answer}");
+    }
+    assert_eq!(talk.beat("cs3", new).get("chunks_to_replicate"), None);
+
+    // One without any copy is better.
+    let mut talk = Talk::begin();
+    for server in ["cs1", "cs2", "cs3"] {
+        talk.beat(server, old);
+    }
+    talk.at(14_000).beat("cs3", old);
+    talk.beat("cs4", "[]");
+    talk.at(16_000).beat("cs1", new);
+    talk.beat("cs2", new);
+    assert_eq!(talk.beat("cs3", old).get("chunks_to_replicate"), None);
+    assert_eq!(talk.beat("cs4", "[]")["chunks_to_replicate"].to_string(), r#"["x"]"#);
+    // It has not come, and another did: whoever was to fetch it is not told to any more.
+    assert_eq!(talk.beat("cs5", new).get("chunks_to_delete"), None);
+    assert_eq!(talk.beat("cs4", "[]").get("chunks_to_replicate"), None);
+    assert_eq!(talk.beat("cs3", old)["chunks_to_delete"].to_string(), r#"["x"]"#);
+}
+
+/// What a replay of the file at `path` makes of it.
+fn replayed(path: &Path) -> anyhow::Result<Replayed> {
+    let bytes = std::fs::read(path).unwrap();
+    let lines = bytes.split(|byte| *byte == b'\n').map(|line| Ok(line.to_vec()));
+    replay(SETTINGS, lines, |_, _| {})
+}
+
+#[test]
+fn a_recording_that_was_cut_goes_on_behind_its_last_whole_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("heartbeats.jsonl");
+    let beat = dfs_proto::control::HeartbeatRequest {
+        server: "cs-1".to_owned(),
+        full_inventory: true,
+        // A line longer than what is read at once.
+        replicas: (1..5_000)
+            .map(|chunk| dfs_proto::control::ReplicaReport { chunk, version: 1, ..<_>::default() })
+            .collect(),
+        ..<_>::default()
+    };
+    let recorder = Recorder::open(&path, 1_000).unwrap();
+    recorder.heartbeat(2_000, &beat);
+    let whole = std::fs::read(&path).unwrap();
+    recorder.heartbeat(3_000, &beat);
+    drop(recorder);
+    let all = std::fs::read(&path).unwrap();
+    // In the middle of the last line, and just before its end.
+    for cut in [whole.len() + 1, whole.len() + 100_000, all.len() - 1] {
+        std::fs::write(&path, &all[..cut]).unwrap();
+        drop(Recorder::open(&path, 4_000).unwrap());
+        let now = std::fs::read(&path).unwrap();
+        assert!(now.starts_with(&whole), "{cut}: what was whole stays");
+        let init = String::from_utf8_lossy(&now[whole.len()..]).into_owned();
+        assert!(init.starts_with('{') && init.lines().count() == 1, "{cut}: {init}");
+        assert_eq!(replayed(&path).unwrap().messages, 3, "{cut}");
+    }
+    // Nothing to cut.
+    std::fs::write(&path, &all).unwrap();
+    drop(Recorder::open(&path, 4_000).unwrap());
+    assert!(std::fs::read(&path).unwrap().starts_with(&all));
+    assert_eq!(replayed(&path).unwrap().messages, 4);
+}
+
+#[test]
+fn a_file_that_is_no_recording_is_refused_and_stays_as_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notes");
+    for (text, expected) in [
+        ("buy milk\nand bread", "not a message"),
+        ("\n", "not a message"),
+        (r#"{"src": "c0", "dest": "n1", "body": {"type": "init"}}"#, "at_ms is missing"),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = Recorder::open(&path, 1_000).unwrap_err().to_string();
+        assert!(error.contains("no recording") && error.contains(expected), "{error}");
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+    }
+    std::fs::write(&path, "").unwrap();
+    drop(Recorder::open(&path, 1_000).unwrap());
+    assert_eq!(replayed(&path).unwrap().messages, 1);
 }
