@@ -2,6 +2,7 @@
 
 #![expect(
     clippy::unwrap_used,
+    clippy::wildcard_enum_match_arm,
     dead_code,
     reason = "a test that meets the unexpected fails; each test file uses a part of the harness"
 )]

@@ -189,12 +189,15 @@ fn asked(
     let list = runtime.block_on(async move {
         tokio::time::timeout(LIST_MAX, asking.list(CopyListRequest {})).await
     });
-    let list = list.context("no answer")?.map_err(|status| match status.code() {
-        tonic::Code::Unimplemented => {
+    let list = list.context("no answer")?.map_err(|status| {
+        let code = status.code();
+        if code == tonic::Code::Unimplemented {
             anyhow::anyhow!("it is no chunkserver: copies are kept by chunkservers, name those")
+        } else if status.message().is_empty() {
+            anyhow::anyhow!("{code}")
+        } else {
+            anyhow::anyhow!("{}", status.message())
         }
-        code if status.message().is_empty() => anyhow::anyhow!("{code}"),
-        _ => anyhow::anyhow!("{}", status.message()),
     })?;
     Ok((client, list.into_inner()))
 }

@@ -306,7 +306,7 @@ mod tests {
         let callers = OLDER_REQUESTS_MAX as u64 + 1;
         let create = |store: &mut MemStore, of: u64| create(store, 3, u128::from(of + 100));
         let jobs: Vec<Outcome> = (0..callers).map(|of| create(&mut store, of)).collect();
-        for (of, job) in (0..callers).zip(&jobs).rev() {
+        for (of, job) in (0..callers).zip(&jobs) {
             assert_eq!(create(&mut store, of), *job);
         }
         let snapshot = |of: u64| Change::SnapshotJob { job: JOB, request: u128::from(of) };
