@@ -22,6 +22,8 @@ impl Errno {
     pub const NO_IOCTL: Self = Self(libc::ENOTTY);
     /// No data (or hole) beyond this offset (`lseek(2)`).
     pub const NO_SUCH_OFFSET: Self = Self(libc::ENXIO);
+    /// The mount is going away.
+    pub const NOT_CONNECTED: Self = Self(libc::ENOTCONN);
     pub const NOT_SUPPORTED: Self = Self(libc::EOPNOTSUPP);
 
     #[must_use]

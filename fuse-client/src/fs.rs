@@ -13,7 +13,7 @@ mod names;
 mod releases;
 
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
@@ -73,6 +73,8 @@ pub struct FileSystem {
     /// Bytes; see [`Self::set_whole_write_max`].
     whole_write_max: std::sync::atomic::AtomicUsize,
     stopping: std::sync::atomic::AtomicBool,
+    /// Shared by requests that leave bytes to be sent; true: no more of them.
+    last_bytes_taken: RwLock<bool>,
     /// Number of the next open.
     opens: std::sync::atomic::AtomicU64,
 }
@@ -98,6 +100,7 @@ impl FileSystem {
             listings: directories::Listings::default(),
             whole_write_max: std::sync::atomic::AtomicUsize::new(usize::MAX),
             stopping: std::sync::atomic::AtomicBool::new(false),
+            last_bytes_taken: RwLock::new(false),
         }
     }
 
@@ -117,6 +120,11 @@ impl FileSystem {
         self.stopping.store(true, std::sync::atomic::Ordering::Release);
     }
 
+    /// From now on no bytes are taken: what is sent after this returns is all that was. Waits for requests under way.
+    pub fn take_no_more_bytes(&self) {
+        *self.last_bytes_taken.write().unwrap_or_else(PoisonError::into_inner) = true;
+    }
+
     /// Answers one request; blocks until it is done.
     pub fn handle(&self, call: Call<'_>) -> Reply {
         let name = call.operation.name();
@@ -124,7 +132,13 @@ impl FileSystem {
         // A lock is waited for by asking again and again.
         let until =
             (!call.operation.waits()).then(|| Deadline::begin(self.session.config().server_wait));
-        let answer = self.perform(call);
+        let answer = match call.operation.leaves_bytes() {
+            true => {
+                let ended = self.last_bytes_taken.read().unwrap_or_else(PoisonError::into_inner);
+                if *ended { Err(Errno::NOT_CONNECTED) } else { self.perform(call) }
+            }
+            false => self.perform(call),
+        };
         drop(until);
         let failed = match &answer {
             Err(errno) => Some(*errno),

@@ -1,7 +1,7 @@
 //! One mount from its checks to its end.
 //!
-//! Order at the end: stop waiting locks, unmount (the kernel then closes all files), send what is dirty and wait for
-//! it, say goodbye to the master. A mount that is in use leaves the tree at once and its users see ENOTCONN.
+//! Order at the end: stop waiting locks, unmount (the kernel then closes all files), take no more bytes, send what is
+//! dirty and wait for it, say goodbye to the master. A mount that is in use leaves the tree at once and its users see ENOTCONN.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -188,6 +188,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     }
     // A detached mount that is in use would be served on for as long as it is.
     let served = ended.wait_for(Duration::from_secs(2)).then(|| serving.join());
+    // A program that still writes was answered until now: what it was told is taken is sent.
+    fs.take_no_more_bytes();
     let synced = session.sync_all().context("send written data before unmounting");
     session.close();
     drop(pages);

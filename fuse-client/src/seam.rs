@@ -303,6 +303,12 @@ impl Operation {
     pub fn waits(&self) -> bool {
         matches!(self, Self::SetLock { wait: true, .. })
     }
+
+    /// Whether bytes are in this process's memory only when it is answered.
+    #[must_use]
+    pub fn leaves_bytes(&self) -> bool {
+        matches!(self, Self::Write { .. } | Self::Fallocate { .. } | Self::CopyRange { .. })
+    }
 }
 
 /// Flags of `open(2)`, as the kernel passes them on.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::Signal;
 use tests::{Cluster, Options, wait_until};
 
-use crate::{check_content, need_fuse, pattern};
+use crate::{check_bytes, check_content, need_fuse, pattern};
 
 fn primary_of(cluster: &Cluster, path: &str) -> String {
     let located = cluster.dfs_json(["locate", path]);
@@ -200,6 +200,60 @@ fn a_killed_mounts_directory_is_not_bare_while_the_next_one_waits_for_the_master
     tests::signal(next.id(), Signal::TERM);
     next.wait().unwrap();
     assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "nothing lies under the mount");
+}
+
+#[test]
+fn what_a_program_wrote_until_its_mount_was_stopped_is_sent() {
+    need_fuse!();
+    const RECORD: usize = 4_500;
+    let cluster = Cluster::start_with(Options::default());
+    let path = cluster.scratch().join("second");
+    std::fs::create_dir(&path).unwrap();
+    // Which request is the last one is a matter of luck.
+    for round in 0..6 {
+        let mut mount = cluster
+            .command(["mount", path.to_str().unwrap()])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(File::create(cluster.scratch().join("second.log")).unwrap())
+            .spawn()
+            .unwrap();
+        wait_until("it is mounted", || tests::is_mounted(&path));
+        let name = format!("f{round}");
+        let mut file = File::options()
+            .create(true)
+            .write(true)
+            .append(round == 5)
+            .open(path.join(&name))
+            .unwrap();
+        let written = std::thread::spawn(move || {
+            let mut records = 0;
+            loop {
+                match file.write(&pattern(RECORD, records)) {
+                    Ok(RECORD) => records += 1,
+                    // Its last part was refused.
+                    Ok(_) => return (records, None),
+                    Err(error) => return (records, error.raw_os_error()),
+                }
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        tests::signal(mount.id(), Signal::TERM);
+        let status = mount.wait().unwrap();
+        let (records, error) = written.join().unwrap();
+        let log = std::fs::read_to_string(cluster.scratch().join("second.log")).unwrap();
+        assert!(status.success(), "{log}");
+        if let Some(code) = error {
+            assert!([libc::ENOTCONN, libc::ECONNABORTED].contains(&code), "{code}");
+        }
+        let found = std::fs::read(cluster.mount().join(&name)).unwrap();
+        let expected: Vec<u8> = (0..records).flat_map(|n| pattern(RECORD, n)).collect();
+        assert!(100 < records, "{records}");
+        // What was not answered may be there, or not.
+        let len = found.len().min(expected.len());
+        check_bytes(&name, &found[..len], &expected);
+    }
 }
 
 #[test]
