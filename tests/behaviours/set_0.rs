@@ -29,7 +29,9 @@ struct Shell {
 impl Shell {
     fn start(arguments: &[&str]) -> Self {
         let temp = tempfile::tempdir().unwrap();
-        let mut command = Command::new(dfs_program());
+        // Whatever this process was told to ignore (nohup, a script's background) the shell hears, as at a terminal.
+        let mut command = Command::new("env");
+        command.arg("--default-signal=HUP,INT,QUIT").arg(dfs_program());
         command.args(["shell", "--compat", "ranks"]).args(arguments);
         command.env("TMPDIR", temp.path()).env("DFS_DIR", "/nowhere");
         let said = std::fs::File::create(temp.path().join("said")).unwrap();
