@@ -276,11 +276,16 @@ fn a_mount_that_is_stopped_while_nothing_answers_gives_up_all_together() {
     for file in &mut files {
         file.write_all(&pattern(200_000, 1)).unwrap();
     }
-    for role in ["master", "cs-1", "cs-2", "cs-3"] {
-        cluster.kill(role);
+    // In this order: a write may ask the master for attributes first, and would wait for it.
+    let servers = ["cs-1", "cs-2", "cs-3"];
+    for server in servers {
+        tests::signal(cluster.pid(server).unwrap(), Signal::STOP);
     }
     for file in &mut files {
         file.write_all(&pattern(200_000, 2)).unwrap();
+    }
+    for role in ["master"].into_iter().chain(servers) {
+        cluster.kill(role);
     }
     let began = Instant::now();
     tests::signal(mount.id(), Signal::TERM);
