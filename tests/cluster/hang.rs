@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::io::Write as _;
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -202,6 +203,19 @@ fn a_killed_mounts_directory_is_not_bare_while_the_next_one_waits_for_the_master
     assert!(std::fs::read_dir(&at).unwrap().next().is_none(), "nothing lies under the mount");
 }
 
+/// A mount at `path` whose end somebody waits for; what it says goes to `second.log`.
+fn second_mount(cluster: &Cluster, path: &Path, flags: &[&str]) -> Child {
+    let mount = cluster
+        .command(["mount", path.to_str().unwrap()].iter().chain(flags))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(File::create(cluster.scratch().join("second.log")).unwrap())
+        .spawn()
+        .unwrap();
+    wait_until("it is mounted", || tests::is_mounted(path));
+    mount
+}
+
 #[test]
 fn what_a_program_wrote_until_its_mount_was_stopped_is_sent() {
     need_fuse!();
@@ -211,14 +225,7 @@ fn what_a_program_wrote_until_its_mount_was_stopped_is_sent() {
     std::fs::create_dir(&path).unwrap();
     // Which request is the last one is a matter of luck.
     for round in 0..6 {
-        let mut mount = cluster
-            .command(["mount", path.to_str().unwrap()])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(File::create(cluster.scratch().join("second.log")).unwrap())
-            .spawn()
-            .unwrap();
-        wait_until("it is mounted", || tests::is_mounted(&path));
+        let mut mount = second_mount(&cluster, &path, &[]);
         let name = format!("f{round}");
         let mut file = File::options()
             .create(true)
@@ -263,14 +270,7 @@ fn a_mount_that_is_stopped_while_nothing_answers_gives_up_all_together() {
     let cluster = Cluster::start_with(Options { restart: "never", ..Options::default() });
     let path = cluster.scratch().join("second");
     std::fs::create_dir(&path).unwrap();
-    let mut mount = cluster
-        .command(["mount", path.to_str().unwrap(), "--server-wait", "8s"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(File::create(cluster.scratch().join("second.log")).unwrap())
-        .spawn()
-        .unwrap();
-    wait_until("it is mounted", || tests::is_mounted(&path));
+    let mut mount = second_mount(&cluster, &path, &["--server-wait", "8s"]);
     let mut files: Vec<File> =
         (0..3).map(|n| File::create(path.join(format!("f{n}"))).unwrap()).collect();
     for file in &mut files {

@@ -232,6 +232,10 @@ fn holes_are_neither_sent_nor_written() {
     assert_eq!(at(TIB / 2 + 121, 10), b"\0\0middle\0\0");
     assert_eq!(at(TIB - 3, 3), [0; 3]);
 
+    // A file that says it has no bytes, and has some.
+    cluster.dfs(["put", "/proc/version", "/version"]);
+    assert_eq!(cluster.dfs(["cat", "/version"]), std::fs::read_to_string("/proc/version").unwrap());
+
     // Nothing but a hole, and a small file with one: inline content ends before the file does.
     File::create(&local).unwrap().set_len(3 << 30).unwrap();
     cluster.dfs(["put", from, "/empty"]);

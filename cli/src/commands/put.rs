@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -62,16 +63,15 @@ enum Source {
 
 impl Source {
     fn next(&mut self, piece: &mut [u8]) -> io::Result<Next> {
-        let Self::File { file, at, data_end, in_hole } = self else {
-            return self
-                .read(piece)
-                .map(|read| if read == 0 { Next::End } else { Next::Data(read) });
-        };
-        if *data_end <= *at {
-            let size = file.metadata()?.len();
-            if size <= *at {
-                return Ok(if *in_hole { Next::EndInHole } else { Next::End });
+        let (file, at, data_end, in_hole) = match self {
+            Self::Stream(stream) => {
+                let read = unless_interrupted(|| stream.read(piece))?;
+                return Ok(if read == 0 { Next::End } else { Next::Data(read) });
             }
+            Self::File { file, at, data_end, in_hole } => (file, at, data_end, in_hole),
+        };
+        let size = file.metadata()?.len();
+        if *data_end <= *at && *at < size {
             let data = match rustix::fs::seek(&*file, SeekFrom::Data(*at)) {
                 Ok(data) => data,
                 // Nothing but a hole up to the end.
@@ -91,25 +91,28 @@ impl Source {
                 return Ok(Next::Hole(hole));
             }
         }
-        let wanted = usize::try_from(*data_end - *at).unwrap_or(usize::MAX).min(piece.len());
-        rustix::fs::seek(&*file, SeekFrom::Start(*at))?;
-        let read = self.read(piece.get_mut(..wanted).unwrap_or_default())?;
-        if let Self::File { at, in_hole, .. } = self {
-            (*at, *in_hole) = (*at + read as u64, false);
-        }
-        Ok(if read == 0 { Next::End } else { Next::Data(read) })
-    }
-
-    fn read(&mut self, piece: &mut [u8]) -> io::Result<usize> {
-        loop {
-            let read = match self {
-                Self::Stream(stream) => stream.read(piece),
-                Self::File { file, .. } => file.read(piece),
-            };
-            match read {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
+        // Behind the end as well: a file of /proc has more than its size says.
+        let wanted = match data_end.checked_sub(*at).filter(|left| *left != 0) {
+            Some(left) => usize::try_from(left).unwrap_or(usize::MAX).min(piece.len()),
+            None => piece.len(),
+        };
+        let piece = piece.get_mut(..wanted).unwrap_or_default();
+        match unless_interrupted(|| file.read_at(piece, *at))? {
+            0 if *in_hole => Ok(Next::EndInHole),
+            0 => Ok(Next::End),
+            read => {
+                (*at, *in_hole) = (*at + read as u64, false);
+                Ok(Next::Data(read))
             }
+        }
+    }
+}
+
+fn unless_interrupted(mut read: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
+    loop {
+        match read() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
         }
     }
 }
