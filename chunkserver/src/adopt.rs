@@ -29,6 +29,23 @@ pub(crate) struct Source {
     pub(crate) address: String,
     pub(crate) position: Position,
     pub(crate) digest: u32,
+    /// Another member can be the source as well.
+    pub(crate) another: bool,
+}
+
+/// Why a version is not taken up.
+#[derive(Debug)]
+pub(crate) enum NotAdopted {
+    /// The source's bytes of a block are bad; those here are good, though the block may lack what nobody was told is
+    /// stored. With the source as it is they would be given up.
+    SourceIsFlawed(String),
+    Other(String),
+}
+
+impl From<String> for NotAdopted {
+    fn from(reason: String) -> Self {
+        Self::Other(reason)
+    }
 }
 
 /// Makes this replica what `source` is, in `version`, and says how many bytes had to be fetched for it. Blocking;
@@ -42,21 +59,23 @@ pub(crate) fn adopt(
     version: ChunkVersion,
     spec: &ChunkSpec,
     source: Option<&Source>,
-) -> Result<(ReplicaReport, u64), String> {
-    let have =
-        node.store.report(chunk).ok_or("no replica of this chunk here, and none promised")?;
+) -> Result<(ReplicaReport, u64), NotAdopted> {
+    let have = node
+        .store
+        .report(chunk)
+        .ok_or_else(|| "no replica of this chunk here, and none promised".to_owned())?;
     let done = have.position == Position { version, seq: 0 } && have.promised == version;
     let Some(source) = source else {
         // Nobody ever wrote anything: everybody takes up nothing.
         if have.len != 0 || have.position.seq != 0 {
-            return Err(format!("has {} bytes at {:?}", have.len, have.position));
+            return Err(format!("has {} bytes at {:?}", have.len, have.position).into());
         }
         let adopted = if done { Ok(have) } else { node.store.adopt_self(chunk, version) };
-        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string().into());
     };
     if canary::sings("adopts-its-own") && !done {
         let adopted = node.store.adopt_self(chunk, version);
-        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string().into());
     }
     // Adopted already, and the answer was lost.
     if done && have.digest == source.digest {
@@ -64,10 +83,11 @@ pub(crate) fn adopt(
     }
     if source.server == node.server {
         if have.position != source.position {
-            return Err(format!("position is {:?}, not {:?}", have.position, source.position));
+            let text = format!("position is {:?}, not {:?}", have.position, source.position);
+            return Err(text.into());
         }
         let adopted = node.store.adopt_self(chunk, version);
-        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string());
+        return adopted.map(|report| (report, 0)).map_err(|e| e.to_string().into());
     }
     copy(node, chunk, version, spec, source)
 }
@@ -162,7 +182,7 @@ fn copy(
     version: ChunkVersion,
     spec: &ChunkSpec,
     source: &Source,
-) -> Result<(ReplicaReport, u64), String> {
+) -> Result<(ReplicaReport, u64), NotAdopted> {
     let mut client = open(node, source.server, &source.address)?;
     let sums = fetch_sums(&mut client, chunk)?;
     // A source that took up the version already is as good: its content is the named one.
@@ -172,7 +192,8 @@ fn copy(
         return Err(format!(
             "{} is at {:?} with digest {:08x}, not at {:?} with {:08x}",
             source.server, sums.position, sums.digest, source.position, source.digest
-        ));
+        )
+        .into());
     }
     let mine: Vec<u32> = match node.store.report(chunk) {
         // What may lack operations after a reboot is not compared: its checksums may be older than its bytes.
@@ -187,7 +208,7 @@ fn copy(
     }
     let records = RecordList::decode(&sums.record_list).map_err(|e| e.to_string())?;
     if sums.len < records.end() {
-        return Err(format!("a record ends at {} of {} bytes", records.end(), sums.len));
+        return Err(format!("a record ends at {} of {} bytes", records.end(), sums.len).into());
     }
     let mut writer = node
         .store
@@ -201,6 +222,17 @@ fn copy(
         }
         node.pace.before_copy(spec.chunk_size.min(BLOCK_BYTES_MAX));
         let Some(bytes) = fetch_block(&mut client, chunk, sums.position, block, crc)? else {
+            // What was not compared above may be right for all that.
+            if writer.keep_block(block, crc).is_ok() {
+                continue;
+            }
+            if source.another
+                && index < mine.len()
+                && node.store.read_for_copy(chunk, block).is_ok()
+            {
+                let text = format!("block {block} is bad on {}, and good here", source.server);
+                return Err(NotAdopted::SourceIsFlawed(text));
+            }
             // Waiting for it would keep the whole chunk from being written, for good if nobody has it. It is taken up as
             // the source has it, known to be bad, and mended from whoever can.
             writer.leave_bad(block, crc, sums.len).map_err(|e| e.to_string())?;
@@ -217,7 +249,8 @@ fn copy(
         return Err(format!(
             "digest is {:08x} after the copy, not {:08x}",
             report.digest, source.digest
-        ));
+        )
+        .into());
     }
     // Of the replica before this one. A server that takes up its own goes on knowing what is wrong with it.
     node.damage.forget(chunk);

@@ -13,7 +13,7 @@ use dfs_proto::control::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::adopt::{Source, adopt};
+use crate::adopt::{NotAdopted, Source, adopt};
 use crate::copies::{Complete, CopyFile};
 use crate::node::Node;
 use crate::primary;
@@ -42,6 +42,7 @@ fn status(error: &StoreError) -> Status {
         | StoreError::Unlabelled { .. }
         | StoreError::NewerFormat { .. }
         | StoreError::InUse { .. }
+        | StoreError::DiskFull { .. }
         | StoreError::Io(_) => Status::internal(error.to_string()),
     }
 }
@@ -128,6 +129,7 @@ impl ChunkControl for Control {
             inode,
             index,
             chunk_size,
+            another_source,
         } = request.into_inner();
         let spec = spec(inode, index, chunk_size)?;
         let source = match source_server.as_str() {
@@ -139,6 +141,7 @@ impl ChunkControl for Control {
                 address: source_address,
                 position: Position { version: ChunkVersion(source_version), seq: source_seq },
                 digest: source_digest,
+                another: another_source,
             }),
         };
         let this = self.clone();
@@ -146,8 +149,12 @@ impl ChunkControl for Control {
             this.obey(epoch, nonce)?;
             let chunk = ChunkId(chunk);
             let (report, copied) =
-                adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref())
-                    .map_err(Status::failed_precondition)?;
+                adopt(node, chunk, ChunkVersion(version), &spec, source.as_ref()).map_err(
+                    |refused| match refused {
+                        NotAdopted::SourceIsFlawed(reason) => Status::data_loss(reason),
+                        NotAdopted::Other(reason) => Status::failed_precondition(reason),
+                    },
+                )?;
             node.members.forget(chunk);
             node.on_changed(chunk);
             node.metrics.adopted.inc();

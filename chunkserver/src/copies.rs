@@ -56,6 +56,8 @@ struct Dirty {
     names: bool,
     /// What a process before this one wrote may be in the page cache only.
     all: bool,
+    /// This process made the directory, or saw it.
+    made: bool,
 }
 
 fn invalid(text: String) -> io::Error {
@@ -124,19 +126,25 @@ impl Copies {
     }
 
     /// Names and small files are in the copies: the permissions inside count for nothing to who reads them here.
-    fn make_dir(&self) -> io::Result<()> {
-        fs::create_dir_all(&self.dir)?;
-        fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))
+    fn make_dir(&self, dirty: &mut Dirty) -> io::Result<()> {
+        if !dirty.made {
+            fs::create_dir_all(&self.dir)?;
+            fs::set_permissions(&self.dir, fs::Permissions::from_mode(0o700))?;
+            dirty.made = true;
+        }
+        Ok(())
     }
 
     /// Bytes of `name` from `offset` on, where the file ends now or, with 0, anew.
     pub(crate) fn write(&self, name: &str, offset: u64, data: &[u8]) -> io::Result<()> {
         check_name(name)?;
         let mut dirty = lock(&self.dirty);
-        self.make_dir()?;
+        self.make_dir(&mut dirty)?;
         let path = self.dir.join(name);
         dirty.names |= offset == 0;
-        let file = OpenOptions::new().write(true).create(true).truncate(offset == 0).open(&path)?;
+        let opened = OpenOptions::new().write(true).create(true).truncate(offset == 0).open(&path);
+        // Somebody may have removed the directory: the next attempt makes it again.
+        let file = opened.inspect_err(|_| dirty.made = false)?;
         let length = file.metadata()?.len();
         if length != offset {
             return Err(invalid(format!(
@@ -157,8 +165,9 @@ impl Copies {
             return Err(invalid(format!("{} files are too many for a copy", files.len())));
         }
         let mut dirty = lock(&self.dirty);
-        self.make_dir()?;
+        self.make_dir(&mut dirty)?;
         let have = self.files()?;
+        dirty.made = !have.is_empty();
         for (name, length) in files {
             if have.get(name) != Some(length) {
                 let text = format!("{name} has {:?} bytes here and not {length}", have.get(name));
@@ -178,7 +187,7 @@ impl Copies {
         if dirty.names {
             File::open(&self.dir)?.sync_all()?;
         }
-        *dirty = Dirty::default();
+        *dirty = Dirty { made: dirty.made, ..Dirty::default() };
         replace(&self.dir.join(COMPLETE), &text_of(complete))?;
         let mut gone = have.keys().filter(|name| !files.contains_key(*name)).peekable();
         if gone.peek().is_some() {

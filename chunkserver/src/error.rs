@@ -26,6 +26,7 @@ pub(crate) fn failure(server: ServerId, asked: ChunkVersion, error: &StoreError)
         | StoreError::Unlabelled { .. }
         | StoreError::NewerFormat { .. }
         | StoreError::InUse { .. }
+        | StoreError::DiskFull { .. }
         | StoreError::Io(_) => DataFailure::Disk { reason: error.to_string() },
     }
 }

@@ -17,7 +17,7 @@ use dfs_proto::control::{
     AskRequest, HeartbeatReply, HeartbeatRequest, MemberFailure, StaleReplica,
 };
 use dfs_service::clock::monotonic_nanos;
-use dfs_service::conn::control_channel;
+use dfs_service::conn::{control_channel, said};
 use dfs_service::page::Page;
 use tokio::sync::{Notify, mpsc};
 use tokio_stream::wrappers::ReceiverStream;
@@ -31,6 +31,7 @@ use crate::node::{FAILURES_MAX, Node, lock};
 const NEWS_MAX: Duration = Duration::from_millis(250);
 const INTERVAL_FIRST: Duration = Duration::from_millis(500);
 const RECONNECT: Duration = Duration::from_millis(200);
+const RECONNECT_REFUSED: Duration = Duration::from_secs(2);
 /// A server that was decommissioned asks rarely: people who look for it find why it does nothing.
 const RECONNECT_GONE: Duration = Duration::from_secs(10);
 /// A question whether to be silent that is not answered by then is asked again.
@@ -78,6 +79,7 @@ impl Link {
             ended_serial: 0,
             gone: false,
             refused: false,
+            refused_until_changed: false,
         };
         let thread = std::thread::Builder::new().name("heartbeat".to_owned()).spawn(move || {
             hurry();
@@ -132,6 +134,8 @@ struct Talk {
     gone: bool,
     /// The last answer was a refusal.
     refused: bool,
+    /// It was one that a mark does not end: somebody has to do something.
+    refused_until_changed: bool,
 }
 
 /// What one heartbeat told, put back if it is not answered.
@@ -146,18 +150,28 @@ impl Talk {
     async fn run(&mut self) {
         while !self.stopping.asked.load(Ordering::Acquire) {
             if let Err(reason) = self.one_stream().await {
+                let pause = self.pause_after(&reason);
                 if self.status != reason {
                     let see =
                         if self.refused { Page::DirectoryRefused } else { Page::MasterSilent };
-                    tracing::warn!(master = %self.master, %reason, %see, "no heartbeats");
+                    let see = see.unless_named(&reason).map(tracing::field::display);
+                    tracing::warn!(master = %self.master, %reason, see, "no heartbeats");
                     self.status = reason;
                 }
                 self.show_fence();
                 tokio::select! {
-                    () = tokio::time::sleep(if self.gone { RECONNECT_GONE } else { RECONNECT }) => {}
+                    () = tokio::time::sleep(pause) => {}
                     () = self.stopping.notify.notified() => {}
                 }
             }
+        }
+    }
+
+    fn pause_after(&self, reason: &str) -> Duration {
+        match (self.gone, self.refused_until_changed && self.status == reason) {
+            (true, _) => RECONNECT_GONE,
+            (false, true) => RECONNECT_REFUSED,
+            (false, false) => RECONNECT,
         }
     }
 
@@ -190,6 +204,7 @@ impl Talk {
     }
 
     async fn one_stream(&mut self) -> Result<(), String> {
+        (self.refused, self.refused_until_changed) = (false, false);
         let channel = control_channel(&self.master, &self.node.config.key);
         // Before the first heartbeat: it would make a server alive that is wished silent.
         self.stay_silent(WishesClient::new(channel.clone())).await?;
@@ -213,7 +228,7 @@ impl Talk {
             tokio::time::timeout(answer_max, client.heartbeat(ReceiverStream::new(queued)))
                 .await
                 .map_err(within)
-                .and_then(|reply| reply.map_err(|status| status.to_string()))
+                .and_then(|reply| reply.map_err(|status| said(&status)))
                 .map_err(|reason| self.not_told(&mut told, reason))?
                 .into_inner();
         loop {
@@ -223,7 +238,7 @@ impl Talk {
                 Ok(Ok(None)) => {
                     return Err(self.not_told(&mut told, "the master closed the stream".to_owned()));
                 }
-                Ok(Err(status)) => return Err(self.not_told(&mut told, status.to_string())),
+                Ok(Err(status)) => return Err(self.not_told(&mut told, said(&status))),
                 Err(elapsed) => return Err(self.not_told(&mut told, elapsed.to_string())),
             };
             if reply.sequence != self.sequence {
@@ -302,7 +317,7 @@ impl Talk {
                 Ok(Ok(reply)) => reply.into_inner(),
                 // A master of an earlier release wishes nothing.
                 Ok(Err(status)) if status.code() == tonic::Code::Unimplemented => return Ok(()),
-                Ok(Err(status)) => return Err(status.to_string()),
+                Ok(Err(status)) => return Err(said(&status)),
                 Err(elapsed) => return Err(elapsed.to_string()),
             };
             if reply.fs != fs {
@@ -430,6 +445,7 @@ impl Talk {
         let node = &self.node;
         self.gone = matches!(reply.status.as_str(), "decommissioned" | "older-copy");
         self.refused = !matches!(reply.status.as_str(), "alive" | "marked");
+        self.refused_until_changed = self.refused && reply.pending_mark.is_none();
         if self.refused {
             node.fence.close();
             self.marking.on_refused(reply.pending_mark);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_core::ids::{FsId, ServerId};
 use dfs_proto::codec::Wire as _;
@@ -16,6 +16,9 @@ use dfs_service::conn::{self, ClusterKey, Door};
 /// After a failed attempt the next one waits this long: many chunks ask for the same dead server at once.
 const RETRY_NANOS: u64 = 200_000_000;
 const HELLO_MAX: Duration = Duration::from_secs(5);
+/// A server without space is asked for it once in so long, and has this time to answer.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+const ASK_SPACE_MAX: Duration = Duration::from_millis(200);
 
 #[derive(Debug)]
 pub(crate) struct Peers {
@@ -32,7 +35,7 @@ struct Slot {
     connection: Mutex<Connection>,
     /// As last told; `u64::MAX`: not told yet.
     free_bytes: AtomicU64,
-    asked_at: AtomicU64,
+    asked_at: Mutex<Option<Instant>>,
     /// Payload sent and not answered: not in `free_bytes` yet.
     unanswered_bytes: AtomicU64,
 }
@@ -82,7 +85,7 @@ impl Peers {
             Arc::new(Slot {
                 connection: Mutex::default(),
                 free_bytes: AtomicU64::new(u64::MAX),
-                asked_at: AtomicU64::new(0),
+                asked_at: Mutex::default(),
                 unanswered_bytes: AtomicU64::new(0),
             })
         });
@@ -165,33 +168,34 @@ impl Peers {
         self.slot(server).free_bytes.store(free_bytes, Ordering::Release);
     }
 
-    /// Whether `server` has space for `bytes`, as far as it told. If not it is asked again, now and then.
-    pub(crate) fn has_space(self: &Arc<Self>, server: ServerId, address: &str, bytes: u64) -> bool {
-        const ASK_AGAIN_NANOS: u64 = 100_000_000;
+    /// Whether `server` has space for `bytes`. What it told may be old, as only its answers to writes tell it: if it is too
+    /// little, the server is asked, by one for all who wait to know.
+    pub(crate) fn has_space(&self, server: ServerId, address: &str, bytes: u64) -> bool {
         let slot = self.slot(server);
-        let promised = slot.unanswered_bytes.load(Ordering::Acquire).saturating_add(bytes);
-        if promised <= slot.free_bytes.load(Ordering::Acquire) {
+        let fits = || {
+            let unanswered = slot.unanswered_bytes.load(Ordering::Acquire);
+            unanswered.saturating_add(bytes) <= slot.free_bytes.load(Ordering::Acquire)
+        };
+        if fits() {
             return true;
         }
-        let (now, asked_at) = (monotonic_nanos(), slot.asked_at.load(Ordering::Acquire));
-        if asked_at + ASK_AGAIN_NANOS < now
-            && slot
-                .asked_at
-                .compare_exchange(asked_at, now, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-            && let Ok(client) = self.client(server, address)
-        {
-            let peers = Arc::clone(self);
-            let on_reply = Box::new(move |frame| {
-                if let Ok((DataReply::Applied { free_bytes, .. }, _)) = reply_of(frame) {
-                    peers.on_free_bytes(server, free_bytes);
-                }
+        let mut asked_at = lock(&slot.asked_at);
+        let is_old = asked_at.is_none_or(|at| ASK_AGAIN <= at.elapsed());
+        if is_old && !fits() {
+            let asked = self.client(server, address).map_err(|error| error.to_string());
+            let told = asked.and_then(|client| {
+                reply_of(client.call(&DataCall::Space.to_bytes(), &[], ASK_SPACE_MAX))
             });
-            if let Err(error) = client.start(&DataCall::Space.to_bytes(), &[], None, on_reply) {
-                tracing::debug!(%server, %error, "ask for space");
+            match told {
+                Ok((DataReply::Applied { free_bytes, .. }, _)) => {
+                    self.on_free_bytes(server, free_bytes);
+                }
+                Ok((other, _)) => tracing::debug!(%server, ?other, "ask for space"),
+                Err(error) => tracing::debug!(%server, %error, "ask for space"),
             }
+            *asked_at = Some(Instant::now());
         }
-        false
+        fits()
     }
 
     /// Connections to these servers, whoever is known.

@@ -12,7 +12,9 @@ use dfs_proto::control::StatusRequest;
 use dfs_proto::control::admin_client::AdminClient;
 use dfs_proto::control::chunk_control_server::ChunkControlServer;
 use dfs_proto::control::metadata_copies_server::MetadataCopiesServer;
-use dfs_service::conn::{Acceptor, AcceptorHandle, Limits, control_channel, control_incoming};
+use dfs_service::conn::{
+    Acceptor, AcceptorHandle, Limits, control_channel, control_incoming, control_runtime, said,
+};
 use dfs_service::data_dir;
 use dfs_service::metrics_http::MetricsServer;
 use dfs_service::page::Page;
@@ -91,12 +93,7 @@ impl Server {
         let limits = Limits { connections_max: config.connections_max };
         let acceptor = Acceptor::bind(config.listen, config.key.clone(), limits)?;
         let addr = acceptor.local_addr().context("read the bound address")?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .context("start the control runtime")?;
+        let runtime = control_runtime().context("start the control runtime")?;
         let metrics = Arc::new(Metrics::new());
         let serving = Arc::new(OnceLock::new());
         let pages = match config.metrics {
@@ -358,7 +355,7 @@ fn ask_fs_once(
         tokio::time::timeout(Duration::from_secs(5), admin.status(StatusRequest {}))
             .await
             .map_err(|e| e.to_string())?
-            .map_err(|status| status.to_string())
+            .map_err(|status| said(&status))
     })?;
     let bytes = <[u8; 16]>::try_from(status.into_inner().fs.as_slice()).ok();
     Ok(bytes.filter(|bytes| *bytes != [0; 16]).map(|bytes| FsId(u128::from_be_bytes(bytes))))
@@ -377,7 +374,8 @@ fn ask_fs(
             Ok(Some(fs)) => return Ok(fs),
             Ok(None) => {}
             Err(reason) if reason != said => {
-                tracing::warn!(%master, %reason, see = %Page::MasterSilent, "waiting for the master to say which file system to join");
+                let see = Page::MasterSilent.unless_named(&reason).map(tracing::field::display);
+                tracing::warn!(%master, %reason, see, "waiting for the master to say which file system to join");
                 said = reason;
             }
             Err(_) => {}

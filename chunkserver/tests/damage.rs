@@ -9,6 +9,7 @@
 
 mod harness;
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use dfs_proto::data_rpc::{DataCall, DataFailure};
@@ -101,6 +102,34 @@ fn what_is_known_to_be_bad_stays_known_in_the_next_version() {
     }
     let next = cluster.layout(1, 2, &[0, 2]);
     assert_eq!(cluster.client(2, 2).read(&next, 199_000, 5000), bad);
+}
+
+/// An operation that nobody was told is stored made the source's log the longest. Its block has a bad byte beside it.
+#[test]
+fn bad_bytes_of_the_longest_log_do_not_replace_good_ones() {
+    let cluster = Cluster::new(3);
+    let layout = cluster.layout(1, 1, &[0, 1, 2]);
+    let client = cluster.client(0, 1);
+    let content = pattern(3, 500_000);
+    client.write(&layout, 1, 0, &content).unwrap();
+    client.sync(&layout).unwrap();
+    let reports = [1, 2].map(|index| cluster.promise(index, 1, 2, false).unwrap());
+    assert!(client.write(&layout, 2, 199_000, b"not stored").is_err(), "two promised otherwise");
+    flip_a_byte_of(&cluster, 0, &content, 200_000);
+    let longest = cluster.promise(0, 1, 2, false).unwrap();
+    assert!(reports.iter().all(|report| report.seq < longest.seq), "{longest:?}");
+    cluster.another_source.store(true, Ordering::Relaxed);
+    let refused = cluster.adopt(1, 2, 0, &longest).unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::DataLoss, "{refused}");
+    assert!(refused.message().contains("block 3"), "{refused}");
+
+    let from = [1, 0, 2].map(|index| cluster.promise(index, 1, 3, false).unwrap())[0].clone();
+    for index in [0, 2, 1] {
+        let adopted = cluster.adopt(index, 3, 1, &from).unwrap();
+        assert_eq!(adopted.bad_blocks, [0; 0], "cs-{}", index + 1);
+    }
+    let next = cluster.layout(1, 3, &[0, 1, 2]);
+    assert_eq!(cluster.client(0, 2).read(&next, 0, 500_000).unwrap(), content);
 }
 
 /// Finds the chunk's bytes in the data directory, wherever the store keeps them, and damages one.

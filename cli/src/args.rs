@@ -74,7 +74,7 @@ fn is_number(arg: &clap::Arg) -> bool {
 const CLUSTER_FLAGS: [&str; 4] = ["dir", "master", "key-file", "server-wait"];
 
 /// Commands that do not look at all of [`CLUSTER_FLAGS`], and at which they do.
-const FLAGS_USED: [(&str, [bool; 4]); 10] = [
+const FLAGS_USED: [(&str, [bool; 4]); 11] = [
     ("up", [true, false, true, true]),
     ("supervise", [true, false, true, true]),
     ("down", [true, false, false, false]),
@@ -83,6 +83,7 @@ const FLAGS_USED: [(&str, [bool; 4]); 10] = [
     ("chunkserver", [true, true, true, false]),
     ("shell", [false; 4]),
     ("umount", [false; 4]),
+    ("operator", [false; 4]),
     ("completions", [false; 4]),
     ("man", [false; 4]),
 ];
@@ -196,6 +197,8 @@ pub(crate) enum Command {
     Master(MasterArgs),
     /// Run one chunkserver (foreground; SIGTERM stops cleanly)
     Chunkserver(ChunkserverArgs),
+    /// Run the Kubernetes operator, or print the definition of its resource
+    Operator(crate::commands::operator::OperatorArgs),
 
     /// Print a completion script for a shell
     Completions(CompletionsArgs),
@@ -638,6 +641,9 @@ pub(crate) struct ChunkserverArgs {
     /// other copies before it is read
     #[arg(long)]
     pub accept_loss: bool,
+    /// In a pod that the operator made: renew this Lease, of the pod that POD_NAMESPACE and POD_UID name
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub kubernetes_lease: Option<String>,
     #[command(flatten)]
     pub pages: PagesArgs,
 }

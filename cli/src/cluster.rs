@@ -48,6 +48,7 @@ pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Resul
         Command::Chunkserver(_) => "chunkserver",
         Command::Shell(_) => "shell",
         Command::Umount(_) => "umount",
+        Command::Operator(_) => "operator",
         Command::Completions(_) => "completions",
         Command::Man(_) => "man",
         Command::Status(_)

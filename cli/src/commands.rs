@@ -21,6 +21,7 @@ pub(crate) mod master;
 pub(crate) mod mkdir;
 pub(crate) mod mount;
 pub(crate) mod mv;
+pub(crate) mod operator;
 pub(crate) mod put;
 pub(crate) mod rebalance;
 pub(crate) mod records;

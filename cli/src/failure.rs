@@ -69,6 +69,12 @@ pub(crate) fn page_of(error: &anyhow::Error) -> Option<Page> {
     })
 }
 
+/// As [`page_of`], of a master or chunkserver: what its disk answers is of its own directory.
+pub(crate) fn page_of_server(error: &anyhow::Error) -> Option<Page> {
+    let of_disk = || error.chain().find_map(|cause| cause.downcast_ref().and_then(Page::of_disk));
+    page_of(error).or_else(of_disk)
+}
+
 /// Says in one line what went wrong.
 pub(crate) fn say_error(text: &str) {
     // Nothing can be said if standard error is closed.
@@ -125,6 +131,11 @@ mod tests {
         let error = anyhow::Error::from(newer).context("open").context("start");
         assert_eq!(page_of(&error), Some(Page::DirectoryRefused));
         assert_eq!(page_of(&anyhow::anyhow!("no such file")), None);
+        let full = || std::io::Error::from(std::io::ErrorKind::StorageFull);
+        let error = anyhow::Error::from(full()).context("write the server's state");
+        assert_eq!((page_of(&error), page_of_server(&error)), (None, Some(Page::FullDisk)));
+        let error = anyhow::Error::from(StoreError::Io(full())).context("open");
+        assert_eq!(page_of_server(&error), Some(Page::FullDisk));
     }
 
     #[test]

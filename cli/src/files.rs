@@ -476,11 +476,8 @@ fn parts_of(
     let mut data_end = if small { u64::MAX } else { 0 };
     loop {
         if data_end <= offset {
-            let data = file.seek_data(offset).map_err(failed)?;
-            let next = match data {
-                Some(data) => data,
-                None => file.attr().map_err(failed)?.size,
-            };
+            let (data, size) = file.data_from(offset).map_err(failed)?;
+            let next = data.unwrap_or(size);
             if offset < next {
                 each(Part::Hole(next - offset))?;
             } else if data.is_none() {

@@ -44,8 +44,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if error.is::<failure::AlreadySaid>() => ExitCode::from(FAILED),
         Err(error) => {
-            let see =
-                failure::page_of(&error).map_or_else(String::new, |page| format!("; see {page}"));
+            let serves = matches!(cli.command, Command::Master(_) | Command::Chunkserver(_));
+            let page =
+                if serves { failure::page_of_server(&error) } else { failure::page_of(&error) };
+            let see = page.map_or_else(String::new, |page| format!("; see {page}"));
             say_error(&failure::one_line(&format!("{error:#}{see}")));
             let usage = error.downcast_ref::<failure::Failure>().is_some_and(|f| f.is_usage);
             ExitCode::from(if usage { USAGE } else { FAILED })
@@ -112,6 +114,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
         Command::Replay(args) => commands::replay::run(args),
         Command::Master(args) => commands::master::run(cluster, args),
         Command::Chunkserver(args) => commands::chunkserver::run(cluster, args),
+        Command::Operator(args) => commands::operator::run(args),
         Command::Completions(args) => commands::completions::run(args),
         Command::Man(args) => commands::man::run(args),
     }

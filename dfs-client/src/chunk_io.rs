@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use dfs_core::client::backoff::Backoff;
@@ -77,6 +77,8 @@ pub(crate) struct ChunkIo {
     pub(crate) jobs: Arc<Jobs>,
     pub(crate) carriers: Arc<Carriers>,
     layouts: Mutex<HashMap<(InodeNo, u64), CachedLayout>>,
+    /// How often layouts were forgotten, by inode modulo their number; changed with `layouts` locked.
+    forgotten: [AtomicU64; 64],
     troubles: Troubles,
     silent_tails: Mutex<SilentTails>,
     reports: Arc<Reports>,
@@ -130,6 +132,7 @@ impl ChunkIo {
             carriers: Arc::default(),
             link,
             layouts: Mutex::default(),
+            forgotten: [const { AtomicU64::new(0) }; 64],
             troubles: Troubles::default(),
             silent_tails: Mutex::default(),
             reports: Arc::default(),
@@ -153,23 +156,52 @@ impl ChunkIo {
 
     // Layouts.
 
+    fn forgotten(&self, ino: InodeNo) -> &AtomicU64 {
+        let slots = self.forgotten.len() as u64;
+        &self.forgotten[usize::try_from(ino.0 % slots).unwrap_or(0)]
+    }
+
     pub(crate) fn forget_layouts(&self, ino: InodeNo) {
-        lock(&self.layouts).retain(|(of, _), _| *of != ino);
+        let mut layouts = lock(&self.layouts);
+        self.forgotten(ino).fetch_add(1, Ordering::AcqRel);
+        layouts.retain(|(of, _), _| *of != ino);
     }
 
     pub(crate) fn forget_layout(&self, ino: InodeNo, index: u64) {
-        lock(&self.layouts).remove(&(ino, index));
+        let mut layouts = lock(&self.layouts);
+        self.forgotten(ino).fetch_add(1, Ordering::AcqRel);
+        layouts.remove(&(ino, index));
+    }
+
+    /// Unless layouts were forgotten since they had been `forgotten` times: it may have been asked for before that.
+    fn remember_since(
+        &self,
+        forgotten: u64,
+        (ino, index): (InodeNo, u64),
+        layout: Option<Arc<ChunkLayout>>,
+    ) {
+        let layouts = lock(&self.layouts);
+        if self.forgotten(ino).load(Ordering::Acquire) == forgotten {
+            Self::put(layouts, (ino, index), layout);
+        }
     }
 
     fn remember(&self, ino: InodeNo, index: u64, layout: Option<Arc<ChunkLayout>>) {
-        let mut layouts = lock(&self.layouts);
+        Self::put(lock(&self.layouts), (ino, index), layout);
+    }
+
+    fn put(
+        mut layouts: MutexGuard<'_, HashMap<(InodeNo, u64), CachedLayout>>,
+        chunk: (InodeNo, u64),
+        layout: Option<Arc<ChunkLayout>>,
+    ) {
         if LAYOUTS_MAX <= layouts.len() {
             layouts.retain(|_, cached| cached.at.elapsed() < LAYOUT_TTL);
             if LAYOUTS_MAX <= layouts.len() {
                 layouts.clear();
             }
         }
-        layouts.insert((ino, index), CachedLayout { layout, at: Instant::now() });
+        layouts.insert(chunk, CachedLayout { layout, at: Instant::now() });
     }
 
     fn cached(&self, ino: InodeNo, index: u64) -> Option<Option<Arc<ChunkLayout>>> {
@@ -189,13 +221,14 @@ impl ChunkIo {
         if let Some(found) = self.cached(ino, index) {
             return Ok(found);
         }
+        let forgotten = self.forgotten(ino).load(Ordering::Acquire);
         let mut asked = None;
         for layout in self.layouts_within(ino, index, LAYOUTS_ASKED, patience.left())? {
             let layout = Arc::new(layout);
             if layout.index == index {
                 asked = Some(Arc::clone(&layout));
             }
-            self.remember(ino, layout.index, Some(layout));
+            self.remember_since(forgotten, (ino, layout.index), Some(layout));
         }
         let nobody = asked
             .as_ref()
@@ -203,13 +236,19 @@ impl ChunkIo {
         if nobody {
             // Waits until the master knows an address, or says why there is none.
             let call = MetaCall::Layout { ino, index, write: false, spill: false, failed: None };
-            asked = match self.link.call_waiting(&call, patience.left())? {
-                MetaReply::Layout(layout) => Some(Arc::new(layout)),
-                MetaReply::Hole => None,
-                other => return Err(unexpected("layout", &other)),
+            let left = self.troubles.left((ino, index), patience);
+            asked = match self.link.call_waiting(&call, left) {
+                Ok(MetaReply::Layout(layout)) => Some(Arc::new(layout)),
+                Ok(MetaReply::Hole) => None,
+                Ok(other) => return Err(unexpected("layout", &other)),
+                Err(ClientError::ChunkUnavailable { reason, .. }) => {
+                    let waited = self.troubles.met((ino, index), &Faults::default(), patience);
+                    return Err(ClientError::ChunkUnavailable { reason, waited });
+                }
+                Err(error) => return Err(error),
             };
         }
-        self.remember(ino, index, asked.clone());
+        self.remember_since(forgotten, (ino, index), asked.clone());
         Ok(asked)
     }
 
@@ -281,6 +320,7 @@ impl ChunkIo {
     }
 
     /// Reads `out.len()` bytes at `offset` within chunk `index`; holes and what is beyond the replica's end are zeros.
+    /// Answers whether there was none of these.
     pub(crate) fn read_chunk(
         &self,
         ino: InodeNo,
@@ -288,7 +328,8 @@ impl ChunkIo {
         offset: u64,
         out: &mut [u8],
         patience: &Patience,
-    ) -> Result<()> {
+    ) -> Result<bool> {
+        let mut whole = true;
         for (piece, part) in
             out.chunks_mut(usize::try_from(PIECE_BYTES).unwrap_or(1 << 20)).enumerate()
         {
@@ -296,11 +337,17 @@ impl ChunkIo {
             let len = u32::try_from(part.len()).unwrap_or(u32::MAX);
             let read = |layout: &ChunkLayout| read_of(layout, (offset, len));
             match self.ask_replicas(ino, index, (offset, len), &read, patience)? {
-                Some(frame) => fill(part, &frame.payload),
-                None => part.fill(0),
+                Some(frame) => {
+                    whole &= part.len() <= frame.payload.len();
+                    fill(part, &frame.payload);
+                }
+                None => {
+                    whole = false;
+                    part.fill(0);
+                }
             }
         }
-        Ok(())
+        Ok(whole)
     }
 
     /// What any replica answers to `call` about one piece, until the caller's patience is over, or was for another read

@@ -11,6 +11,7 @@
 
 mod body;
 mod cut;
+mod refused;
 mod silence;
 mod trouble;
 
@@ -24,11 +25,10 @@ use dfs_core::client::backoff::Backoff;
 use dfs_core::client::dirty::DirtyExtents;
 use dfs_core::client::resend::ResendQueue;
 use dfs_core::ids::InodeNo;
-use dfs_core::namespace::NamespaceError;
 use dfs_proto::codec::Wire;
 use dfs_proto::data_rpc::{DataCall, DataFailure, DataReply};
 use dfs_proto::frame_conn::Frame;
-use dfs_proto::meta_rpc::{ChunkLayout, FailedMember};
+use dfs_proto::meta_rpc::ChunkLayout;
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
 use crate::deadline::Deadline;
@@ -39,6 +39,7 @@ use crate::session::{lock, random, spawn};
 use body::Body;
 pub(crate) use body::{Appended, Order};
 use cut::refuse;
+pub(crate) use refused::Refused;
 use trouble::{Failure, Trouble, failed_member};
 
 /// An extent this long is sent without waiting for more.
@@ -50,10 +51,13 @@ const IN_FLIGHT_OPS: usize = 48;
 const IN_FLIGHT_BYTES: u64 = 16 << 20;
 /// Acknowledged bytes of one chunk that are worth a sync in the background.
 const UNSTABLE_BYTES: u64 = 16 << 20;
+
 struct State {
     dirty: DirtyExtents,
     dirty_since: Option<Instant>,
     queue: ResendQueue<Body>,
+    /// From this number on nothing is sent before all below it is stable: those in between are not used.
+    gap: Option<u64>,
     layout: Option<Arc<ChunkLayout>>,
     /// The inode's counter of truncations that came with the layout.
     cuts: u64,
@@ -83,6 +87,9 @@ pub(crate) struct ChunkWriter {
     io: Arc<ChunkIo>,
     ino: InodeNo,
     index: u64,
+    /// Where in the file the chunk begins.
+    start: u64,
+    refused: Arc<Refused>,
     state: Mutex<State>,
     changed: Condvar,
     /// How much of the write budget this chunk holds; for whoever looks without the lock.
@@ -99,16 +106,24 @@ struct BegunSync {
 }
 
 impl ChunkWriter {
-    pub(crate) fn new(io: &Arc<ChunkIo>, ino: InodeNo, index: u64) -> Arc<Self> {
+    pub(crate) fn new(
+        io: &Arc<ChunkIo>,
+        ino: InodeNo,
+        (index, chunk_size): (u64, u64),
+        refused: &Arc<Refused>,
+    ) -> Arc<Self> {
         let now = Instant::now();
         Arc::new(Self {
             io: Arc::clone(io),
             ino,
             index,
+            start: index.saturating_mul(chunk_size),
+            refused: Arc::clone(refused),
             state: Mutex::new(State {
                 dirty: DirtyExtents::default(),
                 dirty_since: None,
                 queue: ResendQueue::new(io.first_counter()),
+                gap: None,
                 layout: None,
                 cuts: 0,
                 layout_at: now,
@@ -140,12 +155,20 @@ impl ChunkWriter {
         self.io.budget.give_back(bytes);
     }
 
-    /// Takes bytes that the caller has already taken from the budget.
-    pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) {
+    /// Takes bytes that the caller has already taken from the budget. False: it does not, because somebody is to be told
+    /// of bytes that are lost before, or another object writes the chunk now.
+    #[must_use]
+    pub(crate) fn write(self: &Arc<Self>, offset: u64, data: &[u8]) -> bool {
         let len = data.len() as u64;
-        self.held.fetch_add(len, Ordering::AcqRel);
         let (surplus, full) = {
             let mut state = self.lock();
+            if state.retired
+                || state.error.is_some()
+                || !self.refused.takes(self.start + offset + len)
+            {
+                return false;
+            }
+            self.held.fetch_add(len, Ordering::AcqRel);
             let before = state.dirty.bytes();
             let (start, extent_len) = state.dirty.write(offset, data);
             let surplus = len - (state.dirty.bytes() - before);
@@ -167,6 +190,7 @@ impl ChunkWriter {
         if full {
             self.pump();
         }
+        true
     }
 
     /// Sends everything that waits for more bytes.
@@ -221,6 +245,9 @@ impl ChunkWriter {
             if let Some(answer) = state.appends.remove(&counter) {
                 return answer;
             }
+            if state.retired {
+                return Ok(Appended::Moved);
+            }
             state = self.wait(state);
         }
     }
@@ -228,9 +255,13 @@ impl ChunkWriter {
     /// Takes the rest of an append that crossed into this chunk, bytes that the caller has already taken from the budget.
     pub(crate) fn carry(self: &Arc<Self>, rest: &[u8], order: Order) {
         let bytes = rest.len() as u64;
-        self.held.fetch_add(bytes, Ordering::AcqRel);
         let again = {
             let mut state = self.lock();
+            if state.retired {
+                state.error.get_or_insert(ClientError::OutcomeUnknown);
+                return self.io.budget.give_back(bytes);
+            }
+            self.held.fetch_add(bytes, Ordering::AcqRel);
             seal(&mut state);
             state.queue.push(Body::Carried { data: Arc::new(rest.to_vec()), order }, bytes);
             // By a layout of after a truncation it must not go out whole.
@@ -242,8 +273,13 @@ impl ChunkWriter {
     }
 
     /// The rest of an append that crossed the chunk's end is stable, or given up.
-    pub(crate) fn crossed(&self, counter: u64) {
-        self.lock().crossing.remove(&counter);
+    pub(crate) fn crossed(self: &Arc<Self>, counter: u64) {
+        let mut state = self.lock();
+        state.crossing.remove(&counter);
+        if state.gap.is_some() {
+            drop(state);
+            self.later(Job::Pump);
+        }
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
@@ -266,7 +302,7 @@ impl ChunkWriter {
         self.wait_acknowledged()
     }
 
-    fn wait_acknowledged(&self) -> Result<()> {
+    pub(crate) fn wait_acknowledged(&self) -> Result<()> {
         let mut state = self.lock();
         let upto = state.queue.next_counter();
         let given_up = state.given_up;
@@ -425,6 +461,16 @@ impl ChunkWriter {
                 if state.sending || state.recovering || state.retired || !state.queue.has_unsent() {
                     return;
                 }
+                let dropped = self.drop_refused(&mut state);
+                if 0 < dropped || self.waits_at_gap(&mut state) {
+                    drop(state);
+                    self.free(dropped);
+                    self.changed.notify_all();
+                    if 0 < dropped {
+                        continue;
+                    }
+                    return self.start_sync();
+                }
                 let fresh = state.layout.clone().filter(|_| state.layout_at.elapsed() < LAYOUT_TTL);
                 let Some(layout) = fresh else {
                     state.recovering = true;
@@ -542,7 +588,9 @@ impl ChunkWriter {
             }
             // What goes out for nothing has nobody who waits for it.
             let nothing = state.queue.body(counter).is_some_and(Body::is_nothing);
-            let worth_a_sync = (nothing || UNSTABLE_BYTES <= state.queue.acknowledged_bytes())
+            let worth_a_sync = (nothing
+                || state.gap.is_some()
+                || UNSTABLE_BYTES <= state.queue.acknowledged_bytes())
                 && state.syncing.is_none();
             (state.queue.has_unsent(), worth_a_sync)
         };
@@ -558,7 +606,7 @@ impl ChunkWriter {
     fn on_synced(self: &Arc<Self>, attempt: u64, upto: u64, reply: io::Result<Frame>) {
         let trouble = match reply.and_then(|frame| reply_of(&frame)) {
             Ok(DataReply::Synced { .. }) => {
-                let freed = {
+                let (freed, more) = {
                     let mut state = self.lock();
                     if state.attempt != attempt {
                         return;
@@ -566,10 +614,13 @@ impl ChunkWriter {
                     state.syncing = None;
                     state.moved_at = Instant::now();
                     state.troubled_since = None;
-                    state.queue.stable(upto)
+                    (state.queue.stable(upto), state.gap.is_some())
                 };
                 self.free(freed);
                 self.changed.notify_all();
+                if more {
+                    self.later(Job::Pump);
+                }
                 return;
             }
             Ok(DataReply::Failed(failure)) => Trouble::Failed(failure),
@@ -698,64 +749,6 @@ impl ChunkWriter {
         self.free(freed);
         self.changed.notify_all();
         self.pump();
-    }
-
-    /// Where to go on. An operation for which no server has room is refused first, it alone.
-    fn layout_after(&self, failure: Option<&Failure>) -> Result<(Arc<ChunkLayout>, u64)> {
-        let member = failure.and_then(|failure| failure.member);
-        let found = self.io.layout_to_write(self.ino, self.index, member);
-        let (Err(ClientError::NoSpace { reason }), Some(FailedMember { full: true, .. })) =
-            (&found, member)
-        else {
-            return found;
-        };
-        if let Some(counter) = failure.and_then(|failure| failure.counter) {
-            let freed = {
-                let mut state = self.lock();
-                state.troubled_since = None;
-                state.backoff.reset();
-                refuse(&mut state, counter, ClientError::NoSpace { reason: reason.clone() })
-            };
-            self.free(freed);
-            self.changed.notify_all();
-        }
-        self.io.layout_to_write(self.ino, self.index, None)
-    }
-
-    /// What was written and not acknowledged is lost to the caller: told once.
-    fn give_up(self: &Arc<Self>, error: ClientError) {
-        let gone = matches!(error, ClientError::Refused(NamespaceError::Stale));
-        if gone {
-            tracing::debug!(
-                ino = self.ino.0,
-                index = self.index,
-                "the file is gone: nothing to write to"
-            );
-        } else {
-            tracing::warn!(ino = self.ino.0, index = self.index, %error, see = error.page().map(tracing::field::display), "bytes given up");
-        }
-        let freed = {
-            let mut state = self.lock();
-            seal(&mut state);
-            let mut freed = 0;
-            for (counter, body, bytes) in state.queue.drain() {
-                freed += bytes;
-                if body.is_append() {
-                    state.appends.insert(counter, Err(error.clone()));
-                }
-            }
-            state.error.get_or_insert(error);
-            state.given_up += 1;
-            state.layout = None;
-            state.recovering = false;
-            state.syncing = None;
-            state.troubled_since = None;
-            state.backoff.reset();
-            state.attempt += 1;
-            freed
-        };
-        self.free(freed);
-        self.changed.notify_all();
     }
 
     /// For threads that must not wait.

@@ -22,7 +22,7 @@ use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError
 use dfs_core::time::WallTime;
 
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL, Patience, fill};
-use crate::chunk_writer::ChunkWriter;
+use crate::chunk_writer::{ChunkWriter, Refused};
 use crate::error::{ClientError, Kept, Result};
 use crate::readahead::Readahead;
 use crate::session::{Session, lock, spawn};
@@ -31,6 +31,8 @@ use commit::Until;
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
+/// A read is begun anew so often because somebody cut the file meanwhile; then it ends where the file ended last.
+const CUTS_SEEN_MAX: u32 = 32;
 /// Inline content of another client's file is believed for so long.
 const INLINE_FRESH: Duration = Duration::from_secs(1);
 /// What a file is made of does not change: any knowledge will do.
@@ -65,6 +67,8 @@ struct Pending {
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
+    /// Something was appended since the last commit: nobody but its servers knows where.
+    appended: bool,
     /// Bytes were given up: the file may end before `end`.
     lost: bool,
     /// The master may believe that this client writes.
@@ -100,9 +104,13 @@ pub struct FileState {
     /// One commit at a time.
     commit: Mutex<()>,
     inner: Mutex<Inner>,
+    refused: Arc<Refused>,
+    /// Held alone while chunks behind refused bytes are freed; shared by whoever puts something behind these.
+    freeing: RwLock<()>,
     readahead: Readahead,
     appends: Gathered,
     committing_late: AtomicBool,
+    nameless: AtomicBool,
 }
 
 impl std::fmt::Debug for FileState {
@@ -145,9 +153,12 @@ impl FileState {
                 error: Kept::default(),
                 touched: Instant::now(),
             }),
+            refused: Arc::default(),
+            freeing: RwLock::new(()),
             readahead: Readahead::default(),
             appends: Gathered::default(),
             committing_late: AtomicBool::new(false),
+            nameless: AtomicBool::new(false),
         })
     }
 
@@ -291,19 +302,39 @@ impl FileState {
         if reach(&attr) < wanted_end {
             attr = self.known_attr(END_FRESH)?;
         }
-        if attr.inline {
-            if let Some(read) = self.read_inline(offset, buf)? {
-                return Ok(read);
+        let mut layouts_are_new = false;
+        for rounds_left in (0..CUTS_SEEN_MAX).rev() {
+            if attr.inline {
+                if let Some(read) = self.read_inline(offset, buf)? {
+                    return Ok(read);
+                }
+                attr = self.refresh()?;
             }
-            attr = self.refresh()?;
+            let size = reach(&attr);
+            if size <= offset {
+                break;
+            }
+            let len = small((size - offset).min(buf.len() as u64));
+            let out = &mut buf[..len];
+            if self.read_chunks(&attr, offset, out, (size, ahead), &patience)? {
+                return Ok(len);
+            }
+            // Zeros are in the place of what nobody has. They are the file's if it still reaches so far, and nobody cut
+            // it or stored there meanwhile.
+            let now = self.refresh()?;
+            let is_the_same = match layouts_are_new {
+                true => now.cuts == attr.cuts,
+                false => now.change == attr.change && !now.writing,
+            };
+            let end = reach(&now).min(offset + len as u64);
+            if is_the_same && end == offset + len as u64 || rounds_left == 0 {
+                return Ok(small(end.saturating_sub(offset)));
+            }
+            self.io.forget_layouts(self.ino);
+            self.readahead.clear();
+            (attr, layouts_are_new) = (now, true);
         }
-        let size = reach(&attr);
-        if size <= offset {
-            return Ok(0);
-        }
-        let len = small((size - offset).min(buf.len() as u64));
-        self.read_chunks(&attr, offset, &mut buf[..len], (size, ahead), &patience)?;
-        Ok(len)
+        Ok(0)
     }
 
     /// `None`: the content is no longer inline.
@@ -337,6 +368,7 @@ impl FileState {
         Ok(Some(len))
     }
 
+    /// False: some of it is stored nowhere, and zeros are in its place.
     fn read_chunks(
         &self,
         attr: &Attr,
@@ -344,7 +376,7 @@ impl FileState {
         buf: &mut [u8],
         (size, ahead): (u64, Ahead),
         patience: &Patience,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         let chunk_size = attr.layout.chunk_size.max(1);
         self.settle(chunk_size, offset, buf.len() as u64)?;
         let may_fetch = |at: u64, len: u64| !self.is_pending(chunk_size, at, len);
@@ -352,7 +384,7 @@ impl FileState {
         if ahead == Ahead::Taken {
             self.readahead.on_read(&self.io, self.ino, chunk_size, (offset, len), size, &may_fetch);
         }
-        let mut done = 0;
+        let (mut done, mut whole) = (0, true);
         while done < buf.len() {
             let at = offset + done as u64;
             let taken = match ahead {
@@ -367,11 +399,11 @@ impl FileState {
             let within = at % chunk_size;
             let len = small(chunk_size - within).min(buf.len() - done);
             let out = &mut buf[done..done + len];
-            self.io.read_chunk(self.ino, at / chunk_size, within, out, patience)?;
+            whole &= self.io.read_chunk(self.ino, at / chunk_size, within, out, patience)?;
             self.io.asked_bytes.fetch_add(len as u64, Ordering::Relaxed);
             done += len;
         }
-        Ok(())
+        Ok(whole)
     }
 
     fn writers_of(&self, chunk_size: u64, offset: u64, len: u64) -> Vec<(u64, Arc<ChunkWriter>)> {
@@ -414,7 +446,7 @@ impl FileState {
         }
         let _open = self.shared();
         self.settle_appends();
-        self.tell_writer()?;
+        self.tell_write()?;
         let attr = self.known_attr(LAYOUT_KNOWN)?;
         appends_only(&attr)?;
         self.readahead.clear();
@@ -451,15 +483,14 @@ impl FileState {
         let extents = {
             let mut inner = self.lock();
             // So that nobody puts more there.
-            self.writer_in(&mut inner, 0);
+            self.writer_in(&mut inner, 0, attr.layout.chunk_size);
             std::mem::take(&mut inner.pending.inline)
         };
         let held = extents.bytes();
-        for (offset, extent) in extents.iter() {
-            self.write_chunks(attr, offset, extent)?;
-        }
+        let mut extents = extents.iter();
+        let left = extents.try_for_each(|(offset, extent)| self.write_chunks(attr, offset, extent));
         self.io.budget.give_back(held);
-        Ok(())
+        left
     }
 
     /// `attr`: as it was known before.
@@ -472,12 +503,24 @@ impl FileState {
             let len = small(chunk_size - within).min(rest.len()).min(WRITE_PIECE);
             let (piece, later) = rest.split_at(len);
             self.take_room(len as u64)?;
-            let writer = {
-                let mut inner = self.lock();
-                inner.pending.marked = true;
-                self.writer_in(&mut inner, at / chunk_size)
+            let writer = loop {
+                let writer = {
+                    let mut inner = self.lock();
+                    inner.pending.marked = true;
+                    self.writer_in(&mut inner, at / chunk_size, chunk_size)
+                };
+                let taken = {
+                    let _none_freed = self.nothing_freed();
+                    writer.write(within, piece)
+                };
+                if taken {
+                    break writer;
+                }
+                if let Err(error) = self.tell_refused() {
+                    self.io.budget.give_back(len as u64);
+                    return Err(error);
+                }
             };
-            writer.write(within, piece);
             {
                 // After it is on its way: a commit that begins now must not log a size ahead of the bytes.
                 let mut inner = self.lock();
@@ -486,7 +529,7 @@ impl FileState {
             }
             // A full disk is told to the writer at once, not only to whoever syncs.
             self.keep(writer.take_error_now());
-            self.tell_writer()?;
+            self.tell_write()?;
             at += len as u64;
             rest = later;
         }
@@ -508,11 +551,10 @@ impl FileState {
         inner.touched = Instant::now();
     }
 
-    fn writer_in(&self, inner: &mut Inner, index: u64) -> Arc<ChunkWriter> {
-        let writer = inner
-            .writers
-            .entry(index)
-            .or_insert_with(|| ChunkWriter::new(&self.io, self.ino, index));
+    fn writer_in(&self, inner: &mut Inner, index: u64, chunk_size: u64) -> Arc<ChunkWriter> {
+        let writer = inner.writers.entry(index).or_insert_with(|| {
+            ChunkWriter::new(&self.io, self.ino, (index, chunk_size), &self.refused)
+        });
         Arc::clone(writer)
     }
 
@@ -550,6 +592,29 @@ impl FileState {
     /// The last open in this session is gone.
     pub(crate) fn closed(&self) {
         self.readahead.forget();
+    }
+
+    pub(crate) fn lost_last_name(&self) {
+        self.nameless.store(true, Ordering::Release);
+    }
+
+    /// Drops what waits to be sent or logged, if bytes of it were lost and it has no name. Called when nobody has it
+    /// open. Waits for nobody.
+    pub(crate) fn discard_if_refused(&self) {
+        // Records on their way have a thread that waits for their answer.
+        if !self.nameless.load(Ordering::Acquire) || self.appends.are_pending() {
+            return;
+        }
+        let held = {
+            let mut inner = self.lock();
+            if inner.error.is_empty() {
+                return;
+            }
+            inner.error = Kept::default();
+            std::mem::take(&mut inner.pending).inline.bytes()
+        };
+        self.io.budget.give_back(held);
+        self.retire_writers();
     }
 
     /// Forgets chunks with nothing pending, so that a large file does not keep an object for each.

@@ -298,13 +298,14 @@ impl MasterLink {
                         let reason = "the master is warming up: it began anew, and the chunkservers have yet to tell what they hold";
                         let give_up = ClientError::ChunkUnavailable {
                             reason: reason.to_owned(),
-                            waited: wait,
+                            waited: began.elapsed(),
                         };
                         (u64::from(retry_after_ms), give_up)
                     }
-                    MetaFailure::Busy { retry_after_ms } => {
-                        (u64::from(retry_after_ms), ClientError::MasterSilent { waited: wait })
-                    }
+                    MetaFailure::Busy { retry_after_ms } => (
+                        u64::from(retry_after_ms),
+                        ClientError::MasterSilent { waited: began.elapsed() },
+                    ),
                     MetaFailure::Unavailable { reason, retry_after_ms } => {
                         if SILENCE_TOLD < began.elapsed()
                             && !self.wait_told.swap(true, Ordering::AcqRel)
@@ -318,7 +319,7 @@ impl MasterLink {
                         }
                         (
                             u64::from(retry_after_ms),
-                            ClientError::ChunkUnavailable { reason, waited: wait },
+                            ClientError::ChunkUnavailable { reason, waited: began.elapsed() },
                         )
                     }
                 },
@@ -353,7 +354,9 @@ impl MasterLink {
             if wait <= began.elapsed() {
                 return Err(give_up);
             }
-            std::thread::sleep(Duration::from_millis(pause_ms.clamp(1, 1000)));
+            // A last attempt is made when the wait is over, not a pause later.
+            let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(pause_ms.clamp(1, 1000)).min(left));
         }
     }
 
@@ -407,14 +410,24 @@ impl MasterLink {
 
     pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {
         let op = self.op();
-        match self.call(&MetaCall::Truncate { op: op.number, ino, size })? {
+        self.attr_after("truncate", &MetaCall::Truncate { op: op.number, ino, size })
+    }
+
+    /// Frees chunks `first..` that lie wholly behind the logged size, unless somebody else writes the file.
+    pub(crate) fn free_unlogged(&self, ino: InodeNo, first: u64) -> Result<Attr> {
+        let op = self.op();
+        self.attr_after("freeing chunks", &MetaCall::FreeUnlogged { op: op.number, ino, first })
+    }
+
+    fn attr_after(&self, what: &str, call: &MetaCall) -> Result<Attr> {
+        match self.call(call)? {
             MetaReply::Outcome(outcome) => match accepted(outcome)? {
                 Outcome::Attr(attr) | Outcome::Entry { attr, .. } => Ok(attr),
-                other => Err(ClientError::Protocol {
-                    reason: format!("truncate was answered {other:?}"),
-                }),
+                other => {
+                    Err(ClientError::Protocol { reason: format!("{what} was answered {other:?}") })
+                }
             },
-            other => Err(unexpected("truncate", &other)),
+            other => Err(unexpected(what, &other)),
         }
     }
 

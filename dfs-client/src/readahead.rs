@@ -142,6 +142,8 @@ impl Readahead {
             }
         }
         let worked = match &*fetched {
+            // What is stored nowhere is looked at again by whoever reads it.
+            Fetched::Bytes(bytes) if bytes.len() < from + have => false,
             Fetched::Bytes(bytes) => {
                 fill(&mut out[..have], bytes.get(from..).unwrap_or_default());
                 true

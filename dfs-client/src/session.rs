@@ -289,7 +289,23 @@ impl Session {
     /// # Errors
     /// See [`ClientError`].
     pub fn change(&self, change: Change) -> Result<Outcome> {
-        self.link.change(change)
+        let outcome = self.link.change(change)?;
+        if let Outcome::Unlinked { ino, nlink: 0 } | Outcome::Renamed { replaced: Some(ino), .. } =
+            outcome
+            && let Some(file) = self.known_file(ino)
+        {
+            file.lost_last_name();
+            self.discard_refused(&file);
+        }
+        Ok(outcome)
+    }
+
+    /// What is left of a file whose writers were told that bytes are lost, that nobody here has open and that nobody can
+    /// open any more, is not worth waiting for servers.
+    fn discard_refused(&self, file: &FileState) {
+        if !self.link.is_open(file.ino()) {
+            file.discard_if_refused();
+        }
     }
 
     /// Creates a file as `change` says. Open until [`Self::release`] if it was created; one that was there is not.
@@ -376,6 +392,7 @@ impl Session {
             && let Some(file) = self.known_file(ino)
         {
             file.closed();
+            self.discard_refused(&file);
         }
         self.pending_errands.fetch_add(1, Ordering::AcqRel);
         let nonce = self.link.nonce();

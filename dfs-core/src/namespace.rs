@@ -156,6 +156,7 @@ pub struct Attr {
 }
 
 impl Inode {
+    /// What the inode itself knows; [`crate::meta::attr_of`] knows of a truncation under way.
     #[must_use]
     pub fn attr(&self, ino: InodeNo) -> Attr {
         let (inline, writing, allocated_bytes) = match &self.body {

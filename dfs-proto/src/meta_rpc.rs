@@ -115,6 +115,13 @@ pub enum MetaCall {
         ino: InodeNo,
         size: u64,
     },
+    /// Frees chunks `first..` of a file that lie wholly behind its logged size, unless somebody else writes the file: the
+    /// bytes there may be theirs. Exactly once per op; answers the attributes.
+    FreeUnlogged {
+        op: u64,
+        ino: InodeNo,
+        first: u64,
+    },
     /// Takes or tests a lock; `wait` holds the answer back until it is granted or `wait_ms` passed (`Locked`).
     SetLock {
         op: u64,
@@ -304,6 +311,7 @@ wire_enum!(MetaCall {
     31 = Layouts { ino, first, max },
     32 = Truncate { op, ino, size },
     33 = Cuts { ino },
+    34 = FreeUnlogged { op, ino, first },
     40 = SetLock { op, ino, owner, start, end, kind, pid, wait_ms },
     41 = TestLock { ino, owner, start, end, kind },
 });

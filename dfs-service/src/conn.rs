@@ -75,19 +75,24 @@ impl ClusterKey {
         if mode & 0o007 != 0 {
             return Err(bad(&format!("mode {:o} lets others read it: chmod 600", mode & 0o777)));
         }
-        let digits = text.trim_ascii();
+        Self::from_hex(text.trim_ascii())
+            .ok_or_else(|| bad("expected 64 hexadecimal digits, as `openssl rand -hex 32` prints"))
+    }
+
+    /// The key of 64 hexadecimal digits; none if it is anything else.
+    #[must_use]
+    pub fn from_hex(digits: &str) -> Option<Self> {
         // `from_str_radix` alone would take "+f", too.
         if digits.len() != 64 || !digits.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-            return Err(bad("expected 64 hexadecimal digits, as `openssl rand -hex 32` prints"));
+            return None;
         }
         let mut key = [0; 32];
         for (byte, pair) in key.iter_mut().zip(digits.as_bytes().chunks(2)) {
             *byte = std::str::from_utf8(pair)
                 .ok()
-                .and_then(|pair| u8::from_str_radix(pair, 16).ok())
-                .ok_or_else(|| bad("expected 64 hexadecimal digits"))?;
+                .and_then(|pair| u8::from_str_radix(pair, 16).ok())?;
         }
-        Ok(Self(key))
+        Some(Self(key))
     }
 
     /// Reads `path`, or makes it (mode 0600) with a random key if it does not exist.
@@ -150,6 +155,15 @@ impl Door {
             2 => Some(Self::Control),
             _ => None,
         }
+    }
+}
+
+/// What a server or the transport said, for people: a [`tonic::Status`] shows itself as a program's value.
+#[must_use]
+pub fn said(status: &tonic::Status) -> String {
+    match status.message() {
+        "" => status.code().to_string(),
+        message => message.to_owned(),
     }
 }
 
@@ -574,6 +588,19 @@ impl AsyncWrite for ControlStream {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
     }
+}
+
+/// Runs what a server does at its control door: on two threads, on one where there is but one core.
+///
+/// # Errors
+/// The kernel's.
+pub fn control_runtime() -> io::Result<tokio::runtime::Runtime> {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(cores.min(2))
+        .thread_name("control")
+        .enable_all()
+        .build()
 }
 
 /// The control door's connections, for `serve_with_incoming`.

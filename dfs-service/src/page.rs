@@ -1,6 +1,7 @@
 //! Which section of the operator's manual helps with which trouble. Every message about trouble names one.
 
 use std::fmt;
+use std::io::{self, ErrorKind};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Page {
@@ -47,6 +48,13 @@ impl Page {
         Self::Fsck,
     ];
 
+    /// Which one helps whose own disk answered `error`; `None` if that says nothing.
+    #[must_use]
+    pub fn of_disk(error: &io::Error) -> Option<Self> {
+        let is_full = matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded);
+        is_full.then_some(Self::FullDisk)
+    }
+
     /// What all of them begin with.
     pub const FILE: &str = "docs/operations.md";
 
@@ -71,6 +79,14 @@ impl Page {
             Self::ClientSilent => "a-client-is-silent",
             Self::Fsck => "fsck-finds-something",
         }
+    }
+}
+
+impl Page {
+    /// This page, unless `said` names one already: that is nearer to the cause.
+    #[must_use]
+    pub fn unless_named(self, said: &str) -> Option<Self> {
+        (!said.contains(Self::FILE)).then_some(self)
     }
 }
 

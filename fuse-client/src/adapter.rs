@@ -403,18 +403,25 @@ impl Filesystem for Adapter {
         &self,
         req: &Request,
         node: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         offset: u64,
         size: u32,
         flags: fuser::OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        let direct = OpenFlags(flags.0).has(libc::O_DIRECT);
-        let operation = Operation::Read { ino: ino(node), offset, len: size, direct };
-        self.answer(req, operation, &[], |answer| match answer {
-            Reply::Data(buffer) => reply.data(buffer.as_slice()),
-            other => reply.error(failure(other)),
+        let flags = OpenFlags(flags.0);
+        // What is opened so has no pages that it could be behind with.
+        let direct = flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes();
+        let (ino, open) = (ino(node), OpenId::from_bits(fh.0));
+        let operation = Operation::Read { ino, open, offset, len: size, direct };
+        let under_way = self.fs.begin_read(ino, offset);
+        self.answer(req, operation, &[], move |answer| {
+            match answer {
+                Reply::Data(buffer) => reply.data(buffer.as_slice()),
+                other => reply.error(failure(other)),
+            }
+            drop(under_way);
         });
     }
 

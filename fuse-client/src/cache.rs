@@ -2,11 +2,13 @@
 //!
 //! Two small tables, both disposable: losing an entry costs a re-read, never a wrong answer.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use dfs_client::error::OpenId;
 use dfs_core::ids::InodeNo;
 
 /// Lifetimes of what the kernel caches. A name that is not there is never cached.
@@ -24,33 +26,78 @@ impl Default for Lifetimes {
 
 /// The change number at which each inode's pages in the kernel's cache were begun (DECISIONS 3).
 ///
-/// Pages read later hold what is at least as new, so an equal number at an open means that nothing moved since.
+/// Pages read later hold what is at least as new, so an equal number at an open means that nothing moved since. The kernel
+/// drops pages when it has the answer to an open, not before: until the file that was opened is used, another open must
+/// not count on it.
 #[derive(Debug)]
 pub struct PageVersions {
     table: Mutex<Bounded<InodeNo, u64>>,
+    /// Opens with whose answers pages are dropped, and at which change number: until they are used, or released.
+    dropping: Mutex<BTreeMap<OpenId, (InodeNo, u64)>>,
+    /// How many these are.
+    droppings: AtomicUsize,
 }
 
 impl PageVersions {
     #[must_use]
     pub fn new(entries_max: usize) -> Self {
-        Self { table: Mutex::new(Bounded::new(entries_max)) }
+        Self {
+            table: Mutex::new(Bounded::new(entries_max)),
+            dropping: Mutex::default(),
+            droppings: AtomicUsize::new(0),
+        }
     }
 
-    /// For an inode found at `change`: whether what is cached may stay. If not, the caller drops it now. `only_here`
-    /// says whether all changes since a number were this mount's own: those are in its pages.
+    /// For an inode found at `change`: whether what is cached may stay. If not, the caller drops it and says so:
+    /// [`Self::dropping_with`], [`Self::dropped`]. `only_here` says whether all changes since a number were this mount's
+    /// own: those are in its pages.
     pub fn may_keep(&self, ino: InodeNo, change: u64, only_here: impl Fn(u64) -> bool) -> bool {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.table);
         let keep = table.get(&ino).is_some_and(|begun| *begun == change || only_here(*begun));
-        table.insert(ino, change);
+        if keep {
+            table.insert(ino, change);
+        }
         keep
+    }
+
+    /// The pages go when the kernel has the answer to `open`.
+    pub fn dropping_with(&self, open: OpenId, ino: InodeNo, change: u64) {
+        let mut dropping = lock(&self.dropping);
+        dropping.insert(open, (ino, change));
+        self.droppings.store(dropping.len(), Ordering::Release);
+    }
+
+    /// The kernel does something with `open`: it had the answer.
+    pub fn used(&self, open: OpenId) {
+        if self.droppings.load(Ordering::Acquire) == 0 {
+            return;
+        }
+        let mut dropping = lock(&self.dropping);
+        if let Some((ino, change)) = dropping.remove(&open) {
+            self.droppings.store(dropping.len(), Ordering::Release);
+            self.dropped(ino, change);
+        }
+    }
+
+    /// There are no pages from before `change`.
+    pub fn dropped(&self, ino: InodeNo, change: u64) {
+        let mut table = lock(&self.table);
+        if table.get(&ino).is_none_or(|begun| *begun < change) {
+            table.insert(ino, change);
+        }
+    }
+
+    /// Nothing that is cached of it may stay.
+    pub fn forget(&self, ino: InodeNo) {
+        let mut dropping = lock(&self.dropping);
+        dropping.retain(|_, (of, _)| *of != ino);
+        self.droppings.store(dropping.len(), Ordering::Release);
+        lock(&self.table).remove(&ino);
     }
 }
 
-impl PageVersions {
-    /// Nothing that is cached of it may stay.
-    pub fn forget(&self, ino: InodeNo) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).remove(&ino);
-    }
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The size that the kernel has of each inode, at most.
@@ -71,12 +118,12 @@ impl KernelSizes {
 
     /// It is told `size` in an answer.
     pub fn told(&self, ino: InodeNo, size: u64) {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner).insert(ino, size);
+        lock(&self.table).insert(ino, size);
     }
 
     /// It may be told `size`, or finds out by itself that the file reaches so far.
     pub fn reaches(&self, ino: InodeNo, size: u64) {
-        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut table = lock(&self.table);
         let known = table.get(&ino).copied().unwrap_or(0);
         table.insert(ino, known.max(size));
     }
@@ -84,7 +131,7 @@ impl KernelSizes {
     /// Whether it may believe that the file is longer than `size`.
     #[must_use]
     pub fn may_exceed(&self, ino: InodeNo, size: u64) -> bool {
-        let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = lock(&self.table);
         table.get(&ino).is_some_and(|known| size < *known)
     }
 }
@@ -112,7 +159,7 @@ impl<K: Eq + Hash> Hints<K> {
     }
 
     pub fn add(&self, key: K) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut inner = lock(&self.inner);
         if inner.held.len() < self.entries_max {
             inner.held.insert(key);
         } else {
@@ -121,19 +168,19 @@ impl<K: Eq + Hash> Hints<K> {
     }
 
     pub fn remove(&self, key: &K) {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner).held.remove(key);
+        lock(&self.inner).held.remove(key);
     }
 
     /// False only if it was never added, or removed since.
     #[must_use]
     pub fn may_hold(&self, key: &K) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = lock(&self.inner);
         inner.overflown || inner.held.contains(key)
     }
 
     #[must_use]
     pub fn is_surely_empty(&self) -> bool {
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let inner = lock(&self.inner);
         inner.held.is_empty() && !inner.overflown
     }
 }
@@ -203,26 +250,54 @@ mod tests {
 
     const A: InodeNo = InodeNo(10);
 
+    fn kept(pages: &PageVersions, change: u64, only_here: impl Fn(u64) -> bool) -> bool {
+        let keep = pages.may_keep(A, change, only_here);
+        if !keep {
+            pages.dropped(A, change);
+        }
+        keep
+    }
+
     #[test]
     fn pages_are_kept_only_under_an_equal_change_number() {
         let pages = PageVersions::new(4);
         let foreign = |_| false;
-        assert!(!pages.may_keep(A, 5, foreign), "nothing is known at first");
-        assert!(pages.may_keep(A, 5, foreign));
-        assert!(!pages.may_keep(A, 6, foreign));
-        assert!(
-            !pages.may_keep(A, 5, foreign),
-            "numbers only rise, but a wrong one must not match"
-        );
+        assert!(!kept(&pages, 5, foreign), "nothing is known at first");
+        assert!(kept(&pages, 5, foreign));
+        assert!(!kept(&pages, 6, foreign));
+        assert!(!kept(&pages, 5, foreign), "numbers only rise, but a wrong one must not match");
     }
 
     #[test]
     fn pages_are_kept_over_changes_of_this_mount_alone() {
         let pages = PageVersions::new(4);
-        assert!(!pages.may_keep(A, 5, |_| true), "what was never cached cannot be kept");
-        assert!(pages.may_keep(A, 8, |since| 5 <= since));
-        assert!(!pages.may_keep(A, 11, |since| 9 <= since));
-        assert!(pages.may_keep(A, 12, |since| 9 <= since), "begun anew at 11");
+        assert!(!kept(&pages, 5, |_| true), "what was never cached cannot be kept");
+        assert!(kept(&pages, 8, |since| 5 <= since));
+        assert!(!kept(&pages, 11, |since| 9 <= since));
+        assert!(kept(&pages, 12, |since| 9 <= since), "begun anew at 11");
+    }
+
+    #[test]
+    fn an_open_that_drops_pages_counts_when_it_is_used() {
+        let pages = PageVersions::new(4);
+        let (one, other) = (OpenId::new(1, false), OpenId::new(2, false));
+        let keeps = |change| pages.may_keep(A, change, |_| false);
+        pages.dropping_with(one, A, 5);
+        assert!(!keeps(5), "the kernel may not have the answer yet");
+        pages.used(other);
+        assert!(!keeps(5));
+        pages.used(one);
+        assert!(keeps(5));
+        // The later one is used first.
+        pages.dropping_with(one, A, 6);
+        pages.dropping_with(other, A, 7);
+        pages.used(other);
+        pages.used(one);
+        assert!(keeps(7) && !keeps(6));
+        pages.dropping_with(one, A, 8);
+        pages.forget(A);
+        pages.used(one);
+        assert!(!keeps(7) && !keeps(8));
     }
 
     #[test]
@@ -230,6 +305,7 @@ mod tests {
         let pages = PageVersions::new(2);
         for ino in 1..=3 {
             assert!(!pages.may_keep(InodeNo(ino), 1, |_| false));
+            pages.dropped(InodeNo(ino), 1);
         }
         assert!(pages.may_keep(InodeNo(3), 1, |_| false));
         assert!(!pages.may_keep(InodeNo(1), 1, |_| false));

@@ -1,6 +1,6 @@
 //! The file system behind the seam: what each operation of the kernel means in calls of dfs-client.
 //!
-//! Knows no transport and keeps no table of kernel ids: a node id is an inode number, a file handle says nothing,
+//! Knows no transport and keeps no table of kernel ids: a node id is an inode number, a file handle the number of an open,
 //! directory offsets are the master's cookies, opens are counted by the session. What it does keep (change numbers
 //! of cached pages, hints about locks, prefetched entries) may be lost at any time. Any thread may call it.
 
@@ -10,6 +10,7 @@ mod directories;
 mod locked;
 mod locks;
 mod names;
+pub(crate) mod reads;
 mod releases;
 
 use std::fmt;
@@ -67,6 +68,7 @@ pub struct FileSystem {
     sizes: KernelSizes,
     locked: locked::Locked,
     releases: releases::Releases,
+    reads: Arc<reads::Reads>,
     /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
     unsynced: Hints<InodeNo>,
     listings: directories::Listings,
@@ -96,6 +98,7 @@ impl FileSystem {
             opens: std::sync::atomic::AtomicU64::new(1),
             locked: locked::Locked::new(HINTS_MAX),
             releases: releases::Releases::default(),
+            reads: Arc::default(),
             unsynced: Hints::new(HINTS_MAX),
             listings: directories::Listings::default(),
             whole_write_max: std::sync::atomic::AtomicUsize::new(usize::MAX),
@@ -178,7 +181,9 @@ impl FileSystem {
                 self.create(caller, parent, name, mode, umask, flags)
             }
             Operation::Open { ino, flags } => self.open(caller, ino, flags),
-            Operation::Read { ino, offset, len, direct } => self.read(ino, offset, len, direct),
+            Operation::Read { ino, open, offset, len, direct } => {
+                self.read((ino, open), offset, len, direct)
+            }
             Operation::Write { ino, offset, flags, from_page_cache, kill_priv } => {
                 self.write(ino, offset, &payload, flags, from_page_cache, kill_priv)
             }
@@ -231,6 +236,11 @@ impl FileSystem {
     fn attr_reply(&self, attr: Attr) -> Reply {
         self.sizes.told(attr.ino, attr.size);
         Reply::Attr { attr, ttl: self.options.lifetimes.attr }
+    }
+
+    /// A read has been taken from the kernel's queue; kept until it is answered.
+    pub(crate) fn begin_read(&self, ino: InodeNo, offset: u64) -> reads::ReadUnderWay {
+        self.reads.begin(ino, offset)
     }
 
     fn drop_kernel_attributes(&self, ino: InodeNo) {

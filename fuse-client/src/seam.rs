@@ -111,9 +111,10 @@ pub enum Operation {
         ino: InodeNo,
         flags: OpenFlags,
     },
-    /// `direct`: `O_DIRECT`, which asks for what is there now.
+    /// `direct`: `O_DIRECT`, or an append, which ask for what is there now.
     Read {
         ino: InodeNo,
+        open: OpenId,
         offset: u64,
         len: u32,
         direct: bool,

@@ -77,6 +77,8 @@ pub fn run(master: &Arc<Master>, shutdown: &Shutdown) {
     let mut snapshot_at = master.group.snapshot_index().unwrap_or(0);
     let mut round: u64 = 0;
     let mut trash_from = 0;
+    // Where none could be read, the start itself wrote one.
+    say_removed(master);
     while !shutdown.wait_for(TICK) {
         round += 1;
         if round.is_multiple_of(4) {
@@ -258,13 +260,24 @@ fn end_refused(master: &Arc<Master>) {
     }
 }
 
+fn say_removed(master: &Master) {
+    for error in master.group.take_removed_snapshots() {
+        master.notice(format!(
+            "a damaged snapshot was removed, a newer one has all that it had: {error}; see {}",
+            error.page()
+        ));
+    }
+}
+
 fn snapshot(master: &Arc<Master>) {
-    match master.group.snapshot() {
+    let written = master.group.snapshot();
+    say_removed(master);
+    match written {
         Ok(info) => tracing::info!(?info, "snapshot written and read back"),
         Err(error) => {
             return master.notice(format!(
                 "snapshot failed, the log is kept: {error}; see {}",
-                Page::DamagedLog
+                error.page()
             ));
         }
     }

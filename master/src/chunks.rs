@@ -25,7 +25,7 @@ use crate::reconfigure::PROMISE_MAX;
 use crate::state::{Master, accepted, lock, now};
 
 /// How long a request for a layout to write waits here before it is told to ask again.
-const LAYOUT_WAIT: Duration = Duration::from_secs(2);
+const LAYOUT_WAIT: Duration = Duration::from_millis(450);
 /// A write layout given out longer ago is no longer used: clients refetch after 5 s.
 pub const WRITE_LAYOUT_MS: u64 = 10_000;
 /// As long as a client waits for servers by default.
@@ -216,7 +216,7 @@ impl Master {
             match self.reconfigure(chunk, None) {
                 Ok(()) => {}
                 Err(reason) if deadline < Instant::now() => {
-                    return Err(MetaFailure::Unavailable { reason, retry_after_ms: 200 });
+                    return Err(MetaFailure::Unavailable { reason, retry_after_ms: 50 });
                 }
                 Err(_) => self.changed.wait(seen, Duration::from_millis(100)),
             }

@@ -284,6 +284,17 @@ impl Clients {
         (self.marked.remove(&ino) || all_known) && self.clearing.insert(ino)
     }
 
+    /// Whether nobody but `client` may have written bytes of `ino` that are not logged; `None` if that is not known yet.
+    /// `all_known` as for [`Self::done_writing`].
+    #[must_use]
+    pub fn writes_alone(&self, client: ClientId, ino: InodeNo, all_known: bool) -> Option<bool> {
+        let others = self.writers.get(&ino).into_iter().flatten().any(|writer| *writer != client);
+        if others || self.unsettled.contains(&ino) {
+            return Some(false);
+        }
+        (all_known || self.marked.contains(&ino)).then_some(true)
+    }
+
     pub fn end_clearing(&mut self, ino: InodeNo) {
         self.clearing.remove(&ino);
     }
@@ -388,6 +399,22 @@ mod tests {
         assert!(clients.begin_writing(B, INO));
         clients.mark(INO);
         assert!(clients.done_writing(B, INO, false));
+    }
+
+    #[test]
+    fn a_client_writes_alone_if_all_who_may_write_are_known_and_nobody_else_does() {
+        let mut clients = Clients::default();
+        assert_eq!(clients.writes_alone(A, INO, true), Some(true));
+        assert!(clients.begin_writing(A, INO));
+        assert_eq!(clients.writes_alone(A, INO, false), None, "one may be of the reign before");
+        clients.mark(INO);
+        assert_eq!(clients.writes_alone(A, INO, false), Some(true));
+        assert!(clients.begin_writing(B, INO));
+        assert_eq!(clients.writes_alone(A, INO, true), Some(false));
+        clients.end(B);
+        assert_eq!(clients.writes_alone(A, INO, true), Some(false), "it is not settled");
+        clients.settled(INO);
+        assert_eq!(clients.writes_alone(A, INO, true), Some(true));
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod log_store;
 mod machine;
 mod network;
 mod proposer;
+mod reconcile;
 pub mod snapshot_files;
 mod types;
 
@@ -31,21 +32,20 @@ use std::future::Future;
 use std::io;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::{BasicNode, Config, Raft, ServerState, SnapshotPolicy};
 
 use crate::journal::disk::LogFile;
-use crate::journal::{
-    Cut, DurableSegment, Journal, JournalConfig, JournalError, OnFailure, Position, SavedVote,
-};
+use crate::journal::{Cut, DurableSegment, Journal, JournalConfig, JournalError, OnFailure};
 use driver::Driver;
 use log_store::LogStore;
 use machine::Machine;
 use proposer::Proposer;
-use snapshot_files::{SnapshotError, SnapshotFiles, SnapshotInfo, SnapshotReader};
+use reconcile::reconcile;
+use snapshot_files::{SnapshotError, SnapshotFiles, SnapshotInfo};
 use types::TypeConfig;
 
 /// What a store has applied. All of it is kept in the transaction that applies, so that after a
@@ -134,9 +134,43 @@ pub enum GroupError {
     /// The log does not open.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// A snapshot that is needed cannot be read.
+    /// The snapshots' directory or the store refuses, or a newer version of this program has to be used.
     #[error(transparent)]
     Snapshot(#[from] SnapshotError),
+    /// The store ends before the log begins, and what would close the gap cannot be read.
+    #[error("{error}; {}, but the log begins behind entry {purged}: make the directory again with `dfs master restore`, --accept-loss does not help", end_of_store(*.applied))]
+    SnapshotNeeded {
+        /// What is wrong with the newest one.
+        error: SnapshotError,
+        /// Index the store has applied.
+        applied: Option<u64>,
+        /// Index up to which the log is purged.
+        purged: u64,
+    },
+    /// A whole snapshot has entries that neither log nor store have: something durable is gone. Opening with
+    /// `accept_loss` goes on from the snapshot.
+    #[error("{} has entry {index}, and log and store end at entry {end}: make the directory again with `dfs master restore`, or go on from this snapshot with --accept-loss", file.display())]
+    BehindSnapshot {
+        /// The snapshot.
+        file: PathBuf,
+        /// The last entry it includes.
+        index: u64,
+        /// The last entry that log or store has; 0: none.
+        end: u64,
+    },
+    /// The same, and it cannot be read. Opening with `accept_loss` goes on without, if there is anything else.
+    #[error("{error}; it had entry {index}, and {}", match .end {
+        0 => "nothing else is left: make the directory again with `dfs master restore`, --accept-loss does not help".to_owned(),
+        end => format!("log and store end at entry {end}: make the directory again with `dfs master restore`, or go on without what is missing with --accept-loss"),
+    })]
+    BehindDamagedSnapshot {
+        /// What is wrong with it.
+        error: SnapshotError,
+        /// The last entry it included, as its name says.
+        index: u64,
+        /// The last entry that log or store has; 0: none.
+        end: u64,
+    },
     /// The log ends before what the store has applied, so something durable is gone. Opening with
     /// `accept_loss` goes on with the store's state.
     #[error("{}, but the store has applied entry {applied}", end_of(*.last))]
@@ -157,7 +191,7 @@ pub enum GroupError {
         began_after: u64,
     },
     /// The store ends before the log begins, and no snapshot closes the gap.
-    #[error("{}, but the log begins behind entry {purged}", .applied.map_or_else(|| "the store is empty".to_owned(), |index| format!("the store ends at entry {index}")))]
+    #[error("{}, but the log begins behind entry {purged}", end_of_store(*.applied))]
     StoreBehindLog {
         /// Index the store has applied.
         applied: Option<u64>,
@@ -182,6 +216,13 @@ fn end_of(last: Option<u64>) -> String {
     )
 }
 
+fn end_of_store(applied: Option<u64>) -> String {
+    applied.map_or_else(
+        || "the store is empty".to_owned(),
+        |index| format!("the store ends at entry {index}"),
+    )
+}
+
 impl GroupError {
     /// Which section of the manual helps.
     #[must_use]
@@ -189,11 +230,15 @@ impl GroupError {
         match self {
             Self::Journal(JournalError::Newer { .. }) => Some(Page::DirectoryRefused),
             Self::Journal(JournalError::Damaged { .. } | JournalError::NothingLeft { .. })
-            | Self::Snapshot(_)
             | Self::LogBehindStore { .. }
             | Self::StoreBehindLog { .. }
+            | Self::BehindSnapshot { .. }
             | Self::GroupState(_) => Some(Page::DamagedLog),
             Self::LogGone { .. } => Some(Page::DirectoryLost),
+            Self::Snapshot(error)
+            | Self::SnapshotNeeded { error, .. }
+            | Self::BehindDamagedSnapshot { error, .. } => Some(error.page()),
+            Self::Journal(JournalError::Io { source, .. }) => Page::of_disk(source),
             Self::Journal(_) | Self::Runtime(_) | Self::Raft(_) => None,
         }
     }
@@ -296,7 +341,8 @@ impl Group {
     pub fn open(config: GroupConfig, applier: impl Applier) -> Result<Self, GroupError> {
         let GroupConfig { dir, node_id, accept_loss, journal } = config;
         let files = SnapshotFiles::open(&dir.join("snapshots"))?;
-        let may_begin_anew = applier.applied().is_some() || !files.paths()?.is_empty();
+        // All of them are read only if it matters: nothing is cut away for the sake of one that is damaged itself.
+        let may_begin_anew = accept_loss && (applier.applied().is_some() || files.has_whole()?);
         let journal = JournalConfig { accept_loss, may_begin_anew, ..journal };
         let journal = Journal::open(&dir.join("log"), journal)?;
         let machine = Machine::new(Box::new(applier), files);
@@ -418,6 +464,11 @@ impl Group {
         Ok(info)
     }
 
+    /// What was wrong with snapshots that were removed as damaged since the last call.
+    pub fn take_removed_snapshots(&self) -> Vec<SnapshotError> {
+        self.inner.machine.files().take_removed()
+    }
+
     /// Purges the log up to `index`, but never beyond what the older of the newest two snapshots
     /// includes, after reading both back. Returns up to where the log is purged now. Blocks.
     ///
@@ -453,10 +504,6 @@ impl Group {
     /// # Errors
     /// What kept a file from being opened.
     pub fn copy_sources(&self) -> io::Result<Vec<CopySource>> {
-        let segments = match &*self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(journal) => journal.durable_segments()?,
-            None => return Ok(Vec::new()),
-        };
         let mut sources = Vec::new();
         let paths =
             self.inner.machine.files().paths().map_err(|e| io::Error::other(e.to_string()))?;
@@ -470,6 +517,11 @@ impl Group {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
             sources.push(CopySource { name, bytes, file: SourceFile::Snapshot(file) });
         }
+        // After the snapshots: a log that ends before one of them would look as if it had been cut.
+        let segments = match &*self.inner.journal.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(journal) => journal.durable_segments()?,
+            None => return Ok(Vec::new()),
+        };
         sources.extend(segments.into_iter().map(|DurableSegment { name, file, bytes }| {
             CopySource { name, bytes, file: SourceFile::Segment(file) }
         }));
@@ -498,93 +550,6 @@ impl Drop for Inner {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// Makes log, store and snapshots agree before openraft sees them. Returns the index of the last entry, 0 if there is none.
-fn reconcile(
-    journal: &Journal,
-    machine: &Machine,
-    node_id: u64,
-    accept_loss: bool,
-) -> Result<u64, GroupError> {
-    let mut applied = machine.applied().map_err(GroupError::GroupState)?;
-    let applied_index = applied.as_ref().map(|(at, _)| at.index);
-    if let Some(purged) = journal.purged()
-        && applied_index < Some(purged.index)
-    {
-        // The store was lost or replaced: it is a cache, and a snapshot begins it again.
-        if !install_newest(machine, purged.index)? {
-            return Err(GroupError::StoreBehindLog {
-                applied: applied_index,
-                purged: purged.index,
-            });
-        }
-        applied = machine.applied().map_err(GroupError::GroupState)?;
-    }
-    let last = journal.last();
-    let end = last.map_or(0, |last| last.index);
-    let Some((at, _)) = applied else { return Ok(end) };
-    if last.is_none_or(|last| last.index < at.index) {
-        if !accept_loss {
-            return Err(GroupError::LogBehindStore {
-                last: last.map(|last| last.index),
-                applied: at.index,
-            });
-        }
-        tracing::error!(
-            ?last,
-            applied = at.index,
-            see = %Page::DamagedLog,
-            "the log ends before the store's state, going on with the store's state, as told"
-        );
-    }
-    // Entries must never be proposed in a term older than one that was already used. The log's own
-    // vote says so, unless it was cut away.
-    let vote_term = journal.vote().map_or(0, |vote| vote.term);
-    let used_term = at.term.max(last.map_or(0, |last: Position| last.term));
-    if vote_term < used_term {
-        save_vote(journal, SavedVote { term: used_term, node: node_id, committed: false })?;
-    }
-    Ok(end.max(at.index))
-}
-
-/// Installs the newest snapshot that is whole and that the log, purged up to `purged`, continues; false if there is none.
-fn install_newest(machine: &Machine, purged: u64) -> Result<bool, SnapshotError> {
-    let mut first_error = None;
-    for path in machine.files().paths()? {
-        let installed = SnapshotReader::open(&path).and_then(|reader| {
-            let info = &reader.info;
-            if info.position.index < purged {
-                return Ok(false);
-            }
-            machine.install(info).map(|()| true)
-        });
-        match installed {
-            Ok(true) => {
-                tracing::warn!(
-                    file = %path.display(),
-                    "the store ends before the log begins, starting from a snapshot"
-                );
-                return Ok(true);
-            }
-            Ok(false) => {}
-            Err(error @ SnapshotError::Damaged { .. }) => {
-                tracing::error!(%error, see = %Page::DamagedLog, "a snapshot cannot be used, trying the one before it");
-                first_error.get_or_insert(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    first_error.map_or(Ok(false), Err)
-}
-
-fn save_vote(journal: &Journal, vote: SavedVote) -> Result<(), JournalError> {
-    let (done, durable) = mpsc::sync_channel(1);
-    let done = Box::new(move |result| {
-        let _ = done.send(result);
-    });
-    journal.save_vote(vote, done)?;
-    durable.recv().unwrap_or(Err(JournalError::Stopped))
 }
 
 async fn start(

@@ -13,6 +13,7 @@ pub mod config;
 pub mod control;
 pub mod copies;
 pub mod drain;
+mod end;
 pub mod fsck;
 mod full;
 pub mod group;

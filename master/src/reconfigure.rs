@@ -11,7 +11,9 @@ use dfs_core::cluster::{Liveness, Replica};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_core::job::JobId;
-use dfs_core::plan::reconfigure::{PromiseReport, Source, choose_source, plan};
+use dfs_core::plan::reconfigure::{
+    PromiseReport, Source, choose_source, choose_source_beside, plan,
+};
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
 use dfs_service::canary;
 use dfs_service::page::Page;
@@ -99,7 +101,10 @@ impl Master {
         let mut after_wait = false;
         let mut last = String::new();
         let mut left_out = Vec::new();
-        for _ in 0..ATTEMPTS {
+        let mut flawed = Flawed::default();
+        for attempt in 1..=ATTEMPTS {
+            // Better with a bad block than never.
+            flawed.is_last_attempt = attempt == ATTEMPTS;
             let record = self.chunk(chunk).ok_or_else(|| format!("chunk {} is gone", chunk.0))?;
             let mut preparing = {
                 let cluster = lock(&self.cluster);
@@ -119,7 +124,7 @@ impl Master {
             match self.propose(None, change) {
                 Ok(Outcome::Refused(error)) => last = format!("reconfigure refused: {error}"),
                 Err(error) => last = error.to_string(),
-                Ok(_) => match self.attempt(chunk, &record, &preparing, leaver, job) {
+                Ok(_) => match self.attempt(chunk, &record, &preparing, &flawed, leaver, job) {
                     Ok(active) => {
                         let members: Vec<String> =
                             active.members.iter().map(|m| m.server.to_string()).collect();
@@ -153,6 +158,11 @@ impl Master {
                             left_out.push(member);
                         }
                     }
+                    Err(Failed::Source(member, reason)) => {
+                        last = format!("{} is no good source: {reason}", member.server);
+                        tracing::info!(chunk = chunk.0, "{last}");
+                        flawed.members.push(member);
+                    }
                     // Said in the log before anything is adopted because of it.
                     Err(Failed::WaitIsOver) => after_wait = true,
                     Err(Failed::Final(reason)) => return Err(reason),
@@ -167,6 +177,7 @@ impl Master {
         chunk: ChunkId,
         record: &Chunk,
         preparing: &Preparing,
+        flawed: &Flawed,
         leaver: Option<Member>,
         job: Option<JobId>,
     ) -> Result<Configuration, Failed> {
@@ -177,7 +188,7 @@ impl Master {
             reports.sort_by_key(|report| (report.version, report.seq));
             reports.truncate(1);
         }
-        let source = match choose_source(record, preparing, &reports) {
+        let source = match flawed.choose(record, preparing, &reports) {
             Source::Adopt(report) => Some(report),
             Source::Empty => None,
             Source::OnlyRebooted => {
@@ -196,7 +207,13 @@ impl Master {
         }
         let adopted = match canary::sings("activated-unconfirmed") {
             true => Vec::new(),
-            false => self.adopt(chunk, record, preparing, &everybody, source.as_ref())?,
+            false => {
+                let another_source = source.as_ref().is_some_and(|source| {
+                    flawed.leaves_another(record, preparing, &reports, source.member)
+                });
+                let source = source.as_ref();
+                self.adopt(chunk, record, preparing, &everybody, source, another_source)?
+            }
         };
         if preparing.after_wait {
             // One that was heard of in between may have served what this attempt does not have.
@@ -228,6 +245,21 @@ impl Master {
         let configuration = Configuration { version: preparing.version, members, primary };
         let done_by = job.zip(preparing.learner).map(|(job, learner)| (job, learner.server));
         let change = Change::Activate { chunk, configuration: configuration.clone(), done_by };
+        {
+            // Before the version counts: whoever looks at the chunk in between would find nobody with it.
+            let mut cluster = lock(&self.cluster);
+            for (member, report) in adopted {
+                self.copied_bytes.fetch_add(report.copied_bytes, Ordering::Relaxed);
+                let replica = Replica {
+                    version: ChunkVersion(report.version),
+                    seq: report.seq,
+                    len: report.len,
+                    not_current: report.not_current,
+                    digest: report.digest,
+                };
+                cluster.on_replica(&member, chunk, replica);
+            }
+        }
         match self.propose(None, change) {
             Ok(Outcome::Refused(error)) => {
                 Err(Failed::Final(format!("activation refused: {error}")))
@@ -235,18 +267,6 @@ impl Master {
             Err(error) => Err(Failed::Final(error.to_string())),
             Ok(_) => {
                 self.reconfigured.fetch_add(1, Ordering::Relaxed);
-                let mut cluster = lock(&self.cluster);
-                for (member, report) in adopted {
-                    self.copied_bytes.fetch_add(report.copied_bytes, Ordering::Relaxed);
-                    let replica = Replica {
-                        version: ChunkVersion(report.version),
-                        seq: report.seq,
-                        len: report.len,
-                        not_current: report.not_current,
-                        digest: report.digest,
-                    };
-                    cluster.on_replica(&member, chunk, replica);
-                }
                 Ok(configuration)
             }
         }
@@ -338,6 +358,7 @@ impl Master {
         preparing: &Preparing,
         everybody: &[Member],
         source: Option<&PromiseReport>,
+        another_source: bool,
     ) -> Result<Vec<(Member, ReplicaReport)>, Failed> {
         let source_address = match source {
             Some(report) => self.address_of(&report.member)?,
@@ -360,6 +381,7 @@ impl Master {
                 inode: record.ino.0,
                 index: record.index,
                 chunk_size: record.chunk_size,
+                another_source,
             };
             let is_source = source.is_some_and(|s| s.member == *member);
             calls.push((is_source, *member, request));
@@ -385,7 +407,12 @@ impl Master {
                         adopted.push((member, report));
                     }
                     Ok(Ok(Err(status))) => {
-                        failed = Some(Failed::Member(member, Unable::from(&status)));
+                        failed = Some(match source {
+                            Some(source) if status.code() == tonic::Code::DataLoss => {
+                                Failed::Source(source.member, status.message().to_owned())
+                            }
+                            Some(_) | None => Failed::Member(member, Unable::from(&status)),
+                        });
                     }
                     Ok(Err(_)) => {
                         let late = Unable::silent(format!("not adopted within {ADOPT_MAX:?}"));
@@ -425,9 +452,41 @@ impl Master {
     }
 }
 
+/// Members that turned out to lack blocks that others have, in the attempts of one change.
+#[derive(Default)]
+struct Flawed {
+    members: Vec<Member>,
+    is_last_attempt: bool,
+}
+
+impl Flawed {
+    fn choose(&self, record: &Chunk, preparing: &Preparing, reports: &[PromiseReport]) -> Source {
+        match choose_source_beside(record, preparing, reports, &self.members) {
+            Some(other) if !self.members.is_empty() => Source::Adopt(other),
+            Some(_) | None => choose_source(record, preparing, reports),
+        }
+    }
+
+    /// Whether the next attempt could do with another source than `member`.
+    fn leaves_another(
+        &self,
+        record: &Chunk,
+        preparing: &Preparing,
+        reports: &[PromiseReport],
+        member: Member,
+    ) -> bool {
+        let mut without = self.members.clone();
+        without.push(member);
+        !self.is_last_attempt
+            && choose_source_beside(record, preparing, reports, &without).is_some()
+    }
+}
+
 pub(crate) enum Failed {
     /// Leave this one out and try again.
     Member(Member, Unable),
+    /// This one has bad bytes where others have good ones: try again with another source.
+    Source(Member, String),
     /// Only rebooted members answered, and the others were waited for: the next attempt may say so.
     WaitIsOver,
     Final(String),

@@ -190,13 +190,10 @@ fn asked(
         tokio::time::timeout(LIST_MAX, asking.list(CopyListRequest {})).await
     });
     let list = list.context("no answer")?.map_err(|status| {
-        let code = status.code();
-        if code == tonic::Code::Unimplemented {
+        if status.code() == tonic::Code::Unimplemented {
             anyhow::anyhow!("it is no chunkserver: copies are kept by chunkservers, name those")
-        } else if status.message().is_empty() {
-            anyhow::anyhow!("{code}")
         } else {
-            anyhow::anyhow!("{}", status.message())
+            anyhow::anyhow!("{}", conn::said(&status))
         }
     })?;
     Ok((client, list.into_inner()))

@@ -176,6 +176,10 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             let outcome = master.truncate(OpId { client, op, part: 0 }, &results, ino, size)?;
             Ok(MetaReply::Outcome(outcome))
         }
+        MetaCall::FreeUnlogged { op, ino, first } => {
+            let outcome = master.free_unlogged(OpId { client, op, part: 0 }, &results, ino, first);
+            Ok(MetaReply::Outcome(outcome?))
+        }
         MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms } => {
             let change = Change::SetLock { ino, client, owner, start, end, kind, pid };
             set_lock(
@@ -211,6 +215,7 @@ fn name_of(call: &MetaCall) -> &'static str {
         MetaCall::Layout { .. } | MetaCall::Layouts { .. } => "layout",
         MetaCall::Cuts { .. } => "cuts",
         MetaCall::Truncate { .. } => "truncate",
+        MetaCall::FreeUnlogged { .. } => "free_unlogged",
         MetaCall::SetLock { .. } | MetaCall::TestLock { .. } => "lock",
     }
 }
@@ -424,7 +429,7 @@ fn opened(master: &Arc<Master>, ino: InodeNo) -> Result<MetaReply, MetaFailure> 
         // Of a writer that an earlier reign knew.
         lock(&master.clients).unsettled_unless_written(ino);
     }
-    let attr = inode.attr(ino);
+    let attr = meta::attr_of(&master.reader(), ino, &inode);
     let content = match inode.body {
         Body::Inline(content) => Some(content),
         _ => None,

@@ -26,7 +26,7 @@ use dfs_proto::control::server_admin_server::ServerAdminServer;
 use dfs_proto::control::trash_server::TrashServer;
 use dfs_proto::control::wishes_server::WishesServer;
 use dfs_service::clock;
-use dfs_service::conn::{Acceptor, Limits, control_incoming};
+use dfs_service::conn::{Acceptor, Limits, control_incoming, control_runtime};
 use dfs_service::data_dir;
 use dfs_service::metrics_http::MetricsServer;
 use dfs_service::page::Page;
@@ -37,7 +37,9 @@ use crate::background;
 use crate::config::Config;
 use crate::control::Control;
 use crate::copies;
+use crate::end::end_if_full;
 use crate::group::{Group, GroupConfig, GroupError};
+use crate::journal::JournalConfig;
 use crate::lines::Recorder;
 use crate::metrics::Metrics;
 use crate::rebuild;
@@ -142,12 +144,7 @@ impl Server {
         if let (Some(path), Some(pages)) = (&config.metrics_file, &pages) {
             write_address(path, pages.address())?;
         }
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(2)
-            .thread_name("control")
-            .enable_all()
-            .build()
-            .context("start the control runtime")?;
+        let runtime = control_runtime().context("start the control runtime")?;
         let (group, store) = open_state(&config, &metrics)?;
         let (superblock, reigns) = begin_reign(&config, &group, &store)?;
         tracing::info!(
@@ -320,10 +317,15 @@ pub(crate) fn open_state(
         // Before another log begins there.
         return Err(GroupError::LogGone { dir: log_dir, last: None, began_after }.into());
     }
+    let (dir, otherwise) = (config.dir.clone(), JournalConfig::default().on_failure);
     let group_config =
         GroupConfig { accept_loss: config.accept_loss, ..GroupConfig::new(&config.dir) }
             .segment_bytes(config.segment_bytes)
-            .sync_seconds(metrics.log_sync_seconds.clone());
+            .sync_seconds(metrics.log_sync_seconds.clone())
+            .on_failure(Arc::new(move |failure| {
+                end_if_full(&dir, "write the log", &failure.error);
+                otherwise(failure);
+            }));
     let group = Group::open(group_config, StoreApplier::new(Arc::clone(&store)))
         .with_context(|| format!("open the log in {}", config.dir.display()))?;
     let last = Some(group.opened_at());
@@ -385,7 +387,14 @@ fn begin_reign(
     let seen = restored.map_or(0, |note| note.epoch.0).max(LATER_REIGN.load(Ordering::Acquire));
     let pending = restored.filter(|note| note.skip_ids);
     let lossy = config.accept_loss || pending.is_some();
-    let epoch = Epoch(known.max(seen) + if lossy { 1_000 } else { 1 });
+    let (last, millis) = (known.max(seen), clock::wall_nanos() / 1_000_000);
+    let epoch = Epoch(match u64::try_from(millis) {
+        _ if !lossy => last + 1,
+        // Above those that are missing here, also if some of them began so: it was earlier then.
+        Ok(millis) if last < millis => millis,
+        // The clock went back.
+        Ok(_) | Err(_) => last + 1_000,
+    });
     let nonce = u64::try_from(random128()? >> 64)?;
     let mut reigns = match Reigns::read(&config.dir) {
         Err(error) if config.accept_loss => {

@@ -113,6 +113,8 @@ impl std::fmt::Debug for Master {
 
 /// Most notices kept for `dfs status`.
 const NOTICES_MAX: usize = 100;
+/// What is told again so soon never ended in between.
+const NOTICE_GOES_ON_NANOS: i64 = 60_000_000_000;
 
 /// Locks a mutex; a panic elsewhere has already ended the process or will be seen by its own caller.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -255,15 +257,18 @@ impl Master {
         decode_outcome(self.group.propose(command.to_bytes().into()).await)
     }
 
-    /// What a person should know; also logged. A repeat of the last one is that one, at a later time.
+    /// What a person should know; also logged. What goes on is one notice, at its latest time, and logged once.
     pub fn notice(&self, text: String) {
-        tracing::warn!("{text}");
         let at = WallTime(clock::wall_nanos());
         let mut notices = lock(&self.notices);
-        match notices.back_mut() {
-            Some((last_at, last)) if *last == text => *last_at = at,
-            Some(_) | None => notices.push_back((at, text)),
+        let said = notices.iter().rposition(|(_, said)| *said == text);
+        match said.and_then(|place| notices.remove(place)) {
+            Some((last, _)) if at.0.saturating_sub(last.0) < NOTICE_GOES_ON_NANOS => {
+                tracing::debug!("{text}");
+            }
+            Some(_) | None => tracing::warn!("{text}"),
         }
+        notices.push_back((at, text));
         while NOTICES_MAX < notices.len() {
             notices.pop_front();
         }

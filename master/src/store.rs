@@ -12,7 +12,7 @@
 //! Readers see the last finished batch, whole, for as long as they keep their view; old pages are kept that long.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, RwLock};
 use std::thread::JoinHandle;
 
@@ -25,6 +25,7 @@ use redb::{
     StorageBackend, TableDefinition, TableError,
 };
 
+use crate::end::end_if_full;
 use batch::OpenBatch;
 pub use read_view::ReadView;
 use recent::Recent;
@@ -156,6 +157,8 @@ pub type StateWriter = Box<dyn FnOnce(&mut dyn io::Write) -> io::Result<()> + Se
 
 #[derive(Debug)]
 struct Shared {
+    /// The master's, if it is one of this machine.
+    dir: Option<PathBuf>,
     database: Database,
     current: RwLock<ReadView>,
     written: Mutex<Written>,
@@ -190,7 +193,8 @@ impl RedbStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        let mut store = Self::from_database(|builder| builder.create(path))?;
+        let dir = path.parent().map(Path::to_owned);
+        let mut store = Self::from_database(dir, |builder| builder.create(path))?;
         let shared = Arc::clone(&store.shared);
         let flusher = std::thread::Builder::new().name("store".to_owned());
         store.flusher = Some(flusher.spawn(move || shared.flush_until_closed())?);
@@ -202,7 +206,7 @@ impl RedbStore {
     /// # Errors
     /// See [`StoreError`].
     pub fn open_backend(backend: impl StorageBackend) -> Result<Self, StoreError> {
-        Self::from_database(|builder| builder.create_with_backend(backend))
+        Self::from_database(None, |builder| builder.create_with_backend(backend))
     }
 
     /// Sets after how many changed bytes the file is written.
@@ -213,6 +217,7 @@ impl RedbStore {
     }
 
     fn from_database(
+        dir: Option<PathBuf>,
         create: impl FnOnce(&mut Builder) -> Result<Database, DatabaseError>,
     ) -> Result<Self, StoreError> {
         let database = checked(|| create(Builder::new().set_cache_size(CACHE_BYTES)))?;
@@ -228,6 +233,7 @@ impl RedbStore {
         };
         let durable_index = applied.as_ref().map(|applied| applied.index);
         let shared = Shared {
+            dir,
             database,
             current: RwLock::new(ReadView { table: table.map(Arc::new), ..ReadView::default() }),
             written: Mutex::new(Written { applied, durable_index, ..Written::default() }),
@@ -395,6 +401,9 @@ impl Shared {
             }
             Ok(transaction.commit()?)
         });
+        if let (Some(dir), Err(redb::Error::Io(error))) = (&self.dir, &written) {
+            end_if_full(dir, "write the metadata store", error);
+        }
         fatal(written, "write the metadata store");
     }
 

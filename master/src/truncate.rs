@@ -107,7 +107,8 @@ impl Master {
         }
         // Asked again by its client, after it was finished for it: what is behind the cut by now was written since.
         if meta::truncating(&self.reader(), ino) != Some(size) {
-            return Ok(Outcome::Attr(self.inode(ino)?.attr(ino)));
+            let attr = meta::attr(&self.reader(), ino);
+            return attr.map(Outcome::Attr).ok_or(MetaFailure::Refused(NamespaceError::Stale));
         }
         self.cut_tail(tail)?;
         self.propose(Some((OpId { part: 1, ..id }, results)), Change::TruncateEnd { ino, size })
@@ -189,25 +190,82 @@ impl Master {
         results: &Results,
         (ino, first, count): (InodeNo, u64, u64),
     ) -> Result<Outcome, MetaFailure> {
+        self.begin_freeing(ino, first)?;
+        let outcome = self.free_alone(id, results, (ino, first, count));
+        lock(&self.truncating).remove(&ino);
+        outcome
+    }
+
+    /// Frees chunks from `first` on that lie wholly behind the logged size of `ino`, unless somebody else writes it: what
+    /// a client stored there is behind bytes that found no room. Answers the attributes, also if nothing was done.
+    ///
+    /// # Errors
+    /// As [`Self::truncate`]; `Unavailable` while it is not known who writes.
+    pub fn free_unlogged(
+        &self,
+        id: OpId,
+        results: &Results,
+        ino: InodeNo,
+        first: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        self.begin_freeing(ino, first)?;
+        let outcome = self.free_unlogged_alone(id, results, ino, first);
+        lock(&self.truncating).remove(&ino);
+        outcome
+    }
+
+    fn free_unlogged_alone(
+        &self,
+        id: OpId,
+        results: &Results,
+        ino: InodeNo,
+        first: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        if let Some(Record::Reply(answered)) = self.reader().get(&Key::Reply(id.client, id.op, 0)) {
+            return Ok(answered);
+        }
+        let all_known = WRITE_LAYOUT_MS <= self.uptime_ms();
+        let alone = lock(&self.clients).writes_alone(id.client, ino, all_known);
+        let Some(alone) = alone else {
+            return Err(MetaFailure::Unavailable {
+                reason: "who writes the file is not known yet".to_owned(),
+                retry_after_ms: 200,
+            });
+        };
+        // Looked at after the writers: whoever was done by then has logged its size.
+        let inode = self.inode(ino)?;
+        // What is in the inode has no chunks: the first one was refused.
+        if !alone || !matches!(inode.body, Body::Chunks { .. }) {
+            return Ok(Outcome::Attr(meta::attr_of(&self.reader(), ino, &inode)));
+        }
+        let first = first.max(inode.size.div_ceil(inode.layout.chunk_size.max(1)));
+        self.free_alone(id, results, (ino, first, u64::MAX))
+    }
+
+    /// No layouts at or behind chunk `first` are given out from here on.
+    fn begin_freeing(&self, ino: InodeNo, first: u64) -> Result<(), MetaFailure> {
         let chunk_size = self.inode(ino)?.layout.chunk_size.max(1);
-        // No layouts at or behind the first one are given out meanwhile.
         if !self.begin_truncating(ino, first.saturating_mul(chunk_size).saturating_add(1)) {
             return Err(MetaFailure::Busy { retry_after_ms: 10 });
         }
+        Ok(())
+    }
+
+    fn free_alone(
+        &self,
+        id: OpId,
+        results: &Results,
+        (ino, first, count): (InodeNo, u64, u64),
+    ) -> Result<Outcome, MetaFailure> {
         let freed: Vec<ChunkId> = self
             .chunks_of(ino, first)
             .into_iter()
             .take_while(|(index, _)| index - first < count)
             .map(|(_, chunk)| chunk)
             .collect();
-        let outcome = self
-            .fence(id.client, &freed)
-            .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })
-            .and_then(|()| {
-                self.propose(Some((id, results)), Change::FreeChunks { ino, first, count })
-            });
-        lock(&self.truncating).remove(&ino);
-        outcome
+        self.fence(id.client, &freed)
+            .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
+        self.propose(Some((id, results)), Change::FreeChunks { ino, first, count })
     }
 
     fn chunks_beyond(&self, ino: InodeNo, size: u64, chunk_size: u64) -> Vec<ChunkId> {

@@ -603,23 +603,41 @@ fn case_3_13_a_removed_chunk_file_and_a_flipped_byte_are_found_and_mended() {
         .any(|line| line.contains("the file is gone") && line.contains(removed.to_str().unwrap()));
     assert!(missed, "{log}");
     let flipped = file_on(&located[1], "cs-2");
-    let file = File::options().read(true).write(true).open(&flipped).unwrap();
+    let opened = || File::options().read(true).write(true).open(&flipped).unwrap();
     let mut byte = [0];
-    file.read_exact_at(&mut byte, DATA_AT + 100).unwrap();
+    opened().read_exact_at(&mut byte, DATA_AT + 100).unwrap();
     let right = byte[0];
-    file.write_all_at(&[right ^ 0x40], DATA_AT + 100).unwrap();
-    // Never returned, by whichever replica it is read.
+    // A replica that was mended may be another file.
+    let flip = || opened().write_all_at(&[right ^ 0x40], DATA_AT + 100).unwrap();
+    let until_mended = || {
+        wait_until("the byte is mended", || {
+            let mut byte = [0];
+            let found =
+                File::open(&flipped).and_then(|file| file.read_exact_at(&mut byte, DATA_AT + 100));
+            found.is_ok() && byte[0] == right
+        });
+        let safe = json!(2);
+        wait_until("all is safe", || cluster.dfs_json(["status"])["chunks"]["safe"] == safe);
+        assert!(content(&cluster, "/log/f") == records.concat(), "bytes differ");
+    };
+    flip();
     assert!(content(&cluster, "/log/f") == records.concat(), "bytes differ");
     cluster.dfs(["scrub", "--now"]);
-    wait_until("the byte is mended", || {
-        let mut byte = [0];
-        let found =
-            File::open(&flipped).and_then(|file| file.read_exact_at(&mut byte, DATA_AT + 100));
-        found.is_ok() && byte[0] == right
-    });
-    let safe = json!(2);
-    wait_until("all is safe", || cluster.dfs_json(["status"])["chunks"]["safe"] == safe);
-    assert!(content(&cluster, "/log/f") == records.concat(), "bytes differ");
+    until_mended();
+
+    // Never returned, also if there is no other replica to read.
+    flip();
+    cluster.kill("cs-1");
+    cluster.kill("cs-3");
+    let refused = cluster.try_dfs(["cat", "/log/f", "--server-wait", "1s"]);
+    assert_eq!(refused.status.code(), Some(1), "{refused:?}");
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(said.contains("block 0 is damaged on cs-2"), "{said}");
+    assert!(refused.stdout.len() <= 8192 && records.concat().starts_with(&refused.stdout));
+    cluster.down();
+    cluster.up();
+    cluster.dfs(["scrub", "--now"]);
+    until_mended();
     cluster.until_clean();
 }
 

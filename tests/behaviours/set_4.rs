@@ -284,7 +284,7 @@ fn case_4_7_calls_in_whose_middle_the_master_is_killed_are_answered_once() {
         stop.store(true, Ordering::Relaxed);
         taker.join().unwrap()
     });
-    // None was taken for nobody. The log keeps a job's last request: of several callers at once that does not hold.
+    // None was taken for nobody.
     assert_eq!(taken, (0..taken.len() as u64).collect::<Vec<_>>());
 }
 

@@ -57,6 +57,7 @@ fn wrong_usage_is_exit_code_2() {
         (vec!["bench", "--master", "h:1"], vec!["<PATH>", "a mounted directory", "dfs mount"]),
         (vec!["master", "--data", "/tmp/x", "--server-wait", "1s"], vec!["--server-wait"]),
         (vec!["mount", "h:1", "/tmp/x", "--master", "h:2"], vec!["h:1", "h:2"]),
+        (vec!["mount", "h:1"], vec!["h:1", "no path", "dfs mount h:1 PATH"]),
         (vec!["mount", "evict", "00", "--read-only"], vec!["mount evict"]),
         (vec!["up", "--dir", "/tmp/x", "--server-wait", "0"], vec!["--server-wait", "'0'", "30s"]),
         (vec!["ls", "--server-wait", "-1"], vec!["--server-wait", "'-1'", "30s", "dfs ls --help"]),

@@ -106,6 +106,31 @@ fn a_masters_directory_older_by_a_few_files_is_refused_and_loss_can_be_accepted(
     check_content(&mount.join("other"), &pattern(30_000, 6));
 }
 
+/// Each such reign leaves room for those that it cannot know of.
+#[test]
+fn loss_is_accepted_in_one_start_also_by_a_directory_older_than_earlier_such_reigns() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mount = cluster.mount();
+    write_synced(&mount.join("f"), b"kept");
+    let master = cluster.dir().join("data/master");
+    let older = cluster.scratch().join("older");
+    cluster.down();
+    copy(&master, &older);
+    for _ in 0..3 {
+        let up = cluster.try_dfs(["up", "--detach", "--accept-loss"]);
+        assert!(up.status.success(), "{}", said(&up));
+        cluster.down();
+    }
+    std::fs::remove_dir_all(&master).unwrap();
+    copy(&older, &master);
+    let up = cluster.try_dfs(["up", "--detach", "--accept-loss"]);
+    assert!(up.status.success(), "{}", said(&up));
+    check_content(&mount.join("f"), b"kept");
+    // No start was refused, and made good by the next.
+    assert!(!cluster.logs().contains("older than the cluster"), "{}", cluster.logs());
+}
+
 #[test]
 fn a_master_that_is_stopped_says_how_far_its_log_reached() {
     need_fuse!();

@@ -4,6 +4,7 @@ use std::io::{Read as _, Write as _};
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixStream};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId, FsId};
@@ -297,6 +298,31 @@ fn a_failover_that_takes_the_last_copies_is_refused_and_names_them() {
     assert!(said_by(&bad).contains("cs-1"), "{}", said_by(&bad));
 }
 
+/// A version is taken up by all its members before it counts: whoever looks in between must not miss the one before.
+#[test]
+fn no_chunk_is_called_lost_while_versions_change() {
+    let cluster = four();
+    cluster.dfs(["mkdir", "--chunk-size", "64KiB", "/d"]);
+    put(&cluster, "/d/many", &pattern(16 << 20, 5));
+    let (over, mut worst) = (AtomicBool::new(false), Vec::new());
+    std::thread::scope(|scope| {
+        let drills = scope.spawn(|| {
+            for id in ["cs-1", "cs-2", "cs-3", "cs-1", "cs-2", "cs-3"] {
+                cluster.dfs(["failover", id]);
+                cluster.dfs(["recover", id]);
+            }
+            over.store(true, Ordering::Release);
+        });
+        while !over.load(Ordering::Acquire) && !drills.is_finished() {
+            let chunks = &cluster.dfs_json(["status"])["chunks"];
+            if chunks["lost"] != 0 {
+                worst.push(chunks.clone());
+            }
+        }
+    });
+    assert!(worst.is_empty(), "{worst:?}");
+}
+
 #[test]
 fn what_a_server_in_maintenance_holds_is_not_copied() {
     let cluster = Cluster::start_with(Options { chunkservers: 5, ..Options::default() });
@@ -387,15 +413,17 @@ fn timing_can_be_set_freely_and_servers_are_told() {
     assert!(!dir.exists(), "nothing was made");
 
     let cluster = Cluster::start_with(Options {
+        // Of its own it would send one each 5 s.
+        profile: "standard",
         timing: &["--heartbeat-interval", "300ms", "--dead-after", "4s"],
         ..Options::default()
     });
     let file = std::fs::read_to_string(cluster.dir().join("cluster.json")).unwrap();
     let file: Value = serde_json::from_str(&file).unwrap();
     assert_eq!((&file["heartbeatIntervalMs"], &file["deadAfterMs"]), (&300.into(), &4000.into()));
-    // It was told: a heartbeat each second would leave it older than that at times.
+    // It was told: the last heartbeat was 300 ms old at most, or twice that on a busy machine, and not 5 s.
     let report = cluster.dfs_json(["failover", "cs-1"]);
-    assert!((3_800..).contains(&report["noticedMs"].as_u64().unwrap()), "{report}");
+    assert!((3_400..).contains(&report["noticedMs"].as_u64().unwrap()), "{report}");
     cluster.down();
     cluster.up();
     assert_eq!(overlays(&cluster, "cs-1"), ["suspended"], "also over a clean stop of all");

@@ -4,6 +4,7 @@ use std::fs::File;
 use std::io::Write as _;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::process::Signal;
@@ -248,4 +249,27 @@ fn holes_are_neither_sent_nor_written() {
     let mut expected = b"short".to_vec();
     expected.resize(100_000, 0);
     assert!(cluster.dfs(["cat", "/short"]).into_bytes() == expected);
+}
+
+/// Each time it is of one letter, and what is not there any more is not read.
+#[test]
+fn what_is_cut_while_it_is_read_leaves_no_zeros() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let path = cluster.mount().join("f");
+    let content = vec![b'x'; 204_800];
+    std::fs::write(&path, &content).unwrap();
+    let over = AtomicBool::new(false);
+    let zeros = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(Ordering::Acquire) {
+                std::fs::write(&path, &content).unwrap();
+            }
+        });
+        let has_zeros = |_: &u32| cluster.try_dfs(["cat", "/f"]).stdout.contains(&0);
+        let zeros = (0..500).find(has_zeros);
+        over.store(true, Ordering::Release);
+        zeros
+    });
+    assert_eq!(zeros, None, "the first read with zeros");
 }

@@ -193,6 +193,54 @@ fn server_ids_that_people_type() {
     });
 }
 
+#[test]
+fn commands_in_annotations() {
+    use operator::command::{Command, parse, parse_on_pod};
+    let said = |command: &Command| {
+        let list = |servers: &[dfs_core::ids::ServerId]| {
+            servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+        };
+        let seconds = |time: &Option<std::time::Duration>| {
+            time.map_or_else(String::new, |time| format!(";for={}s", time.as_secs()))
+        };
+        let flag = |is: bool, text: &'static str| if is { text } else { "" };
+        match command {
+            Command::Failover { servers, time, force } => {
+                ("failover", list(servers) + &seconds(time) + flag(*force, ";force"))
+            }
+            Command::Recover { servers } => ("recover", list(servers)),
+            Command::Drain { servers, end } => ("drain", list(servers) + flag(*end, ";end")),
+            Command::Maintenance { servers, time, end } => {
+                ("maintenance", list(servers) + &seconds(time) + flag(*end, ";end"))
+            }
+            Command::Rebalance { start } => {
+                ("rebalance", if *start { "start" } else { "stop" }.to_owned())
+            }
+        }
+    };
+    let valid = [
+        "failover=cs-3,cs-5;for=10m;force",
+        "recover=cs-3",
+        "drain=cs-3;end",
+        "maintenance=cs-1;for=2h",
+        "rebalance=stop",
+        "pod=true",
+    ];
+    let valid = valid.map(|text| text.as_bytes().to_vec()).to_vec();
+    Target::new("annotation", valid).prefixes_may_be_valid().run(|bytes| {
+        let Some((name, value)) = std::str::from_utf8(bytes).ok().and_then(|s| s.split_once('='))
+        else {
+            return false;
+        };
+        let server = dfs_core::ids::ServerId(7);
+        let read = if name == "pod" { parse_on_pod(server, value) } else { parse(name, value) };
+        let Ok(command) = read else { return false };
+        let (name, value) = said(&command);
+        assert_eq!(parse(name, &value).as_ref(), Ok(&command), "{name}={value}");
+        true
+    });
+}
+
 /// A decoder that leaves the rest, of every type with a byte form.
 type Part = (&'static str, fn(&[u8]) -> bool);
 

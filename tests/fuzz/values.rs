@@ -504,6 +504,7 @@ pub(crate) fn meta_requests() -> Vec<MetaRequest> {
         },
         MetaCall::Layouts { ino: INO, first: 0, max: 9 },
         MetaCall::Truncate { op: 1, ino: INO, size: 2 },
+        MetaCall::FreeUnlogged { op: 1, ino: INO, first: 2 },
         MetaCall::Cuts { ino: INO },
         MetaCall::SetLock {
             op: 1,

@@ -62,3 +62,30 @@ fn bytes_behind_a_files_end_are_told_of_unless_somebody_writes_it() {
     assert!(!client.commit(ino, 1000, true).writing);
     assert!(world.behind().is_empty());
 }
+
+/// A master that stopped between the two halves of a cut: the last chunk still has its old length.
+#[test]
+fn while_a_cut_is_under_way_its_size_is_exact() {
+    let world = World::new(3);
+    let mut client = Client::new(&world, 1);
+    let ino = client.create("file");
+    client.write(ino, 0, &[7; 1000]);
+    assert!(client.commit(ino, 1000, false).writing);
+    let begun = world.master().master.propose(None, Change::TruncateBegin { ino, size: 300 });
+    assert!(matches!(begun, Ok(Outcome::Truncating { tail: Some((_, 300)), .. })), "{begun:?}");
+    for call in [MetaCall::GetAttr { ino }, MetaCall::Open { ino, write: true }] {
+        match client.meta(call.clone()) {
+            MetaReply::Attr(attr) | MetaReply::Opened { attr, .. } => {
+                assert_eq!((attr.size, attr.writing), (300, false), "{call:?}");
+            }
+            other => panic!("{call:?}: {other:?}"),
+        }
+    }
+    client.op += 1;
+    match client.meta(MetaCall::Truncate { op: client.op, ino, size: 300 }) {
+        MetaReply::Outcome(Outcome::Attr(attr)) => {
+            assert_eq!((attr.size, attr.writing), (300, true));
+        }
+        other => panic!("{other:?}"),
+    }
+}

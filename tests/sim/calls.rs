@@ -88,7 +88,8 @@ impl Kernel {
             | libc::SYS_chmod => ready(0),
             libc::SYS_prctl => self.prctl(tid, args),
             libc::SYS_sched_getaffinity => {
-                self.write(tid, args[2], &3_u64.to_ne_bytes()).and(ready(8))
+                let cores: u64 = if self.two_cores { 0b11 } else { 0b1 };
+                self.write(tid, args[2], &cores.to_ne_bytes()).and(ready(8))
             }
             libc::SYS_getrandom => {
                 let bytes: Vec<u8> = (0..size(args[1])).map(|_| self.random.byte()).collect();

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ffi::CString;
 use std::io;
+use std::path::Path;
 
 use tests::Random;
 
@@ -169,6 +170,8 @@ pub(crate) struct Kernel {
     /// Over every call and its result.
     pub(crate) trace: u64,
     pub(crate) follow: bool,
+    /// Of every machine; otherwise it has one.
+    pub(crate) two_cores: bool,
 }
 
 impl Kernel {
@@ -189,6 +192,7 @@ impl Kernel {
             calls: 0,
             trace: 0xcbf2_9ce4_8422_2325,
             follow: false,
+            two_cores: true,
         }
     }
 
@@ -252,13 +256,13 @@ impl Kernel {
         environment: &[(&str, &str)],
     ) -> io::Result<ProcId> {
         let text = |text: &str| CString::new(text).map_err(io::Error::other);
-        let mut argv = vec![text(program)?];
+        let mut argv = vec![text("program")?];
         for arg in args {
             argv.push(text(arg)?);
         }
         let environment = environment.iter().map(|(name, value)| text(&format!("{name}={value}")));
         let environment: Vec<CString> = environment.collect::<io::Result<_>>()?;
-        let native = Process::launch(&text(program)?, &argv, &environment)?;
+        let native = Process::launch(Path::new(program), &argv, &environment)?;
         let id = self.procs.len();
         self.procs.push(Proc {
             name: name.to_owned(),

@@ -14,6 +14,7 @@ use std::fs::File;
 use std::io::{self, Read as _};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::FileExt as _;
+use std::path::Path;
 use std::ptr;
 use std::sync::OnceLock;
 
@@ -23,6 +24,8 @@ use crate::vdso;
 /// A child says the number of its listener here, and waits there until it may go on.
 const SAY_FD: RawFd = 900;
 const GO_FD: RawFd = 901;
+const PROGRAM_FD: RawFd = 902;
+const PROGRAM_NAME: &CStr = c"/proc/self/fd/902";
 /// A process that computes for longer than this without asking for anything hangs.
 const HANGS_AFTER_MS: i32 = 60_000;
 /// So often a signal interrupts whoever waits for a call.
@@ -173,12 +176,13 @@ fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 }
 
 impl Process {
-    /// Starts `program` with its arguments and environment (nothing else of ours), in `/`, without standard streams.
+    /// Starts `program` with its arguments and environment (nothing else of ours), in `/`, without standard streams. It is
+    /// named by a descriptor: a name's length would move the stack, and what happens there, with the machine.
     ///
     /// # Errors
     /// The kernel's; `Unsupported` if it has no listeners for system calls.
     pub(crate) fn launch(
-        program: &CStr,
+        program: &Path,
         args: &[CString],
         environment: &[CString],
     ) -> io::Result<Self> {
@@ -189,6 +193,7 @@ impl Process {
         let (argv, envp, mut program_bytes) = (pointers(args), pointers(environment), filter());
         let (said, say) = pipe()?;
         let (go, tell) = pipe()?;
+        let program = File::open(program)?;
         // SAFETY: this program has one thread; the child calls nothing but system calls until it is another program.
         let pid = unsafe { libc::fork() };
         if pid < 0 {
@@ -201,7 +206,7 @@ impl Process {
                     say.as_raw_fd(),
                     go.as_raw_fd(),
                     &mut program_bytes,
-                    program,
+                    program.as_raw_fd(),
                     &argv,
                     &envp,
                 );
@@ -478,7 +483,7 @@ unsafe fn become_program(
     say: RawFd,
     go: RawFd,
     filter: &mut [libc::sock_filter],
-    program: &CStr,
+    program: RawFd,
     argv: &[*const libc::c_char],
     envp: &[*const libc::c_char],
 ) -> ! {
@@ -498,6 +503,7 @@ unsafe fn become_program(
         libc::chdir(c"/".as_ptr());
         libc::dup3(say, SAY_FD, libc::O_CLOEXEC);
         libc::dup3(go, GO_FD, libc::O_CLOEXEC);
+        libc::dup3(program, PROGRAM_FD, libc::O_CLOEXEC);
         libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
         let listener = libc::syscall(
             libc::SYS_seccomp,
@@ -510,7 +516,7 @@ unsafe fn become_program(
             libc::write(SAY_FD, number.as_ptr().cast(), number.len());
             let mut told = [0_u8; 1];
             libc::read(GO_FD, told.as_mut_ptr().cast(), 1);
-            libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+            libc::execve(PROGRAM_NAME.as_ptr(), argv.as_ptr(), envp.as_ptr());
         }
         libc::_exit(127)
     }

@@ -130,12 +130,15 @@ impl World {
     pub(crate) fn new(plan: Plan) -> Self {
         let mut kernel = Kernel::new(plan.seed);
         kernel.follow = plan.follow;
-        let count = usize::try_from(4 + kernel.random.below(6)).unwrap_or(4);
+        // Small clusters more often than large ones: they find as much, and more of them can be tried.
+        let more = kernel.random.below(6).min(kernel.random.below(6));
+        let count = usize::try_from(4 + more).unwrap_or(4);
         let clients = usize::try_from(2 + kernel.random.below(4)).unwrap_or(2);
         kernel.net.latency_max =
             [100_000, 400_000, 4 * MILLI][usize::try_from(kernel.random.below(3)).unwrap_or(0)];
         let zoned = kernel.random.below(2) == 0;
-        let profile = if kernel.random.below(2) == 0 { DRILL } else { STANDARD };
+        let profile = if kernel.random.below(3) == 0 { DRILL } else { STANDARD };
+        kernel.two_cores = kernel.random.below(4) == 0;
         let mut add = |name: &str, ip: u8| {
             let host = kernel.add_host(name, [10, 0, 0, ip], DISK_BYTES);
             // Clocks differ by up to one in a hundred.

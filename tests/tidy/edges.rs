@@ -14,6 +14,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("master", &["dfs-core", "dfs-proto", "dfs-service"]),
     ("chunkserver", &["dfs-core", "dfs-proto", "dfs-service"]),
     ("fuse-client", &["dfs-core", "dfs-proto", "dfs-service", "dfs-client"]),
+    // Asks masters as everybody does, and mounts nothing: no client.
+    ("operator", &["dfs-core", "dfs-proto", "dfs-service"]),
     (
         "cli",
         &[
@@ -24,6 +26,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "master",
             "chunkserver",
             "fuse-client",
+            "operator",
         ],
     ),
 ];
@@ -31,7 +34,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
 /// Libraries of others that only these crates may name.
 const ONLY_IN: &[(&str, &[&str])] = &[
     ("fuser", &["fuse-client"]),
-    ("kube", &[]),
+    ("kube", &["operator"]),
+    ("k8s", &["operator"]),
     ("redb", &["master", "tests"]),
     ("openraft", &["master", "tests"]),
     ("clap", &["cli", "tests"]),

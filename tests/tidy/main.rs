@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot read the repository has failed")]
 
 mod canaries;
+mod chart;
 mod docs;
 mod edges;
 mod metrics_doc;

@@ -26,10 +26,12 @@ fn document() -> String {
     let master = master::metrics::Metrics::new();
     let chunkserver = chunkserver::metrics::Metrics::new();
     let mount = fuse_client::metrics::Metrics::new();
+    let operator = operator::metrics::Metrics::new();
     let parts = [
         ("Master", own(&master.described)),
         ("Chunkserver", own(&chunkserver.described)),
         ("Mount", own(&mount.described)),
+        ("Operator", own(&operator.described)),
         ("Every process", process(&master.described)),
     ];
     let parts = parts.map(|(title, described)| format!("\n## {title}\n\n{}", markdown(&described)));
@@ -58,6 +60,7 @@ fn every_metric_has_a_meaning() {
         master::metrics::Metrics::new().described.clone(),
         chunkserver::metrics::Metrics::new().described,
         fuse_client::metrics::Metrics::new().described,
+        operator::metrics::Metrics::new().described,
     ];
     let findings: Vec<String> = described
         .iter()

@@ -80,7 +80,57 @@ fn segment_bytes(asked: u64, disk_bytes: u64) -> u64 {
     asked.min((disk_bytes / 16 / 4096 * 4096).max(SMALL_SEGMENT_BYTES))
 }
 
+/// Least room at a start: for slots, and for the server's own state beside the store.
+const START_BYTES: u64 = 1 << 20;
+
+/// Opens the directory. On a full disk replicas that were put aside go first, the oldest first, until there is room.
 pub(super) fn open(
+    config: StoreConfig,
+    disk: Arc<dyn ChunkDisk>,
+    options: OpenOptions,
+) -> Result<Engine, StoreError> {
+    let mut wanted = START_BYTES;
+    make_room(&*disk, wanted)?;
+    loop {
+        let opened = open_with_room(config.clone(), Arc::clone(&disk), options.clone());
+        let Err(StoreError::Io(error)) = &opened else { return opened };
+        if Page::of_disk(error).is_none() {
+            return opened;
+        }
+        // Begun again, it finds what it left: an end of the process there would not be noticed either.
+        wanted = wanted.max(disk.space()?.free_bytes).saturating_add(SMALL_SEGMENT_BYTES);
+        if make_room(&*disk, wanted)? == 0 {
+            return Err(StoreError::DiskFull { dir: config.dir, error: error.to_string() });
+        }
+    }
+}
+
+/// Removes replicas that were put aside, the oldest first, until so much of the disk is free. Answers how many.
+fn make_room(disk: &dyn ChunkDisk, wanted_bytes: u64) -> Result<u64, StoreError> {
+    if wanted_bytes <= disk.space()?.free_bytes {
+        return Ok(0);
+    }
+    let mut names = match disk.list(QUARANTINE_DIR) {
+        Err(err) if err.kind() == std::io::ErrorKind::NotFound => return Ok(0),
+        names => names?,
+    };
+    // By age, as they begin with the record of the deletion.
+    names.sort_unstable();
+    let mut removed = 0;
+    for name in names {
+        if wanted_bytes <= disk.space()?.free_bytes {
+            break;
+        }
+        disk.remove(&format!("{QUARANTINE_DIR}/{name}"))?;
+        removed += 1;
+    }
+    if 0 < removed {
+        tracing::warn!(removed, see = %Page::FullDisk, "the disk is full: replicas that were put aside are removed, so that the server can start");
+    }
+    Ok(removed)
+}
+
+fn open_with_room(
     mut config: StoreConfig,
     disk: Arc<dyn ChunkDisk>,
     options: OpenOptions,

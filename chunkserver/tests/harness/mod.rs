@@ -3,6 +3,7 @@
 pub(crate) mod proxy;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use chunkserver::{Config, Server};
@@ -26,6 +27,8 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<Option<Server>>,
     pub(crate) dirs: Vec<tempfile::TempDir>,
     pub(crate) chunk_size: u64,
+    /// Said in orders to adopt.
+    pub(crate) another_source: AtomicBool,
     runtime: tokio::runtime::Runtime,
     change: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
@@ -42,8 +45,14 @@ impl Cluster {
             .build()
             .unwrap();
         let dirs = (0..count).map(|_| tempfile::tempdir().unwrap()).collect();
-        let mut cluster =
-            Self { dirs, servers: Vec::new(), chunk_size: MIB, runtime, change: Box::new(change) };
+        let mut cluster = Self {
+            dirs,
+            servers: Vec::new(),
+            chunk_size: MIB,
+            another_source: AtomicBool::new(false),
+            runtime,
+            change: Box::new(change),
+        };
         for index in 0..count {
             let server = cluster.open(index);
             cluster.servers.push(Some(server));
@@ -165,6 +174,7 @@ impl Cluster {
             inode: 7,
             index: 0,
             chunk_size: self.chunk_size,
+            another_source: self.another_source.load(Ordering::Relaxed),
         };
         let mut control = self.control(index);
         self.runtime.block_on(control.adopt(request)).map(tonic::Response::into_inner)

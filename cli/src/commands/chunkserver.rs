@@ -17,11 +17,15 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         host,
         scrub_period,
         accept_loss,
+        kubernetes_lease,
         pages: PagesArgs { metrics, metrics_file },
     } = args;
     let target = cluster::target(cluster)?;
     dfs_service::log::init()?;
     let scrub_period = scrub_period.unwrap_or(chunkserver::config::SCRUB_PERIOD);
+    if let Some(lease) = kubernetes_lease {
+        super::operator::hold_lease(lease)?;
+    }
     let config = chunkserver::Config {
         listen: *listen,
         advertise: advertise.map(|address| address.to_string()),

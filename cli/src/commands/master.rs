@@ -33,7 +33,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MasterArgs) -> anyhow::Result<()
     } = args;
     let profile = timing.profile(profile.name())?;
     if *stdio {
-        let settings = Settings { profile, replication: *replication as usize };
+        let settings = Settings {
+            profile,
+            replication: *replication as usize,
+            // The exercise wants the copy with the first answer after the death (DECISIONS 15).
+            rebuild_delay_ms: 0,
+        };
         return converse(settings, *stopped_clock);
     }
     let data = data.as_ref().context("--data is missing")?;

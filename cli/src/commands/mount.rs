@@ -9,6 +9,7 @@ use fuse_client::MountConfig;
 use fuse_client::cache::Lifetimes;
 
 use crate::args::{ClusterArgs, MountArgs, PagesArgs};
+use crate::cluster::check_address;
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};
 
@@ -37,6 +38,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
             );
         }
         return evict(cluster, client);
+    }
+    if targets.as_slice() == ["evict"] {
+        return fail_usage(
+            "usage: mount evict: which mount? Its id is missing",
+            "`dfs status` lists the ids; to mount at a directory of that name: ./evict",
+        );
     }
     let (master, path) = split(targets)?;
     let mut named = cluster.clone();
@@ -88,7 +95,15 @@ fn evict(cluster: &ClusterArgs, client: &OsStr) -> anyhow::Result<()> {
 /// `[MASTER] PATH`.
 fn split(targets: &[OsString]) -> anyhow::Result<(Option<String>, PathBuf)> {
     match targets {
-        [path] => Ok((None, Path::new(path).to_owned())),
+        [only] => match only.to_str() {
+            Some(master) if !master.contains('/') && check_address(master).is_ok() => fail_usage(
+                format!("mount {master}: a master's address, and no path"),
+                format!(
+                    "say where: `dfs mount {master} PATH` (a directory of that name: ./{master})"
+                ),
+            ),
+            _ => Ok((None, Path::new(only).to_owned())),
+        },
         [master, path] => match master.to_str() {
             Some(master) => Ok((Some(master.to_owned()), Path::new(path).to_owned())),
             None => fail_usage(

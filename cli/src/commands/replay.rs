@@ -11,8 +11,12 @@ use crate::output::{self, printable, utc};
 
 pub(crate) fn run(args: &ReplayArgs) -> anyhow::Result<()> {
     let ReplayArgs { file, profile, timing, replication } = args;
-    let settings =
-        Settings { profile: timing.profile(profile.name())?, replication: *replication as usize };
+    let profile = timing.profile(profile.name())?;
+    let settings = Settings {
+        profile,
+        replication: *replication as usize,
+        rebuild_delay_ms: profile.rebuild_delay_ms,
+    };
     let input: Box<dyn BufRead> = if file.as_os_str() == "-" {
         Box::new(std::io::stdin().lock())
     } else {

@@ -35,6 +35,11 @@ impl Patience {
     pub(crate) fn left(&self) -> Duration {
         self.wait.saturating_sub(self.began.elapsed())
     }
+
+    /// As if it had begun then, if that is earlier.
+    fn since(&self, began: Instant) -> Self {
+        Self { began: self.began.min(began), ..*self }
+    }
 }
 
 /// Which reads share a trouble: those of a whole chunk that no server serves (`None`), or of one damaged block.
@@ -83,6 +88,19 @@ impl Troubles {
         let began = began.map_or(patience.began, |began| began.min(patience.began));
         all.insert(place, Since { began, met: now });
         began.elapsed()
+    }
+
+    /// Nobody of this chunk's servers answered, from `began` until now.
+    pub(crate) fn waited(&self, place: (InodeNo, u64), began: Instant) {
+        self.met(place, &Faults::default(), &Patience { began, wait: Duration::ZERO });
+    }
+
+    /// What is left of `patience` if the chunk is known to be out of reach.
+    pub(crate) fn left(&self, (ino, index): (InodeNo, u64), patience: &Patience) -> Duration {
+        let all = lock(&self.0);
+        let known = all.get(&(ino, index, None));
+        let known = known.filter(|since| since.met.elapsed() < FORGOTTEN_AFTER);
+        known.map_or(*patience, |since| patience.since(since.began)).left()
     }
 
     /// `blocks`, from the first to the last, could be read.
@@ -173,6 +191,10 @@ mod tests {
         assert!(troubles.met((InodeNo(7), 4), &away, &second) < HOUR);
         troubles.over(PLACE, (9, 9));
         assert!(troubles.met(PLACE, &away, &second) < HOUR);
+        assert!(!troubles.left(PLACE, &second).is_zero());
+        troubles.waited(PLACE, first.began);
+        assert!(troubles.left(PLACE, &second).is_zero(), "the size was asked for as long");
+        assert!(HOUR <= troubles.met(PLACE, &away, &second));
     }
 
     #[test]

@@ -31,6 +31,14 @@ pub(super) struct SilentTails {
     servers: HashMap<ServerId, Silence>,
 }
 
+/// Who was asked in vain.
+#[derive(Default, Debug)]
+struct Unanswered {
+    servers: Vec<ServerId>,
+    /// Of the file.
+    chunk: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Silence {
     since: Instant,
@@ -78,18 +86,22 @@ impl ChunkIo {
         let began = Instant::now();
         let mut backoff = Backoff::default();
         loop {
-            let mut unanswered = Vec::new();
+            let mut unanswered = Unanswered::default();
             if let Some(size) = self.tail_size_now(attr, false, &mut unanswered) {
                 lock(&self.silent_tails).files.remove(&attr.ino);
                 return size;
             }
             let (waited, now) = (began.elapsed(), Instant::now());
             let mut silent = lock(&self.silent_tails);
-            if silent.were_waited_for(attr.ino, &unanswered, now) {
+            if silent.were_waited_for(attr.ino, &unanswered.servers, now) {
                 return 0;
             }
             if TAIL_WAIT.min(self.link.wait()) <= waited {
-                silent.give_up(attr.ino, &unanswered, now);
+                silent.give_up(attr.ino, &unanswered.servers, now);
+                // Whoever reads it next has waited for it already.
+                if let Some(index) = unanswered.chunk {
+                    self.troubles.waited((attr.ino, index), began);
+                }
                 tracing::warn!(
                     ino = attr.ino.0,
                     size = attr.size,
@@ -104,14 +116,14 @@ impl ChunkIo {
 
     /// As [`Self::tail_size`]; `None` if nobody there answers. Everybody is asked.
     pub(crate) fn known_tail_size(&self, attr: &Attr) -> Option<u64> {
-        self.tail_size_now(attr, true, &mut Vec::new())
+        self.tail_size_now(attr, true, &mut Unanswered::default())
     }
 
     fn tail_size_now(
         &self,
         attr: &Attr,
         ask_all: bool,
-        unanswered: &mut Vec<ServerId>,
+        unanswered: &mut Unanswered,
     ) -> Option<u64> {
         let chunk_size = attr.layout.chunk_size.max(1);
         let mut first = attr.size / chunk_size;
@@ -143,10 +155,11 @@ impl ChunkIo {
         &self,
         layout: &ChunkLayout,
         ask_all: bool,
-        unanswered: &mut Vec<ServerId>,
+        unanswered: &mut Unanswered,
     ) -> Option<u64> {
         let (primary, others): (Vec<_>, Vec<_>) =
             layout.members.iter().partition(|member| member.member.server == layout.primary);
+        unanswered.chunk = Some(layout.index);
         let mut without = 0;
         for member in primary.into_iter().chain(others) {
             let server = member.member.server;
@@ -155,7 +168,7 @@ impl ChunkIo {
                 false => lock(&self.silent_tails).attempt(server, Instant::now()),
             };
             let Some(attempt) = attempt else {
-                unanswered.push(server);
+                unanswered.servers.push(server);
                 continue;
             };
             let link = self.servers.link(server, &member.address);
@@ -169,7 +182,7 @@ impl ChunkIo {
                 Ok(DataReply::Failed(DataFailure::NoReplica)) => without += 1,
                 Ok(other) => tracing::debug!(?other, "length of the last chunk"),
                 Err(error) => {
-                    unanswered.push(server);
+                    unanswered.servers.push(server);
                     tracing::debug!(%error, "length of the last chunk");
                 }
             }

@@ -241,6 +241,8 @@ impl FileState {
         }
         let mut size = attr.size.max(self.pending_end(attr.cuts));
         let mut begin = None;
+        let _none_freed = self.nothing_freed();
+        self.lock().pending.appended = true;
         // One operation crosses at most one chunk's end: longer ones are not atomic.
         for piece in data.chunks(small(chunk_size)) {
             let piece = Arc::new(piece.to_vec());
@@ -255,7 +257,7 @@ impl FileState {
                 let writer = {
                     let mut inner = self.lock();
                     inner.pending.marked = true;
-                    self.writer_in(&mut inner, index)
+                    self.writer_in(&mut inner, index, chunk_size)
                 };
                 let at_least = (size - index * chunk_size, attr.cuts);
                 match writer.append(Arc::clone(&piece), record, at_least)? {
@@ -263,7 +265,8 @@ impl FileState {
                     Appended::Crossing { offset, len, counter, order } => {
                         // Less than the piece: that is what makes it a crossing.
                         let rest = &piece[small(len)..];
-                        let stored = self.store_crossing(index + 1, rest, order, room);
+                        let next = (index + 1, chunk_size);
+                        let stored = self.store_crossing(next, rest, order, room);
                         writer.crossed(counter);
                         stored?;
                         break index * chunk_size + offset;
@@ -297,12 +300,18 @@ impl FileState {
     }
 
     /// The rest of an append that crossed a chunk's end: the first bytes of the next chunk are kept for it.
-    fn store_crossing(&self, index: u64, rest: &[u8], order: Order, room: &mut u64) -> Result<()> {
+    fn store_crossing(
+        &self,
+        (index, chunk_size): (u64, u64),
+        rest: &[u8],
+        order: Order,
+        room: &mut u64,
+    ) -> Result<()> {
         match room.checked_sub(rest.len() as u64) {
             Some(left) => *room = left,
             None => self.take_room(rest.len() as u64)?,
         }
-        let writer = self.writer_in(&mut self.lock(), index);
+        let writer = self.writer_in(&mut self.lock(), index, chunk_size);
         writer.carry(rest, order);
         writer.stable()
     }

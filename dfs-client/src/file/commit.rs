@@ -5,12 +5,12 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 
-use super::{DEFER_MAX, FileState, INLINE_RANGES_MAX, Logged, Pending, small};
+use super::{DEFER_MAX, FileState, INLINE_RANGES_MAX, LAYOUT_KNOWN, Logged, Pending, small};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, OpenId, Result};
 use crate::session::lock;
 use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 /// A truncation that is under way is looked at again after so long.
@@ -34,7 +34,6 @@ struct Wrote {
     mtime: Option<WallTime>,
     kill_priv: bool,
     writes: u64,
-    lost: bool,
     marked: bool,
     /// What is written below this needs no new size, most likely.
     known_size: u64,
@@ -51,6 +50,81 @@ impl FileState {
 
     pub(super) fn tell_writer(&self) -> Result<()> {
         self.lock().error.tell_writer()
+    }
+
+    /// As [`Self::tell_writer`], by a program's `write`.
+    pub(super) fn tell_write(&self) -> Result<()> {
+        self.tell_writer().inspect_err(|_| self.told_a_write())
+    }
+
+    fn told_a_write(&self) {
+        if self.refused.told_a_write() {
+            self.take_again();
+        }
+    }
+
+    fn tell_sync(&self, open: OpenId) -> Result<()> {
+        let told = self.lock().error.tell_sync(open);
+        told.inspect_err(|_| self.take_again())
+    }
+
+    /// Somebody is told that bytes were refused: what waits behind them is dropped, what comes from now on is taken.
+    fn take_again(&self) {
+        self.refused.told(|| self.writers().iter().for_each(|writer| writer.drop_behind_refused()));
+    }
+
+    /// Why bytes were not taken; nothing if somebody else was told meanwhile.
+    pub(super) fn tell_refused(&self) -> Result<()> {
+        self.writers().iter().for_each(|writer| self.keep(writer.take_error_now()));
+        self.tell_write()?;
+        // It is on its way to whoever waits for these bytes, or was told to one who did not write.
+        self.refused.error().map_or(Ok(()), Err).inspect_err(|_| self.told_a_write())
+    }
+
+    /// As long as it is held, nothing behind refused bytes is freed.
+    pub(super) fn nothing_freed(&self) -> RwLockReadGuard<'_, ()> {
+        self.freeing.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Frees the chunks behind refused bytes: what was stored there was written before anybody was told, and the file
+    /// shall not go on behind a gap. Unless its logged size is beyond, and if nobody else writes it. Called with `commit`
+    /// held, by whoever has waited for all that was written.
+    fn free_behind_refused(&self) -> Result<()> {
+        let Some(place) = self.refused.to_free() else { return Ok(()) };
+        let chunk_size = self.known_attr(LAYOUT_KNOWN)?.layout.chunk_size.max(1);
+        let first = place.div_ceil(chunk_size);
+        let behind: Vec<Arc<ChunkWriter>> =
+            self.lock().writers.range(first..).map(|(_, writer)| Arc::clone(writer)).collect();
+        for writer in behind {
+            writer.drop_behind_refused();
+            self.keep(writer.wait_acknowledged());
+        }
+        let _alone = self.freeing.write().unwrap_or_else(PoisonError::into_inner);
+        // Not if something was written there by somebody who had been told.
+        if self.refused.to_free() != Some(place) {
+            return Ok(());
+        }
+        if self.lock().pending.appended {
+            self.refused.freed(place);
+            return Ok(());
+        }
+        let writers = self.lock().writers.split_off(&first);
+        for writer in writers.values() {
+            writer.retire();
+            self.keep(writer.take_error_now());
+        }
+        match self.io.link.free_unlogged(self.ino, first) {
+            Ok(attr) => self.learn(attr, None, false),
+            // A master of an earlier version.
+            Err(error @ ClientError::Protocol { .. }) => {
+                tracing::warn!(ino = self.ino.0, first, %error, "bytes behind refused ones stay");
+            }
+            Err(error) => return Err(error),
+        }
+        self.refused.freed(place);
+        self.io.forget_layouts(self.ino);
+        self.readahead.clear();
+        Ok(())
     }
 
     pub(crate) fn writers(&self) -> Vec<Arc<ChunkWriter>> {
@@ -93,7 +167,7 @@ impl FileState {
     /// An error of an earlier write, once for all who ask so.
     pub fn flush(&self) -> Result<()> {
         let flushed = self.commit_closed();
-        self.lock().error.tell_sync(OpenId::NOBODY)?;
+        self.tell_sync(OpenId::NOBODY)?;
         flushed
     }
 
@@ -131,7 +205,7 @@ impl FileState {
     /// An error of an earlier write, once for all who ask so.
     pub fn fsync(&self) -> Result<()> {
         let synced = self.commit_all(Until::Synced);
-        self.lock().error.tell_sync(OpenId::NOBODY)?;
+        self.tell_sync(OpenId::NOBODY)?;
         synced
     }
 
@@ -151,7 +225,16 @@ impl FileState {
     pub fn close(&self, open: OpenId) -> Result<()> {
         // What goes wrong now is kept.
         let _flushed = self.commit_closed();
-        self.lock().error.tell_close(open)
+        let told = self.lock().error.tell_close(open);
+        // While others write they are to be told first: this one may be a child that ends.
+        if told.is_err() && self.is_last_writer() {
+            self.take_again();
+        }
+        told
+    }
+
+    fn is_last_writer(&self) -> bool {
+        self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino))
     }
 
     /// As `fsync(2)` and, with `data_only`, `fdatasync(2)`.
@@ -160,7 +243,7 @@ impl FileState {
     /// If bytes written since it was opened, or since it last synced, are lost.
     pub fn sync(&self, open: OpenId, data_only: bool) -> Result<()> {
         let synced = self.commit_all(if data_only { Until::DataSynced } else { Until::Synced });
-        self.lock().error.tell_sync(open)?;
+        self.tell_sync(open)?;
         synced
     }
 
@@ -175,8 +258,7 @@ impl FileState {
     }
 
     fn commit_closed(&self) -> Result<()> {
-        let last = self.session.upgrade().is_none_or(|session| session.is_last_writer(self.ino));
-        self.commit_all(if last { Until::Closed } else { Until::Synced })
+        self.commit_all(if self.is_last_writer() { Until::Closed } else { Until::Synced })
     }
 
     pub(super) fn commit_all(&self, until: Until) -> Result<()> {
@@ -221,17 +303,23 @@ impl FileState {
         if logged {
             return Ok(());
         }
-        if !wrote.lost {
+        // Asked now: somebody else may have been told of bytes that this commit waited for. First of all it is known
+        // where they were, and last that they are lost.
+        let is_whole = self.refused.to_free().is_none() && !self.lock().pending.lost;
+        if is_whole {
             let outcome = self.commit_stable(&wrote, last_word);
             return self.kept(self.forgive_gone(outcome));
         }
+        let refused = self.refused.error();
         // No more bytes are lost if it cannot be told now.
         let end = match self.until_end_is_told() {
             Ok(end) => end,
             Err(error) => return self.forgive_gone(Err(error)),
         };
         let wrote = Wrote { end: wrote.end.min(end), ..wrote };
-        self.kept(self.forgive_gone(self.commit_stable(&wrote, last_word)))
+        self.kept(self.forgive_gone(self.commit_stable(&wrote, last_word)))?;
+        // Whoever took the error from its chunk may not have kept it yet.
+        refused.map_or(Ok(()), Err)
     }
 
     /// [`Self::end_at_stored`], asked again while servers are silent.
@@ -249,6 +337,7 @@ impl FileState {
 
     /// After bytes were given up: the file ends where those end that are stored, not where those would.
     fn end_at_stored(&self) -> Result<u64> {
+        self.free_behind_refused()?;
         let writes = self.lock().pending.writes;
         let attr = self.io.link.getattr(self.ino)?;
         let tail = self.io.known_tail_size(&attr).ok_or_else(|| ClientError::ChunkUnavailable {
@@ -274,10 +363,10 @@ impl FileState {
 
     fn to_commit(&self) -> Wrote {
         let inner = self.lock();
-        let Pending { end, cuts, mtime, kill_priv, writes, lost, marked, .. } = inner.pending;
+        let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
         let cuts = cuts.unwrap_or(u64::MAX);
         let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
-        Wrote { end, cuts, mtime, kill_priv, writes, lost, marked, known_size }
+        Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
     }
 
     /// Whether stable bytes are found again without a commit: a moment ago the file was as large, with content in these
@@ -381,6 +470,7 @@ impl FileState {
             inner.pending.reach = None;
             inner.pending.mtime = None;
             inner.pending.kill_priv = false;
+            inner.pending.appended = false;
             if done_writing {
                 inner.pending.marked = false;
             }

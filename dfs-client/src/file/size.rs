@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, NamespaceError};
 
-use super::{FileState, Known, appends_only, within};
+use super::{CUTS_SEEN_MAX, FileState, Known, appends_only, within};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
 use crate::session::lock;
@@ -56,7 +56,10 @@ impl FileState {
         self.retire_writers();
         self.io.forget_layouts(self.ino);
         self.readahead.clear();
+        // Where it ends now somebody has decided.
+        self.refused.forget();
         let mut inner = self.lock();
+        inner.pending.appended = false;
         inner.pending.end = 0;
         inner.pending.cuts = None;
         inner.pending.reach = None;
@@ -133,7 +136,7 @@ impl FileState {
                         let mut inner = self.lock();
                         self.wrote(&mut inner, u64::MAX, 0);
                         inner.pending.marked = true;
-                        self.writer_in(&mut inner, index)
+                        self.writer_in(&mut inner, index, chunk_size)
                     };
                     writer.zero(from, to - from);
                     writer.acknowledged()?;
@@ -173,19 +176,27 @@ impl FileState {
     /// # Errors
     /// See [`ClientError`].
     pub fn seek_data(&self, offset: u64) -> Result<Option<u64>> {
-        self.acknowledge()?;
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
-        }
-        if attr.inline {
-            let content = self.inline_len()?;
-            return Ok((offset < content).then_some(offset));
-        }
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let next = self.io.layouts(self.ino, offset / chunk_size, 1)?;
-        let start = next.first().map(|layout| offset.max(layout.index * chunk_size));
-        Ok(start.filter(|start| *start < attr.size))
+        Ok(self.data_from(offset)?.0)
+    }
+
+    /// As [`Self::seek_data`], with the size that the file had then.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn data_from(&self, offset: u64) -> Result<(Option<u64>, u64)> {
+        self.seek(|attr| {
+            if attr.size <= offset {
+                return Ok(None);
+            }
+            if attr.inline {
+                let content = self.inline_len()?;
+                return Ok((offset < content).then_some(offset));
+            }
+            let chunk_size = attr.layout.chunk_size.max(1);
+            let next = self.io.layouts(self.ino, offset / chunk_size, 1)?;
+            let start = next.first().map(|layout| offset.max(layout.index * chunk_size));
+            Ok(start.filter(|start| *start < attr.size))
+        })
     }
 
     /// Where the next hole at or after `offset` begins, to the chunk; the end of the file is one.
@@ -193,28 +204,45 @@ impl FileState {
     /// # Errors
     /// See [`ClientError`].
     pub fn seek_hole(&self, offset: u64) -> Result<Option<u64>> {
-        self.acknowledge()?;
-        let attr = self.attr()?;
-        if attr.size <= offset {
-            return Ok(None);
-        }
-        if attr.inline {
-            let content = self.inline_len()?;
-            return Ok(Some(offset.max(content.min(attr.size))));
-        }
-        let chunk_size = attr.layout.chunk_size.max(1);
-        let mut index = offset / chunk_size;
-        loop {
-            let found = self.io.layouts(self.ino, index, 64)?;
-            for layout in &found {
-                if layout.index != index {
+        let (hole, _) = self.seek(|attr| {
+            if attr.size <= offset {
+                return Ok(None);
+            }
+            if attr.inline {
+                let content = self.inline_len()?;
+                return Ok(Some(offset.max(content.min(attr.size))));
+            }
+            let chunk_size = attr.layout.chunk_size.max(1);
+            let mut index = offset / chunk_size;
+            loop {
+                let found = self.io.layouts(self.ino, index, 64)?;
+                for layout in &found {
+                    if layout.index != index {
+                        return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+                    }
+                    index += 1;
+                }
+                if found.len() < 64 {
                     return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
                 }
-                index += 1;
             }
-            if found.len() < 64 {
-                return Ok(Some(offset.max(index * chunk_size).min(attr.size)));
+        })?;
+        Ok(hole)
+    }
+
+    /// What `find` finds in a file that nobody cut meanwhile: what was cut away, and stored anew, looks like a hole
+    /// between the two. With the size of the file.
+    fn seek(&self, find: impl Fn(&Attr) -> Result<Option<u64>>) -> Result<(Option<u64>, u64)> {
+        self.acknowledge()?;
+        let mut attr = self.attr()?;
+        for rounds_left in (0..CUTS_SEEN_MAX).rev() {
+            let found = find(&attr)?;
+            let now = self.overlay(self.refresh()?);
+            if now.cuts == attr.cuts && now.inline == attr.inline || rounds_left == 0 {
+                return Ok((found, attr.size));
             }
+            attr = now;
         }
+        Ok((None, attr.size))
     }
 }

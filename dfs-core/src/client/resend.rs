@@ -95,6 +95,19 @@ impl<B> ResendQueue<B> {
         Some((std::mem::replace(&mut entry.body, body), std::mem::take(&mut entry.bytes)))
     }
 
+    /// Takes out everything from `counter` on, in order; its numbers are not used again. What is added afterwards does
+    /// not follow on: a server takes it when everything before it is stable.
+    pub fn split_off(&mut self, counter: u64) -> Vec<(u64, B, u64)> {
+        let place = self.entries.partition_point(|entry| entry.counter < counter);
+        self.entries.drain(place..).map(|entry| (entry.counter, entry.body, entry.bytes)).collect()
+    }
+
+    /// What is to be sent and is `wanted`: the first of it.
+    pub fn first_unsent(&self, wanted: impl Fn(&B) -> bool) -> Option<u64> {
+        let is_it = |entry: &&Entry<B>| entry.stage == Stage::Unsent && wanted(&entry.body);
+        self.entries.iter().find(is_it).map(|entry| entry.counter)
+    }
+
     #[must_use]
     pub fn body(&self, counter: u64) -> Option<&B> {
         let place = self.entries.binary_search_by_key(&counter, |entry| entry.counter).ok()?;
@@ -278,6 +291,21 @@ mod tests {
         assert_eq!(queue.replace(11, '-'), Some(('b', 100)));
         queue.resend_unanswered();
         assert_eq!(sent(&mut queue), "a-cd");
+    }
+
+    #[test]
+    fn what_is_taken_off_the_end_leaves_its_numbers_unused() {
+        let mut queue = queue();
+        assert_eq!(sent(&mut queue), "abcd");
+        assert!(queue.acknowledge(10));
+        assert_eq!(queue.split_off(12), [(12, 'c', 100), (13, 'd', 100)]);
+        assert_eq!(queue.push('e', 100), 14);
+        assert_eq!(queue.first_unsent(|_| true), Some(14));
+        queue.resend_unanswered();
+        assert_eq!(queue.first_unsent(|_| true), Some(11));
+        assert_eq!(queue.first_unsent(|body| *body == 'e'), Some(14));
+        assert_eq!(sent(&mut queue), "be");
+        assert_eq!(queue.split_off(99), []);
     }
 
     #[test]

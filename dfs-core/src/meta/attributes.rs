@@ -120,7 +120,7 @@ impl Transaction<'_> {
     }
 
     pub(super) fn put_and_answer(&mut self, ino: InodeNo, inode: Inode) -> Outcome {
-        let attr = inode.attr(ino);
+        let attr = read::attr_of(self.store, ino, &inode);
         self.put_inode(ino, inode);
         Outcome::Attr(attr)
     }

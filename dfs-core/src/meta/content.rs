@@ -143,8 +143,8 @@ impl Transaction<'_> {
         Ok(self.put_and_answer(ino, inode))
     }
 
-    /// Logs the intent. A cut shows at once: whole chunks beyond it are freed, the size is lowered; growth shows at
-    /// the end, when the old tail is known to end where it should.
+    /// Logs the intent. A cut shows at once: whole chunks beyond it are freed, the size is that of the cut and exact;
+    /// growth shows at the end, when the old tail is known to end where it should.
     pub(super) fn truncate_begin(&mut self, ino: InodeNo, size: u64) -> Answer {
         let mut inode = self.file(ino)?;
         file_end(size, 0)?;
@@ -156,14 +156,16 @@ impl Transaction<'_> {
             return Err(NamespaceError::LayoutChanged);
         }
         self.store.put(Key::Truncating(ino), Record::Truncating(size));
+        let had = chunk_count(&inode);
         self.cut(ino, &mut inode, size);
         note_cut(&mut inode, size);
-        if size < inode.size {
+        // Without the chunks behind it nobody can ask for the size that it had before.
+        if size < inode.size || chunk_count(&inode) < had {
             self.set_size(&mut inode, size);
         }
         self.touch(&mut inode, true);
         let tail = self.tail(ino, &inode, size);
-        let attr = inode.attr(ino);
+        let attr = read::attr_of(self.store, ino, &inode);
         self.put_inode(ino, inode);
         Ok(Outcome::Truncating { tail, attr })
     }
@@ -211,6 +213,13 @@ impl Transaction<'_> {
         if kill_priv {
             kill_privileges(inode);
         }
+    }
+}
+
+fn chunk_count(inode: &Inode) -> u64 {
+    match inode.body {
+        Body::Chunks { chunk_count, .. } => chunk_count,
+        Body::Inline(_) | Body::Directory { .. } | Body::Symlink(_) | Body::Special => 0,
     }
 }
 

@@ -77,7 +77,7 @@ impl Transaction<'_> {
         let mut directory = self.live_directory(parent)?;
         if let Some(found) = read::dentry(self.store, parent, name) {
             if open_existing && found.kind == FileKind::File {
-                let attr = self.inode(found.ino)?.attr(found.ino);
+                let attr = read::attr_of(self.store, found.ino, &self.inode(found.ino)?);
                 return Ok(Outcome::Entry { attr, created: false });
             }
             return Err(NamespaceError::Exists);
@@ -201,7 +201,7 @@ impl Transaction<'_> {
         }
         inode.nlink += 1;
         self.touch(&mut inode, false);
-        let attr = inode.attr(ino);
+        let attr = read::attr_of(self.store, ino, &inode);
         let kind = inode.kind;
         self.put_inode(ino, inode);
         self.add_entry(parent, directory, name, ino, kind);

@@ -61,7 +61,18 @@ pub fn inode(store: &dyn MetaStore, ino: InodeNo) -> Option<Inode> {
 /// The inode's attributes.
 #[must_use]
 pub fn attr(store: &dyn MetaStore, ino: InodeNo) -> Option<Attr> {
-    inode(store, ino).map(|inode| inode.attr(ino))
+    inode(store, ino).map(|inode| attr_of(store, ino, &inode))
+}
+
+/// As [`attr`], of an inode that was read, and changed perhaps, already.
+#[must_use]
+pub fn attr_of(store: &dyn MetaStore, ino: InodeNo, inode: &Inode) -> Attr {
+    let mut attr = inode.attr(ino);
+    // The last chunk may not be cut yet: its length would show a size that the file never had.
+    if attr.writing && truncating(store, ino) == Some(inode.size) {
+        attr.writing = false;
+    }
+    attr
 }
 
 /// The entry `name` of directory `parent`.

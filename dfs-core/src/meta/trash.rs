@@ -51,7 +51,8 @@ impl Transaction<'_> {
         let inode = self.inode(trashed.ino)?;
         let mut inode = Inode { nlink: 1, ..inode };
         self.touch(&mut inode, false);
-        let (attr, kind) = (inode.attr(trashed.ino), inode.kind);
+        let attr = read::attr_of(self.store, trashed.ino, &inode);
+        let kind = inode.kind;
         self.put_inode(trashed.ino, inode);
         self.add_entry(parent, directory, name, trashed.ino, kind);
         self.store.delete(&Key::Trash(number));

@@ -132,6 +132,23 @@ pub fn choose_source(chunk: &Chunk, preparing: &Preparing, reports: &[PromiseRep
     }
 }
 
+/// The current member to choose if those in `flawed` cannot give all that others have. What was acknowledged is on
+/// every current member; the one with the most beyond that is chosen. `None`: there is no other.
+#[must_use]
+pub fn choose_source_beside(
+    chunk: &Chunk,
+    preparing: &Preparing,
+    reports: &[PromiseReport],
+    flawed: &[Member],
+) -> Option<PromiseReport> {
+    let usable = |report: &&PromiseReport| !report.not_current && !flawed.contains(&report.member);
+    let rest: Vec<PromiseReport> = reports.iter().filter(usable).copied().collect();
+    match choose_source(chunk, preparing, &rest) {
+        Source::Adopt(source) => Some(source),
+        Source::Empty | Source::OnlyRebooted | Source::DataLost => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -212,6 +229,25 @@ mod tests {
             let reports = reports.map(|r| if r.member == longer.member { longer } else { r });
             assert_eq!(choose_source(&of, &preparing, &reports), Source::Adopt(longer));
         }
+    }
+
+    #[test]
+    fn beside_a_flawed_source_any_current_member_will_do() {
+        let of = chunk(4, &[1, 2, 3, 5]);
+        let preparing = Preparing {
+            version: of.next_version,
+            members: of.active.members.clone(),
+            learner: None,
+            after_wait: false,
+        };
+        let reports = [report(1, 4, 9), report(2, 4, 7), rebooted(3, 4, 8), report(5, 3, 99)];
+        let beside = |flawed: &[u32]| {
+            let flawed: Vec<Member> = flawed.iter().copied().map(member).collect();
+            choose_source_beside(&of, &preparing, &reports, &flawed)
+        };
+        assert_eq!([beside(&[]), beside(&[2])], [Some(reports[0]); 2]);
+        assert_eq!(beside(&[1]), Some(reports[1]));
+        assert_eq!(beside(&[1, 2]), None, "one rebooted, the other lost what it had");
     }
 
     #[test]

@@ -19,15 +19,18 @@ const COPY_STEP_BYTES: usize = 1 << 20;
 
 impl FileSystem {
     pub(super) fn open(&self, caller: Caller, ino: InodeNo, flags: OpenFlags) -> Answer {
-        let (_, cache) = self.open_file(caller, ino, flags)?;
-        Ok(Reply::Opened { cache, open: self.new_open(ino, flags) })
+        let (attr, cache) = self.open_file(caller, ino, flags)?;
+        Ok(Reply::Opened { cache, open: self.new_open(&attr, flags, cache) })
     }
 
     /// Numbers what was opened.
-    pub(super) fn new_open(&self, ino: InodeNo, flags: OpenFlags) -> OpenId {
+    pub(super) fn new_open(&self, attr: &Attr, flags: OpenFlags, cache: CacheUse) -> OpenId {
         let open = OpenId::new(self.opens.fetch_add(1, Ordering::Relaxed), flags.writes());
         if flags.writes() {
-            self.session.file(ino).opened_as(open);
+            self.session.file(attr.ino).opened_as(open);
+        }
+        if cache == CacheUse::Fresh {
+            self.pages.dropping_with(open, attr.ino, attr.change);
         }
         open
     }
@@ -75,7 +78,7 @@ impl FileSystem {
         cache
     }
 
-    /// Whether the kernel's pages hold what is at `change`; from now on they are taken to.
+    /// Whether the kernel's pages hold what is at `change`.
     pub(super) fn may_keep_pages(&self, ino: InodeNo, change: u64) -> bool {
         if self.session.file(ino).take_outdated() {
             self.pages.forget(ino);
@@ -84,11 +87,21 @@ impl FileSystem {
         self.pages.may_keep(ino, change, only_here)
     }
 
-    pub(super) fn read(&self, ino: InodeNo, offset: u64, len: u32, direct: bool) -> Answer {
+    pub(super) fn read(
+        &self,
+        (ino, open): (InodeNo, OpenId),
+        offset: u64,
+        len: u32,
+        direct: bool,
+    ) -> Answer {
+        self.pages.used(open);
         let mut buffer = self.buffers.get(len as usize);
         let file = self.session.file(ino);
         let out = buffer.as_mut_slice();
         let read = if direct { file.read_now(offset, out)? } else { file.read(offset, out)? };
+        if read == 0 && 0 < offset && self.sizes.may_exceed(ino, offset) {
+            self.reads.wait_for_those_before(ino, offset);
+        }
         buffer.truncate(read);
         self.metrics.bytes_read.inc_by(read as u64);
         Ok(Reply::Data(buffer))
@@ -137,6 +150,7 @@ impl FileSystem {
     }
 
     pub(super) fn flush(&self, ino: InodeNo, open: OpenId, lock_owner: u64) -> Answer {
+        self.pages.used(open);
         let flushed = self.session.file(ino).close(open);
         self.drop_pages_of_lost_bytes(ino);
         // Whatever became of the bytes, the locks of a closed descriptor end (`close(2)`, POSIX).
@@ -152,6 +166,7 @@ impl FileSystem {
         flags: OpenFlags,
         flock_owner: Option<u64>,
     ) -> Answer {
+        self.pages.used(open);
         // Before anything else: the process that closed the file is not waiting any more, and others may be.
         if let Some(owner) = flock_owner {
             let _under_way = self.releases.begin(ino);

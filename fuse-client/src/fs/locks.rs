@@ -117,6 +117,7 @@ impl FileSystem {
         if !self.may_keep_pages(ino, attr.change) {
             file.invalidate();
             self.drop_kernel_cache(ino);
+            self.pages.dropped(ino, attr.change);
         }
         Ok(())
     }

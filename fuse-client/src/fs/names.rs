@@ -96,11 +96,11 @@ impl FileSystem {
         if created {
             self.note_bare(attr.ino);
             let cache = self.cache_use(&attr, flags);
-            let open = self.new_open(attr.ino, flags);
+            let open = self.new_open(&attr, flags, cache);
             return Ok(Reply::Created { entry: self.entry(attr), cache, open });
         }
         let (attr, cache) = self.open_file(caller, attr.ino, flags)?;
-        let open = self.new_open(attr.ino, flags);
+        let open = self.new_open(&attr, flags, cache);
         Ok(Reply::Created { entry: self.entry(attr), cache, open })
     }
 

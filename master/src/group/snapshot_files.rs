@@ -1,5 +1,5 @@
 //! Snapshots as files: written whole, synced, read back from the disk and only then given their
-//! name. The newest two are kept, and the log may be purged only behind the older of them.
+//! name. The newest two that are whole are kept, and the log may be purged only behind the older of them.
 //!
 //! ```text
 //! header   0 magic[8] "DFSSNAP\n"   8 version u32   12 crc32c u32 of bytes 16.. to the header's end
@@ -17,6 +17,7 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -33,6 +34,7 @@ const BLOCK_BYTES: usize = 64 << 10;
 const WRITING_NAME: &str = "writing.tmp";
 const RECEIVING_NAME: &str = "receiving.tmp";
 const KEPT: usize = 2;
+const READING: &str = "read";
 
 /// Why a snapshot cannot be written or read.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +75,27 @@ pub enum SnapshotError {
     Stopped,
 }
 
+impl SnapshotError {
+    /// Whether it is this one file that is of no use: another may be.
+    pub(super) fn is_of_file(&self) -> bool {
+        match self {
+            Self::Damaged { .. } | Self::Newer { .. } => true,
+            Self::Io { doing, .. } => *doing == READING,
+            Self::Empty | Self::Stopped => false,
+        }
+    }
+
+    /// Which section of the manual helps.
+    #[must_use]
+    pub fn page(&self) -> Page {
+        match self {
+            Self::Io { source, .. } => Page::of_disk(source).unwrap_or(Page::DamagedLog),
+            Self::Newer { .. } => Page::DirectoryRefused,
+            Self::Damaged { .. } | Self::Empty | Self::Stopped => Page::DamagedLog,
+        }
+    }
+}
+
 /// A snapshot file's header.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotInfo {
@@ -89,6 +112,10 @@ pub struct SnapshotInfo {
 #[derive(Debug)]
 pub struct SnapshotFiles {
     dir: PathBuf,
+    /// Those that are of no use, as far as that was said.
+    told: Mutex<Vec<PathBuf>>,
+    /// What was wrong with those removed before their time, until somebody asks.
+    removed: Mutex<Vec<SnapshotError>>,
 }
 
 impl SnapshotFiles {
@@ -107,10 +134,11 @@ impl SnapshotFiles {
                 Ok(()) | Err(_) => {}
             }
         }
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), told: Mutex::default(), removed: Mutex::default() })
     }
 
-    /// Writes a snapshot of what `fill` writes, reads it back, and removes all but the newest two.
+    /// Writes a snapshot of what `fill` writes, reads it back, and removes all but it and the newest other one that is
+    /// whole.
     ///
     /// # Errors
     /// After any error the snapshots that existed still do.
@@ -168,12 +196,64 @@ impl SnapshotFiles {
         std::fs::rename(path, &kept_path).map_err(|err| io_error("rename", path, err))?;
         sync_directory(&self.dir).map_err(|err| io_error("sync", &self.dir, err))?;
         info.path = kept_path;
-        for old in self.paths()?.into_iter().skip(KEPT) {
-            if let Err(err) = std::fs::remove_file(&old) {
-                tracing::warn!(file = %old.display(), %err, "an old snapshot stays");
+        self.remove_others(&info.path)?;
+        Ok(info)
+    }
+
+    /// Removes what is older than the newest [`KEPT`] whole ones, of which `written` is one, and what is damaged.
+    fn remove_others(&self, written: &Path) -> Result<(), SnapshotError> {
+        let mut whole_count = 1;
+        for path in self.paths()? {
+            if path == written {
+                continue;
+            }
+            if whole_count < KEPT {
+                match verify(&path) {
+                    Ok(_whole) => {
+                        whole_count += 1;
+                        continue;
+                    }
+                    Err(error @ SnapshotError::Damaged { .. }) => {
+                        self.removed().push(error);
+                    }
+                    // Of another program, or of a disk that may answer the next time: not ours to judge.
+                    Err(error) => {
+                        self.tell(&path, &error, "a snapshot cannot be read, it counts as none");
+                        continue;
+                    }
+                }
+            }
+            if let Err(err) = std::fs::remove_file(&path) {
+                tracing::warn!(file = %path.display(), %err, "an old snapshot stays");
             }
         }
-        Ok(info)
+        Ok(())
+    }
+
+    fn removed(&self) -> MutexGuard<'_, Vec<SnapshotError>> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was wrong with the damaged snapshots that gave way to whole ones since the last call.
+    pub(super) fn take_removed(&self) -> Vec<SnapshotError> {
+        std::mem::take(&mut *self.removed())
+    }
+
+    /// Says once that the snapshot at `path` is of no use.
+    pub(super) fn tell(&self, path: &Path, error: &SnapshotError, consequence: &str) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if !told.iter().any(|known| known == path) {
+            told.push(path.to_owned());
+            tracing::error!(%error, see = %error.page(), "{consequence}");
+        }
+    }
+
+    /// Takes a damaged snapshot out of the way of later starts, for a look at the disk.
+    pub(super) fn put_aside(&self, path: &Path) -> Result<PathBuf, SnapshotError> {
+        let aside = path.with_extension("snapshot.damaged");
+        std::fs::rename(path, &aside).map_err(|err| io_error("put aside", path, err))?;
+        sync_directory(&self.dir).map_err(|err| io_error("sync", &self.dir, err))?;
+        Ok(aside)
     }
 
     /// Paths of all snapshots, the newest first.
@@ -194,22 +274,31 @@ impl SnapshotFiles {
         Ok(names.into_iter().map(|name| self.dir.join(name)).collect())
     }
 
-    /// The newest snapshot whose header can be read; its content is checked when it is read.
+    /// The newest snapshot whose header can be read; its content is checked when it is read. Others are passed over,
+    /// and that is said: whether one is needed is not known here.
     ///
     /// # Errors
-    /// `Io`, and what is wrong with the newest if none can be read.
+    /// `Io` if the directory cannot be read.
     pub fn newest(&self) -> Result<Option<SnapshotInfo>, SnapshotError> {
-        let mut first_error = None;
         for path in self.paths()? {
             match SnapshotReader::open(&path) {
                 Ok(reader) => return Ok(Some(reader.info)),
-                Err(err) => {
-                    tracing::error!(%err, see = %Page::DamagedLog, "a snapshot cannot be used, trying the one before it");
-                    first_error.get_or_insert(err);
-                }
+                Err(error) => self.tell(
+                    &path,
+                    &error,
+                    "a snapshot cannot be used, going on without it until the next is written",
+                ),
             }
         }
-        first_error.map_or(Ok(None), Err)
+        Ok(None)
+    }
+
+    /// Whether any snapshot is whole.
+    ///
+    /// # Errors
+    /// `Io` if the directory cannot be read.
+    pub(super) fn has_whole(&self) -> Result<bool, SnapshotError> {
+        Ok(self.paths()?.iter().any(|path| verify(path).is_ok()))
     }
 
     /// Up to where the log may be purged: what the older of the newest two snapshots includes,
@@ -247,6 +336,12 @@ pub fn verify(path: &Path) -> Result<SnapshotInfo, SnapshotError> {
     let mut reader = SnapshotReader::open(path)?;
     while reader.next_block()?.is_some() {}
     Ok(reader.info)
+}
+
+/// Term and index that the snapshot's name says, whatever is in it.
+pub(super) fn named(path: &Path) -> Option<(u64, u64)> {
+    let (index, term) = path.file_stem()?.to_str()?.split_once('-')?;
+    Some((term.parse().ok()?, index.parse().ok()?))
 }
 
 fn io_error(doing: &'static str, path: &Path, source: io::Error) -> SnapshotError {
@@ -360,7 +455,7 @@ impl SnapshotReader {
     /// # Errors
     /// `Damaged`, `Newer`, `Io`.
     pub fn open(path: &Path) -> Result<Self, SnapshotError> {
-        let error = |err| io_error("read", path, err);
+        let error = |err| io_error(READING, path, err);
         let damaged = |reason| SnapshotError::Damaged { file: path.to_owned(), offset: 0, reason };
         let file = File::open(path).map_err(error)?;
         let mut file = io::BufReader::with_capacity(1 << 20, file);
@@ -413,7 +508,7 @@ impl SnapshotReader {
         }
         let path = self.info.path.clone();
         let offset = self.offset;
-        let error = |err| io_error("read", &path, err);
+        let error = |err| io_error(READING, &path, err);
         let damaged = |reason| Err(SnapshotError::Damaged { file: path.clone(), offset, reason });
         let mut head = [0; 8];
         if read_full(&mut self.file, &mut head).map_err(error)? < head.len() {

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
 
 use bytes::Bytes;
 use openraft::StorageError;
@@ -10,9 +10,10 @@ use tempfile::TempDir;
 
 use super::log_store::LogStore;
 use super::machine::Machine;
-use super::snapshot_files::{SnapshotFiles, SnapshotReader, verify};
+use super::snapshot_files::{SnapshotFiles, SnapshotReader, named, verify};
 use super::types::TypeConfig;
 use super::*;
+use crate::journal::Position;
 
 /// Remembers every command. What it holds outlives the group, as a store on disk would.
 #[derive(Clone, Default)]
@@ -508,4 +509,240 @@ fn a_command_that_no_entry_could_hold_is_refused() {
     assert_eq!(err, ProposeError::TooLarge { command_bytes });
     // One larger than a segment is fine.
     group.propose_blocking(Bytes::from(vec![0; 2 << 20])).unwrap();
+}
+
+/// A group with `count` snapshots, the log purged behind the older of the newest two; and what was proposed.
+fn with_snapshots(dir: &Path, count: usize) -> (Recorder, Vec<Bytes>, Vec<SnapshotInfo>) {
+    let store = Recorder::default();
+    let group = open(dir, &store);
+    let mut snapshots = Vec::new();
+    for round in 0..count {
+        propose(&group, round * 10..round * 10 + 10);
+        snapshots.push(group.snapshot().unwrap());
+        group.purge_behind(u64::MAX).unwrap();
+    }
+    propose(&group, count * 10..count * 10 + 5);
+    group.shutdown();
+    let commands = (0..count * 10 + 5).map(command).collect();
+    (store, commands, snapshots)
+}
+
+fn damage_header(snapshot: &SnapshotInfo) {
+    let mut bytes = std::fs::read(&snapshot.path).unwrap();
+    bytes[2] = b'X';
+    std::fs::write(&snapshot.path, bytes).unwrap();
+}
+
+fn accepting(dir: &Path) -> GroupConfig {
+    GroupConfig { accept_loss: true, ..config(dir) }
+}
+
+fn names(dir: &Path) -> Vec<PathBuf> {
+    SnapshotFiles::open(&dir.join("snapshots")).unwrap().paths().unwrap()
+}
+
+#[test]
+fn a_damaged_snapshot_that_nobody_needs_does_not_stop_the_start() {
+    for empty in [false, true] {
+        for with_state in [true, false] {
+            for accept_loss in [false, true] {
+                let dir = TempDir::new().unwrap();
+                let (store, commands, snapshots) = with_snapshots(dir.path(), 1);
+                if empty {
+                    std::fs::write(&snapshots[0].path, b"").unwrap();
+                } else {
+                    damage_header(&snapshots[0]);
+                }
+                let store = if with_state { store } else { Recorder::default() };
+                let config = GroupConfig { accept_loss, ..config(dir.path()) };
+                let group = Group::open(config, store.clone()).unwrap();
+                assert_eq!(store.commands(), commands);
+                assert_eq!(group.snapshot_index(), None, "one is due");
+                let next = group.snapshot().unwrap();
+                assert_eq!(names(dir.path()), [next.path]);
+                assert_eq!(group.purge_behind(u64::MAX).unwrap(), None, "one is not enough");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_that_reaches_the_purged_log_needs_no_snapshot() {
+    let dir = TempDir::new().unwrap();
+    let (store, mut commands, snapshots) = with_snapshots(dir.path(), 2);
+    snapshots.iter().for_each(damage_header);
+    let group = open(dir.path(), &store);
+    assert_eq!(store.commands(), commands);
+    propose(&group, 25..26);
+    commands.push(command(25));
+    group.snapshot().unwrap();
+    group.shutdown();
+    let lost = Recorder::default();
+    let _group = open(dir.path(), &lost);
+    assert_eq!(lost.commands(), commands);
+}
+
+#[test]
+fn a_snapshot_that_is_needed_and_damaged_is_named_with_what_to_do() {
+    let dir = TempDir::new().unwrap();
+    let (_, commands, snapshots) = with_snapshots(dir.path(), 2);
+    let whole = std::fs::read(&snapshots[1].path).unwrap();
+    damage_header(&snapshots[1]);
+    let lost = Recorder::default();
+    let group = open(dir.path(), &lost);
+    assert_eq!(lost.commands(), commands, "the one before it is whole");
+    drop(group);
+    // Not readable at all, and as a newer version would write it.
+    std::fs::remove_file(&snapshots[1].path).unwrap();
+    std::fs::create_dir(&snapshots[1].path).unwrap();
+    let lost = Recorder::default();
+    drop(open(dir.path(), &lost));
+    assert_eq!(lost.commands(), commands);
+    std::fs::remove_dir(&snapshots[1].path).unwrap();
+    let newer = [&whole[..8], &[2], &whole[9..]].concat();
+    std::fs::write(&snapshots[1].path, newer).unwrap();
+    let lost = Recorder::default();
+    drop(open(dir.path(), &lost));
+    assert_eq!(lost.commands(), commands);
+
+    damage_header(&snapshots[0]);
+    let err = Group::open(config(dir.path()), Recorder::default()).unwrap_err();
+    let newer =
+        format!("{} has snapshot format 2, this program reads 1", snapshots[1].path.display());
+    assert_eq!((err.to_string(), err.page()), (newer, Some(Page::DirectoryRefused)));
+    std::fs::write(&snapshots[1].path, whole).unwrap();
+    damage_header(&snapshots[1]);
+    for config in [config(dir.path()), accepting(dir.path())] {
+        let err = Group::open(config, Recorder::default()).unwrap_err();
+        assert_eq!(err.page(), Some(Page::DamagedLog));
+        let expected = format!(
+            "{} is damaged at byte 0: this is not a snapshot; the store is empty, but the log begins behind entry {}: \
+             make the directory again with `dfs master restore`, --accept-loss does not help",
+            snapshots[1].path.display(),
+            snapshots[0].position.index,
+        );
+        assert_eq!(err.to_string(), expected);
+    }
+}
+
+#[test]
+fn a_good_snapshot_is_not_deleted_beside_a_damaged_one() {
+    let dir = TempDir::new().unwrap();
+    let (store, mut commands, snapshots) = with_snapshots(dir.path(), 3);
+    damage_header(&snapshots[2]);
+    let group = open(dir.path(), &store);
+    propose(&group, 35..40);
+    commands.extend((35..40).map(command));
+    let next = group.snapshot().unwrap();
+    assert_eq!(names(dir.path()), [&next.path, &snapshots[1].path].map(PathBuf::clone));
+    let limit = snapshots[1].position.index;
+    assert_eq!(group.purge_behind(u64::MAX).unwrap(), Some(limit));
+    group.shutdown();
+    // Damage behind the header is no better.
+    let mut bytes = std::fs::read(&next.path).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&next.path, bytes).unwrap();
+    let group = open(dir.path(), &store);
+    propose(&group, 40..41);
+    commands.push(command(40));
+    let last = group.snapshot().unwrap();
+    assert_eq!(names(dir.path()), [&last.path, &snapshots[1].path].map(PathBuf::clone));
+    group.shutdown();
+    std::fs::remove_file(&last.path).unwrap();
+    let lost = Recorder::default();
+    let _group = open(dir.path(), &lost);
+    assert_eq!(lost.commands(), commands);
+}
+
+#[test]
+fn what_only_a_damaged_snapshot_had_is_not_passed_over() {
+    let dir = TempDir::new().unwrap();
+    let (_, _, snapshots) = with_snapshots(dir.path(), 1);
+    damage_header(&snapshots[0]);
+    let path = snapshots[0].path.display().to_string();
+    let index = snapshots[0].position.index;
+    // It is nothing to begin with in place of a damaged log, which stays as it is.
+    let segment = dir.path().join("log/0000000000000001.log");
+    let mut log = std::fs::read(&segment).unwrap();
+    log[60] ^= 1;
+    std::fs::write(&segment, &log).unwrap();
+    let err = Group::open(accepting(dir.path()), Recorder::default()).unwrap_err();
+    assert!(matches!(err, GroupError::Journal(JournalError::NothingLeft { .. })), "{err}");
+    assert_eq!(std::fs::read(&segment).unwrap(), log);
+
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    for config in [config(dir.path()), accepting(dir.path())] {
+        let err = Group::open(config, Recorder::default()).unwrap_err();
+        let expected = format!(
+            "{path} is damaged at byte 0: this is not a snapshot; it had entry {index}, and nothing else is left: \
+             make the directory again with `dfs master restore`, --accept-loss does not help"
+        );
+        assert_eq!(err.to_string(), expected);
+    }
+
+    // An older log without what followed it.
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let older = TempDir::new().unwrap();
+    let group = open(older.path(), &Recorder::default());
+    propose(&group, 0..3);
+    let end = group.applied_index().unwrap();
+    group.shutdown();
+    std::fs::rename(older.path().join("log"), dir.path().join("log")).unwrap();
+    let err = Group::open(config(dir.path()), Recorder::default()).unwrap_err();
+    let expected = format!(
+        "{path} is damaged at byte 0: this is not a snapshot; it had entry {index}, and log and store end at entry \
+         {end}: make the directory again with `dfs master restore`, or go on without what is missing with --accept-loss"
+    );
+    assert_eq!(err.to_string(), expected);
+    let store = Recorder::default();
+    let group = Group::open(accepting(dir.path()), store.clone()).unwrap();
+    assert_eq!(store.commands(), (0..3).map(command).collect::<Vec<_>>());
+    group.shutdown();
+    let _group = open(dir.path(), &store);
+    assert!(std::fs::exists(format!("{path}.damaged")).unwrap(), "put aside");
+}
+
+#[test]
+fn a_good_snapshot_beyond_the_log_is_what_an_accepted_loss_goes_on_with() {
+    let dir = TempDir::new().unwrap();
+    let (_, commands, snapshots) = with_snapshots(dir.path(), 1);
+    std::fs::remove_dir_all(dir.path().join("log")).unwrap();
+    let err = Group::open(config(dir.path()), Recorder::default()).unwrap_err();
+    let expected = format!(
+        "{} has entry {}, and log and store end at entry 0: \
+         make the directory again with `dfs master restore`, or go on from this snapshot with --accept-loss",
+        snapshots[0].path.display(),
+        snapshots[0].position.index,
+    );
+    assert_eq!(err.to_string(), expected);
+    let store = Recorder::default();
+    let group = Group::open(accepting(dir.path()), store.clone()).unwrap();
+    assert_eq!(store.commands(), commands[..10]);
+    propose(&group, 10..20);
+    group.shutdown();
+    let group = open(dir.path(), &store);
+    propose(&group, 20..21);
+
+    // One of an older reign is of entries that an earlier accepted loss gave up.
+    let shorter = TempDir::new().unwrap();
+    let store = Recorder::default();
+    for number in 0..2 {
+        propose(&open(shorter.path(), &store), number..number + 1);
+    }
+    let files = SnapshotFiles::open(&shorter.path().join("snapshots")).unwrap();
+    let given_up = Position { term: 0, ..snapshots[0].position };
+    files.write(given_up, &snapshots[0].group_state, |_| Ok(())).unwrap();
+    propose(&open(shorter.path(), &store), 2..3);
+    assert_eq!(store.commands(), (0..3).map(command).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_snapshots_name_says_its_term_and_index() {
+    let dir = TempDir::new().unwrap();
+    let (_, _, snapshots) = with_snapshots(dir.path(), 1);
+    let Position { term, index, node: _ } = snapshots[0].position;
+    assert_eq!(named(&snapshots[0].path), Some((term, index)));
+    for other in ["1.snapshot", "x-1.snapshot", "1-.snapshot", "1-18446744073709551616.snapshot"] {
+        assert_eq!(named(Path::new(other)), None, "{other}");
+    }
 }

@@ -15,7 +15,8 @@ fn heartbeat_lines() {
     ];
     let valid = valid.iter().map(|line| line.as_bytes().to_vec()).collect();
     Target::new("heartbeat_line", valid).run(|bytes| {
-        let settings = Settings { profile: LivenessProfile::STANDARD, replication: 3 };
+        let settings =
+            Settings { profile: LivenessProfile::STANDARD, replication: 3, rebuild_delay_ms: 0 };
         let mut conversation = Conversation::new(settings);
         for line in [br#"{"src":"c","dest":"n","body":{"type":"init"}}"#, bytes, bytes] {
             // Every line but an empty one has an answer of one line, which is JSON.

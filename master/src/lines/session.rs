@@ -23,6 +23,8 @@ pub struct Settings {
     pub profile: LivenessProfile,
     /// Copies of every chunk.
     pub replication: usize,
+    /// How long a chunk may lack a copy before one is given; that of the profile, or 0 (DECISIONS 15).
+    pub rebuild_delay_ms: u64,
 }
 
 /// A copy that a server was told to make, or will be with its next heartbeat.
@@ -45,6 +47,8 @@ pub struct Session {
     /// What the servers' lists say; a handle is known from the first one on that has it.
     chunks: BTreeMap<ChunkId, Chunk>,
     given: BTreeMap<ChunkId, Given>,
+    /// Since when chunks lack a copy that nobody was given.
+    short_since: BTreeMap<ChunkId, Timestamp>,
     /// What servers were told to fetch (true) or delete, as long as they have not done so: told again each time, and an
     /// event once.
     told: BTreeSet<(ServerId, bool, ChunkId)>,
@@ -94,6 +98,7 @@ impl Session {
             handles: Names::default(),
             chunks: BTreeMap::new(),
             given: BTreeMap::new(),
+            short_since: BTreeMap::new(),
             told: BTreeSet::new(),
             states: BTreeMap::new(),
             events: Vec::new(),
@@ -353,6 +358,10 @@ impl Session {
             return;
         }
         let mut short = self.short(now);
+        self.short_since = short.iter().map(|short| (short.chunk, short.since)).collect();
+        let delay_ms = self.settings.rebuild_delay_ms;
+        let is_due = |since: Timestamp| delay_ms <= now.nanos_since(since) / 1_000_000;
+        short.retain(|short| short.good <= 1 || is_due(short.since));
         let rows = self.cluster.rows();
         let incoming = |server| self.given.values().filter(|given| given.to == server).count();
         let alive = rows.iter().filter(|(id, _)| self.liveness(now, **id) == Liveness::Alive);
@@ -414,7 +423,7 @@ impl Session {
                 bytes: known.chunk_size,
                 good,
                 is_waited_for: false,
-                since: now,
+                since: self.short_since.get(chunk).copied().unwrap_or(now),
                 holders: rows.iter().filter_map(has_one).collect(),
                 leaver: None,
             });

@@ -4,7 +4,8 @@ use dfs_core::cluster::LivenessProfile;
 
 use super::*;
 
-const SETTINGS: Settings = Settings { profile: LivenessProfile::STANDARD, replication: 3 };
+const SETTINGS: Settings =
+    Settings { profile: LivenessProfile::STANDARD, replication: 3, rebuild_delay_ms: 0 };
 
 /// A conversation whose clock only `at` moves.
 struct Talk {
@@ -14,7 +15,11 @@ struct Talk {
 
 impl Talk {
     fn begin() -> Self {
-        let mut talk = Self { conversation: Conversation::new(SETTINGS), ms: 0 };
+        Self::begin_with(SETTINGS)
+    }
+
+    fn begin_with(settings: Settings) -> Self {
+        let mut talk = Self { conversation: Conversation::new(settings), ms: 0 };
         talk.say(r#"{"src": "c0", "dest": "n1", "body": {"type": "init", "msg_id": 1}}"#);
         talk
     }
@@ -286,6 +291,39 @@ fn two_dead_of_five_are_waited_for_as_long_as_the_master_does_and_a_last_copy_is
     // Ten times the longer of the rebuild delay (60 s) and dead-after (15 s).
     let told = rounds(&mut talk, 620_000..=630_000, living, held);
     assert!(told.iter().any(|(ms, chunk)| *ms <= 625_000 && chunk == "\"x\""), "{told:?}");
+}
+
+#[test]
+fn a_replay_waits_for_the_rebuild_delay_unless_one_copy_is_left() {
+    // Of `x` two copies are left, of `y` one.
+    let held = |server: &str| match server {
+        "cs1" => r#"["x", "y"]"#,
+        "cs2" => r#"["x", "y"]"#,
+        "cs3" => r#"["x"]"#,
+        _ => "[]",
+    };
+    for delay_ms in [60_000, 0] {
+        let settings = Settings { rebuild_delay_ms: delay_ms, ..SETTINGS };
+        let mut talk = Talk::begin_with(settings);
+        let of = |told: &[(u64, String)], chunk| {
+            told.iter().find(|(_, given)| given == chunk).map(|(ms, _)| *ms)
+        };
+        // `y` never had a third copy, and is given one after the delay.
+        let told = rounds(&mut talk, 0..=20_000, &FIVE[..4], held);
+        assert_eq!(of(&told, "\"y\"").is_some(), delay_ms == 0, "{told:?}");
+        // Dead after 35 s, back after 60 s: nothing is copied for it.
+        let told = rounds(&mut talk, 25_000..=55_000, &FIVE[1..4], held);
+        assert_eq!(of(&told, "\"x\"").is_some(), delay_ms == 0, "{told:?}");
+        assert!(of(&told, "\"y\"").is_some(), "its last copy: {told:?}");
+        if delay_ms == 0 {
+            continue;
+        }
+        let told = rounds(&mut talk, 60_000..=80_000, &FIVE[..4], held);
+        assert_eq!(of(&told, "\"x\""), None, "{told:?}");
+        let told = rounds(&mut talk, 85_000..=200_000, &FIVE[1..4], held);
+        let given = of(&told, "\"x\"").unwrap();
+        assert!((155_000..=160_000).contains(&given), "dead after 95 s: {told:?}");
+    }
 }
 
 #[test]
