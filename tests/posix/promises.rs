@@ -316,7 +316,7 @@ fn a_file_whose_last_descriptor_was_closed_has_no_lock_on_its_mount() {
         for round in 0..400 {
             let first = File::open(a.join("f")).unwrap();
             flock(&first, FlockOperation::LockExclusive).unwrap();
-            let twin = (round % 8 == 0).then(|| first.try_clone().unwrap());
+            let twin = (round % 40 == 0).then(|| first.try_clone().unwrap());
             drop(first);
             if twin.is_some() {
                 assert_eq!(lock(), Err(Errno::WOULDBLOCK), "another descriptor is open: {round}");

@@ -151,6 +151,7 @@ impl FileSystem {
 
     pub(super) fn flush(&self, ino: InodeNo, open: OpenId, lock_owner: u64) -> Answer {
         self.pages.used(open);
+        self.locked.closing(ino, open);
         let flushed = self.session.file(ino).close(open);
         self.drop_pages_of_lost_bytes(ino);
         // Whatever became of the bytes, the locks of a closed descriptor end (`close(2)`, POSIX).
@@ -166,7 +167,6 @@ impl FileSystem {
         flags: OpenFlags,
         flock_owner: Option<u64>,
     ) -> Answer {
-        self.pages.used(open);
         // Before anything else: the process that closed the file is not waiting any more, and others may be.
         if let Some(owner) = flock_owner {
             let _under_way = self.releases.begin(ino);
@@ -174,6 +174,7 @@ impl FileSystem {
                 tracing::warn!(ino = ino.0, ?errno, "lock of a closed file could not be released");
             }
         }
+        self.pages.used(open);
         if flags.writes() {
             self.session.file(ino).released_as(open);
         }

@@ -2,6 +2,7 @@
 //! its bytes visible to others.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dfs_client::ClientError;
 use dfs_client::error::OpenId;
@@ -10,12 +11,17 @@ use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::NamespaceError;
 
+use super::locked::Key;
 use super::{Answer, FileSystem};
 use crate::errno::Errno;
 use crate::seam::{HeldLock, Reply};
 
 /// How often a lock is asked for that others close as often.
 const LOCK_TRIES: u32 = 4;
+
+/// How long the RELEASE of an open of which a descriptor was closed is waited for, when a lock of this mount is in the
+/// way: a machine with more to do than processors may let it lie between the kernel's queue and us.
+const RELEASE_WAIT_MAX: Duration = Duration::from_millis(250);
 
 impl FileSystem {
     pub(super) fn get_lock(
@@ -38,14 +44,14 @@ impl FileSystem {
     /// Locks or unlocks through `open`.
     pub(super) fn set_lock(&self, request: LockRequest, open: OpenId, wait: bool) -> Answer {
         let key = (request.ino, request.owner);
+        let is_whole = request.start == 0 && i64::MAX as u64 <= request.end;
         if request.kind.is_some() {
-            self.locked.note(key, open);
+            self.locked.note(key, open, is_whole);
             self.ask_for_lock(request, wait)?;
-            self.locked.note(key, open);
+            self.locked.note(key, open, is_whole);
             self.forget_cached(request.ino)?;
             return Ok(Reply::Done);
         }
-        let is_whole = request.start == 0 && i64::MAX as u64 <= request.end;
         let unlocking = if is_whole { self.locked.begin_unlock(&key, None) } else { None };
         let unlocked = self.unlock(request);
         if let Some(unlocking) = unlocking.filter(|_| unlocked.is_ok()) {
@@ -81,7 +87,7 @@ impl FileSystem {
         let wait_max = wait.then_some(self.options.lock_wait_max);
         let stopping = || self.stopping.load(Ordering::Acquire);
         let ask = || self.session.set_lock(request, wait_max, &stopping);
-        match self.behind_releases(request.ino, ask) {
+        match self.behind_releases((request.ino, request.owner), ask) {
             Err(ClientError::Refused(NamespaceError::Locked)) if wait => {
                 // Not EINTR: the kernel would restart the call at the next signal, and show 512 without one.
                 Err(Errno::TIMED_OUT)
@@ -94,17 +100,22 @@ impl FileSystem {
     /// is one thing after the other, also here.
     fn behind_releases(
         &self,
-        ino: InodeNo,
+        key: Key,
         ask: impl Fn() -> Result<(), ClientError>,
     ) -> Result<(), ClientError> {
         let mut tries = LOCK_TRIES;
         loop {
-            let place = self.releases.wait_for_those_before(ino);
+            let place = self.releases.wait_for_those_before(key.0);
             let answer = ask();
             tries -= 1;
             let refused = matches!(answer, Err(ClientError::Refused(NamespaceError::Locked)));
-            // One that began meanwhile may have been read from the kernel's queue before the lock was.
-            if !refused || tries == 0 || !self.releases.any_since(ino, place) {
+            if !refused || tries == 0 {
+                return answer;
+            }
+            // One that begins only now may have been read from the kernel's queue before the lock was.
+            let may_come = self.locked.may_be_closing(&key);
+            let patience = if may_come { RELEASE_WAIT_MAX } else { Duration::ZERO };
+            if !self.releases.any_since(key.0, place, patience) {
                 return answer;
             }
         }

@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use dfs_core::ids::InodeNo;
 
@@ -15,7 +16,8 @@ const ENDED_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub(super) struct Releases {
     state: Mutex<State>,
-    ended: Condvar,
+    /// One began or ended.
+    changed: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -47,6 +49,8 @@ impl Releases {
         let number = state.next;
         state.next += 1;
         state.under_way.insert(number, ino);
+        drop(state);
+        self.changed.notify_all();
         Release { releases: self, number }
     }
 
@@ -55,16 +59,20 @@ impl Releases {
         let mut state = self.lock();
         let place = state.next;
         while state.under_way.range(..place).any(|(_, other)| *other == ino) {
-            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         Place(place)
     }
 
-    /// Whether a release of `ino` began after `place`.
-    pub(super) fn any_since(&self, ino: InodeNo, place: Place) -> bool {
-        let state = self.lock();
-        state.under_way.range(place.0..).any(|(_, other)| *other == ino)
-            || state.ended.iter().any(|(number, other)| place.0 <= *number && *other == ino)
+    /// Whether a release of `ino` began after `place`; waits for one, `patience` at most.
+    pub(super) fn any_since(&self, ino: InodeNo, place: Place, patience: Duration) -> bool {
+        let none = |state: &mut State| {
+            let is_one = |(number, other): (&u64, &InodeNo)| place.0 <= *number && *other == ino;
+            !state.under_way.iter().any(is_one)
+                && !state.ended.iter().map(|(number, other)| (number, other)).any(is_one)
+        };
+        let waited = self.changed.wait_timeout_while(self.lock(), patience, none);
+        !waited.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 }
 
@@ -78,7 +86,7 @@ impl Drop for Release<'_> {
             state.ended.push_back((self.number, ino));
         }
         drop(state);
-        self.releases.ended.notify_all();
+        self.releases.changed.notify_all();
     }
 }
 
@@ -115,16 +123,31 @@ mod tests {
         let releases = Releases::default();
         drop(releases.begin(ONE));
         let place = releases.wait_for_those_before(ONE);
-        assert!(!releases.any_since(ONE, place), "that one was before");
+        let any = |ino, place| releases.any_since(ino, place, Duration::ZERO);
+        assert!(!any(ONE, place), "that one was before");
         let meanwhile = releases.begin(ONE);
-        assert!(releases.any_since(ONE, place) && !releases.any_since(OTHER, place));
+        assert!(any(ONE, place) && !any(OTHER, place));
         drop(meanwhile);
-        assert!(releases.any_since(ONE, place));
-        assert!(!releases.any_since(ONE, releases.wait_for_those_before(ONE)));
+        assert!(any(ONE, place));
+        assert!(!any(ONE, releases.wait_for_those_before(ONE)));
         for _ in 0..2 * ENDED_MAX {
             drop(releases.begin(OTHER));
         }
         assert_eq!(releases.lock().ended.len(), ENDED_MAX);
         assert!(releases.lock().under_way.is_empty());
+    }
+
+    #[test]
+    fn one_that_is_on_its_way_is_waited_for() {
+        let releases = Releases::default();
+        let place = releases.wait_for_those_before(ONE);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(Duration::from_millis(50));
+                drop(releases.begin(OTHER));
+                drop(releases.begin(ONE));
+            });
+            assert!(releases.any_since(ONE, place, Duration::from_secs(60)));
+        });
     }
 }
