@@ -18,6 +18,7 @@ use dfs_service::conn::{Door, dial};
 
 use crate::node::Node;
 use crate::peer::{answer_of, reply_of};
+use crate::source_links::ask_for_sums;
 use crate::store::{ChunkSpec, ClientTable, Description, Position, ReplicaReport};
 
 const CALL_MAX: Duration = Duration::from_secs(20);
@@ -96,6 +97,7 @@ fn call(client: &mut LoneClient, call: &DataCall) -> Result<(DataReply, Vec<u8>)
     reply_of(client.call(&call.to_bytes(), &[], CALL_MAX))
 }
 
+/// A connection to `server`, which is asked who it is.
 pub(crate) fn open(node: &Node, server: ServerId, address: &str) -> Result<LoneClient, String> {
     let stream = dial(address, &node.config.key, Door::Frames, node.config.connect_timeout)
         .map_err(|e| format!("{server} at {address}: {e}"))?;
@@ -183,8 +185,7 @@ fn copy(
     spec: &ChunkSpec,
     source: &Source,
 ) -> Result<(ReplicaReport, u64), NotAdopted> {
-    let mut client = open(node, source.server, &source.address)?;
-    let sums = fetch_sums(&mut client, chunk)?;
+    let (mut client, sums) = ask_for_sums(node, source.server, &source.address, chunk)?;
     // A source that took up the version already is as good: its content is the named one.
     let adopted = Position { version, seq: 0 };
     if sums.position != source.position && sums.position != adopted || sums.digest != source.digest
@@ -243,6 +244,7 @@ fn copy(
         node.metrics.copied_bytes.inc_by(bytes.len() as u64);
         writer.put_block(block, &bytes, crc).map_err(|e| e.to_string())?;
     }
+    node.source_links.keep(source.server, &source.address, client);
     let report =
         writer.finish(sums.len, sums.sealed, &table, &records).map_err(|e| e.to_string())?;
     if report.digest != source.digest {

@@ -6,7 +6,7 @@ use dfs_core::ids::{BadServerId, ChunkId, ChunkVersion, Epoch, InodeNo};
 use dfs_proto::control::chunk_control_server::ChunkControl;
 use dfs_proto::control::metadata_copies_server::MetadataCopies;
 use dfs_proto::control::{
-    self, AdoptRequest, CopyListReply, CopyListRequest, CopyReadReply, CopyReadRequest,
+    self, AdoptRequest, CopyListReply, CopyListRequest, CopyPiece, CopyReadReply, CopyReadRequest,
     CopySettleReply, CopySettleRequest, CopyWriteReply, CopyWriteRequest, DeleteReply,
     DeleteRequest, PromiseRequest, ReplicaReport, ReportRequest, VerifyRequest,
 };
@@ -258,9 +258,7 @@ impl MetadataCopies for Control {
         let this = self.clone();
         self.blocking(move |node| {
             this.obey(epoch, nonce)?;
-            if node.free_bytes() < COPY_ROOM_MIN {
-                return Err(Status::resource_exhausted("no space for a copy of the metadata"));
-            }
+            check_room_for_copies(node)?;
             node.copies.write(&name, offset, &data).map_err(|e| copy_status(&e))?;
             Ok(CopyWriteReply {})
         })
@@ -271,10 +269,16 @@ impl MetadataCopies for Control {
         &self,
         request: Request<CopySettleRequest>,
     ) -> Result<Response<CopySettleReply>, Status> {
-        let CopySettleRequest { epoch, nonce, files, index, at_ns } = request.into_inner();
+        let CopySettleRequest { epoch, nonce, files, index, at_ns, pieces } = request.into_inner();
         let this = self.clone();
         self.blocking(move |node| {
             this.obey(epoch, nonce)?;
+            if !pieces.is_empty() {
+                check_room_for_copies(node)?;
+            }
+            for CopyPiece { name, offset, data } in pieces {
+                node.copies.write(&name, offset, &data).map_err(|e| copy_status(&e))?;
+            }
             let files = files.into_iter().map(|file| (file.name, file.length)).collect();
             let complete = Complete { index, at_ns };
             node.copies.settle(&files, complete).map_err(|e| copy_status(&e))?;
@@ -294,6 +298,13 @@ impl MetadataCopies for Control {
         })
         .await
     }
+}
+
+fn check_room_for_copies(node: &Node) -> Result<(), Status> {
+    if node.free_bytes() < COPY_ROOM_MIN {
+        return Err(Status::resource_exhausted("no space for a copy of the metadata"));
+    }
+    Ok(())
 }
 
 fn copy_status(error: &std::io::Error) -> Status {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -48,7 +48,7 @@ pub(crate) struct Copies {
     dirty: Mutex<Dirty>,
 }
 
-/// What is to be synced.
+/// What is to be synced, and what needs not be looked up twice a second.
 #[derive(Default, Debug)]
 struct Dirty {
     files: BTreeSet<String>,
@@ -58,6 +58,10 @@ struct Dirty {
     all: bool,
     /// This process made the directory, or saw it.
     made: bool,
+    /// Lengths of all files, if they were listed since a name was new.
+    lengths: Option<BTreeMap<String, u64>>,
+    /// Written last, and as a rule next.
+    open: Option<(String, File)>,
 }
 
 fn invalid(text: String) -> io::Error {
@@ -140,19 +144,37 @@ impl Copies {
         check_name(name)?;
         let mut dirty = lock(&self.dirty);
         self.make_dir(&mut dirty)?;
-        let path = self.dir.join(name);
         dirty.names |= offset == 0;
-        let opened = OpenOptions::new().write(true).create(true).truncate(offset == 0).open(&path);
-        // Somebody may have removed the directory: the next attempt makes it again.
-        let file = opened.inspect_err(|_| dirty.made = false)?;
-        let length = file.metadata()?.len();
-        if length != offset {
+        let file = match dirty.open.take() {
+            Some((open, file)) if open == name && offset != 0 => file,
+            _ => {
+                let path = self.dir.join(name);
+                let mut how = OpenOptions::new();
+                let opened = how.write(true).create(true).truncate(offset == 0).open(&path);
+                // Somebody may have removed the directory: the next attempt makes it again.
+                opened.inspect_err(|_| dirty.made = false)?
+            }
+        };
+        let there = file.metadata()?;
+        if there.len() != offset || there.nlink() == 0 {
+            dirty.lengths = None;
+            let length = if there.nlink() == 0 { 0 } else { there.len() };
             return Err(invalid(format!(
                 "{name} has {length} bytes, no place for some at {offset}"
             )));
         }
         dirty.files.insert(name.to_owned());
-        file.write_all_at(data, offset)
+        let known = dirty.lengths.as_mut().and_then(|lengths| lengths.get_mut(name));
+        match known {
+            Some(length) => *length = offset + data.len() as u64,
+            None => dirty.lengths = None,
+        }
+        let written = file.write_all_at(data, offset);
+        match written {
+            Ok(()) => dirty.open = Some((name.to_owned(), file)),
+            Err(_) => dirty.lengths = None,
+        }
+        written
     }
 
     /// Makes `files`, which must have these lengths, the copy.
@@ -166,7 +188,13 @@ impl Copies {
         }
         let mut dirty = lock(&self.dirty);
         self.make_dir(&mut dirty)?;
-        let have = self.files()?;
+        // Whatever goes wrong from here on: the next time is not built on what was known before.
+        let known = dirty.lengths.take();
+        let open = dirty.open.take();
+        let have = match known {
+            Some(lengths) => lengths,
+            None => self.files()?,
+        };
         dirty.made = !have.is_empty();
         for (name, length) in files {
             if have.get(name) != Some(length) {
@@ -178,7 +206,11 @@ impl Copies {
         let unsynced = |name: &&String| dirty.all || dirty.files.contains(*name);
         for name in files.keys().filter(unsynced) {
             let path = self.dir.join(name);
-            if let Err(error) = File::open(&path)?.sync_all() {
+            let synced = match &open {
+                Some((open, file)) if open == name => file.sync_all(),
+                _ => File::open(&path)?.sync_all(),
+            };
+            if let Err(error) = synced {
                 // What the disk has of it is unknown, and the next sync would not say so.
                 fs::remove_file(&path)?;
                 return Err(error);
@@ -188,7 +220,9 @@ impl Copies {
             File::open(&self.dir)?.sync_all()?;
         }
         *dirty = Dirty { made: dirty.made, ..Dirty::default() };
-        replace(&self.dir.join(COMPLETE), &text_of(complete))?;
+        let replaced = replace(&self.dir.join(COMPLETE), &text_of(complete));
+        // As above: somebody may have removed the directory.
+        replaced.inspect_err(|_| dirty.made = false)?;
         let mut gone = have.keys().filter(|name| !files.contains_key(*name)).peekable();
         if gone.peek().is_some() {
             // Until then the mark before this one may come back, and needs them.
@@ -197,6 +231,8 @@ impl Copies {
         for name in gone {
             fs::remove_file(self.dir.join(name))?;
         }
+        dirty.lengths = Some(files.clone());
+        dirty.open = open.filter(|(name, _)| files.contains_key(name));
         Ok(())
     }
 
@@ -276,6 +312,34 @@ mod tests {
         again.write("1.log", 0, b"x").unwrap();
         assert!(again.write("1.log", 2, b"x").is_err());
         assert_eq!(again.read("1.log", 0, 100).unwrap(), b"x");
+    }
+
+    #[test]
+    fn what_somebody_removed_is_not_taken_for_a_copy() {
+        let dir = tempfile::tempdir().unwrap();
+        let copies = Copies::new(dir.path());
+        let kept = dir.path().join(DIR);
+        copies.write("1.log", 0, b"one").unwrap();
+        copies.settle(&named(&[("1.log", 3)]), DONE).unwrap();
+        fs::remove_file(kept.join("1.log")).unwrap();
+        let error = copies.write("1.log", 3, b"two").unwrap_err();
+        assert_eq!(error.to_string(), "1.log has 0 bytes, no place for some at 3");
+        // The master sees what is there, and begins anew.
+        assert!(copies.settle(&named(&[("1.log", 3)]), DONE).is_err());
+        copies.write("1.log", 0, b"one").unwrap();
+        copies.write("1.log", 3, b"two").unwrap();
+        copies.settle(&named(&[("1.log", 6)]), DONE).unwrap();
+        assert_eq!(copies.read("1.log", 0, 100).unwrap(), b"onetwo");
+        fs::remove_dir_all(&kept).unwrap();
+        assert!(copies.settle(&named(&[("1.log", 6)]), DONE).is_err());
+        assert!(copies.settle(&named(&[("1.log", 6)]), DONE).is_err());
+        copies.write("1.log", 0, b"one").unwrap();
+        copies.settle(&named(&[("1.log", 3)]), DONE).unwrap();
+        // Another file takes the place of the one that is open.
+        copies.write("2.log", 0, b"x").unwrap();
+        copies.settle(&named(&[("2.log", 1)]), DONE).unwrap();
+        assert!(!kept.join("1.log").exists());
+        assert!(copies.write("1.log", 3, b"two").is_err());
     }
 
     #[test]

@@ -31,6 +31,7 @@ mod reply;
 mod run;
 mod scrub;
 mod search;
+mod source_links;
 mod state;
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use crate::metrics::Metrics;
 use crate::pace::Pace;
 use crate::peer::Peers;
 use crate::primary::Leaders;
+use crate::source_links::SourceLinks;
 use crate::state::ServerState;
 use crate::store::{ChunkSpec, Store, StoreError};
 
@@ -41,6 +42,7 @@ pub(crate) struct Node {
     pub(crate) state: ServerState,
     pub(crate) fence: Fence,
     pub(crate) peers: Arc<Peers>,
+    pub(crate) source_links: SourceLinks,
     pub(crate) leaders: Leaders,
     pub(crate) members: Members,
     pub(crate) metrics: Arc<Metrics>,
@@ -140,6 +142,7 @@ impl Node {
                 .map_or_else(|_| String::new(), |path| path.display().to_string()),
             fence: Fence::new(config.master.is_some()),
             peers: Arc::new(peers),
+            source_links: SourceLinks::default(),
             leaders: Leaders::default(),
             members: Members::default(),
             metrics,

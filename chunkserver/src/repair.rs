@@ -10,8 +10,9 @@ use dfs_core::ids::{ChunkId, ServerId};
 use dfs_proto::meta_rpc::MemberAddress;
 use dfs_service::page::Page;
 
-use crate::adopt::{fetch_block, fetch_sums, open};
+use crate::adopt::fetch_block;
 use crate::node::{Node, lock, now};
+use crate::source_links::ask_for_sums;
 use crate::store::StoreError;
 
 /// Blocks being repaired; a disk that rots faster is not saved by this.
@@ -25,6 +26,7 @@ static RUNNING: Mutex<Option<HashMap<Place, Vec<MemberAddress>>>> = Mutex::new(N
 
 /// Tries what is due.
 pub(crate) fn tick(node: &Arc<Node>) {
+    node.source_links.tick();
     for chunk in node.store.take_made_again() {
         node.damage.forget(chunk);
         node.on_changed(chunk);
@@ -141,12 +143,13 @@ fn repair(
     }
     let mut last = "no other member known".to_owned();
     for (server, address) in sources {
-        let fetched = open(node, server, &address).and_then(|mut client| {
-            let sums = fetch_sums(&mut client, chunk)?;
+        let asked = ask_for_sums(node, server, &address, chunk);
+        let fetched = asked.and_then(|(mut client, sums)| {
             if sums.sums.get(block as usize) != Some(&crc) {
                 return Err("has other content".to_owned());
             }
             let fetched = fetch_block(&mut client, chunk, sums.position, block, crc)?;
+            node.source_links.keep(server, &address, client);
             fetched.ok_or_else(|| "its block is bad as well".to_owned())
         });
         match fetched {

@@ -132,6 +132,15 @@ struct Location {
     payload_crc: u32,
 }
 
+impl Location {
+    fn end(&self) -> u64 {
+        self.offset + u64::from(self.payload_bytes)
+    }
+}
+
+/// Entries so near each other are read at once.
+const RUN_BYTES_MAX: u64 = 64 << 10;
+
 /// The log. Clones are handles to the same one; when the last is dropped, everything handed in is
 /// written and the files are closed.
 #[derive(Clone, Debug)]
@@ -724,26 +733,52 @@ impl Shared {
                 }
             }
         }
-        for (at, location, file) in on_disk {
-            found[at].1 = self.read_payload(location, &*file)?;
+        let mut rest = on_disk.as_slice();
+        while let Some((_, first, _)) = rest.first() {
+            let is_near = |location: &Location| {
+                location.sequence == first.sequence
+                    && first.offset <= location.offset
+                    && location.end() - first.offset <= RUN_BYTES_MAX
+            };
+            let others = rest[1..].iter().take_while(|(_, location, _)| is_near(location));
+            let (run, behind) = rest.split_at(1 + others.count());
+            self.read_run(run, &mut found)?;
+            rest = behind;
         }
         Ok(found)
     }
 
-    fn read_payload(&self, location: Location, file: &dyn LogFile) -> Result<Bytes, JournalError> {
-        let Location { sequence, offset, payload_bytes, payload_crc } = location;
-        let name = segments::segment_name(sequence);
-        let mut payload = vec![0; payload_bytes as usize];
+    /// Entries that are near each other in one file, by one read. Each goes to its place in `found`.
+    fn read_run(
+        &self,
+        run: &[(usize, Location, Arc<dyn LogFile>)],
+        found: &mut [(Position, Bytes)],
+    ) -> Result<(), JournalError> {
+        let Some((_, first, file)) = run.first() else { return Ok(()) };
+        let end = run.iter().map(|(_, location, _)| location.end()).max().unwrap_or(first.offset);
+        let name = segments::segment_name(first.sequence);
+        // At most `RUN_BYTES_MAX`, or one entry, whose length is a u32.
+        let mut bytes = vec![0; (end - first.offset) as usize];
         let filled = file
-            .read_at(offset, &mut payload)
+            .read_at(first.offset, &mut bytes)
             .map_err(|err| JournalError::io("read", &*self.disk, &name, err))?;
-        if filled != payload.len() || crc32c::crc32c(&payload) != payload_crc {
-            return Err(JournalError::Damaged {
-                file: self.disk.path(&name),
-                offset,
-                reason: "the entry read back differs from what was written",
-            });
+        bytes.truncate(filled);
+        let bytes = Bytes::from(bytes);
+        for (at, location, _) in run {
+            let start = (location.offset - first.offset) as usize;
+            let end = start + location.payload_bytes as usize;
+            let payload = (end <= bytes.len()).then(|| bytes.slice(start..end));
+            match payload.filter(|it| crc32c::crc32c(it) == location.payload_crc) {
+                Some(payload) => found[*at].1 = payload,
+                None => {
+                    return Err(JournalError::Damaged {
+                        file: self.disk.path(&name),
+                        offset: location.offset,
+                        reason: "the entry read back differs from what was written",
+                    });
+                }
+            }
         }
-        Ok(Bytes::from(payload))
+        Ok(())
     }
 }
