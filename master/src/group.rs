@@ -209,6 +209,21 @@ pub enum GroupError {
     Raft(String),
 }
 
+/// Where the advice in the texts above begins.
+const ADVICE: &str = ": make the directory again with `dfs master restore`";
+
+impl GroupError {
+    /// What is wrong, for who is making a directory again.
+    #[must_use]
+    pub fn without_advice(&self) -> String {
+        let mut text = self.to_string();
+        if let Some(at) = text.find(ADVICE) {
+            text.truncate(at);
+        }
+        text
+    }
+}
+
 fn end_of(last: Option<u64>) -> String {
     last.map_or_else(
         || "the log is empty".to_owned(),

@@ -22,6 +22,7 @@ use dfs_service::sealed::{replace_durably, seal, unseal};
 use tonic::transport::Channel;
 
 use crate::config::Config;
+use crate::group::GroupError;
 use crate::journal;
 use crate::metrics::Metrics;
 
@@ -279,7 +280,12 @@ fn place(dir: &Path, name: &str) -> Option<PathBuf> {
 /// Opens it as a master does: the last entry, and how many inodes and chunks there are.
 fn check(dir: &Path) -> anyhow::Result<(u64, u64, u64)> {
     let config = Config::new(dir.to_owned());
-    let (group, store) = crate::run::open_state(&config, &Metrics::new())?;
+    let opened = crate::run::open_state(&config, &Metrics::new());
+    // Its advice is what this is.
+    let (group, store) = opened.map_err(|error| match error.downcast_ref::<GroupError>() {
+        Some(wrong) => anyhow::anyhow!(wrong.without_advice()),
+        None => error,
+    })?;
     let superblock = meta::superblock(&store.reader());
     let reached = group.applied_index().unwrap_or(0);
     group.shutdown();

@@ -336,6 +336,7 @@ fn change_of_client(
         | Change::SetXattr { .. }
         | Change::RemoveXattr { .. }
         | Change::InlineWrite { .. }
+        | Change::InlinePatch { .. }
         | Change::InlineZero { .. }
         | Change::InlineTruncate { .. }
         | Change::Spill { .. }

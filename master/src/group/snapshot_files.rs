@@ -9,7 +9,8 @@
 //!            65,536 bytes of content, the last block fewer
 //! trailer  a block with 0 bytes of content: the file was finished
 //! ```
-//! All integers are little-endian. The chain of block checksums starts from the header's.
+//! All integers are little-endian. The chain of block checksums starts from the header's. A later format is to have the
+//! version in its checksum: a header whose checksum is right by this one's rules is of this one.
 
 use dfs_service::page::Page;
 use std::fs::{File, OpenOptions};
@@ -467,9 +468,11 @@ impl SnapshotReader {
             return Err(damaged("this is not a snapshot"));
         }
         let version = u32_at(&header, 8);
-        if version > VERSION {
-            return Err(SnapshotError::Newer { file: path.to_owned(), version });
-        }
+        // Of another format nothing else can be said, unless the rest is as in this one.
+        let damaged = |reason| match version {
+            0..=VERSION => damaged(reason),
+            version => SnapshotError::Newer { file: path.to_owned(), version },
+        };
         let group_state_bytes = u32_at(&header, 48) as usize;
         if group_state_bytes > GROUP_STATE_BYTES_MAX {
             return Err(damaged("the header's length is impossible"));
@@ -481,6 +484,10 @@ impl SnapshotReader {
         }
         if crc32c::crc32c(&header[16..]) != u32_at(&header, 12) {
             return Err(damaged("the header's checksum does not match"));
+        }
+        if version != VERSION {
+            let reason = "the format's number is damaged, all else in the header is whole";
+            return Err(SnapshotError::Damaged { file: path.to_owned(), offset: 8, reason });
         }
         let position = Position {
             term: u64_at(&header, 16),

@@ -599,7 +599,7 @@ fn a_snapshot_that_is_needed_and_damaged_is_named_with_what_to_do() {
     drop(open(dir.path(), &lost));
     assert_eq!(lost.commands(), commands);
     std::fs::remove_dir(&snapshots[1].path).unwrap();
-    let newer = [&whole[..8], &[2], &whole[9..]].concat();
+    let newer = [&whole[..8], &[2, 0, 0, 0, !whole[12]], &whole[13..]].concat();
     std::fs::write(&snapshots[1].path, newer).unwrap();
     let lost = Recorder::default();
     drop(open(dir.path(), &lost));
@@ -610,6 +610,14 @@ fn a_snapshot_that_is_needed_and_damaged_is_named_with_what_to_do() {
     let newer =
         format!("{} has snapshot format 2, this program reads 1", snapshots[1].path.display());
     assert_eq!((err.to_string(), err.page()), (newer, Some(Page::DirectoryRefused)));
+    // All else is as in this format: a flipped bit.
+    for number in [0, 2, 3] {
+        let flipped = [&whole[..8], &[number], &whole[9..]].concat();
+        std::fs::write(&snapshots[1].path, flipped).unwrap();
+        let err = Group::open(config(dir.path()), Recorder::default()).unwrap_err();
+        assert!(err.to_string().contains("damaged at byte 8: the format's number"), "{err}");
+        assert_eq!(err.page(), Some(Page::DamagedLog));
+    }
     std::fs::write(&snapshots[1].path, whole).unwrap();
     damage_header(&snapshots[1]);
     for config in [config(dir.path()), accepting(dir.path())] {
@@ -622,6 +630,8 @@ fn a_snapshot_that_is_needed_and_damaged_is_named_with_what_to_do() {
             snapshots[0].position.index,
         );
         assert_eq!(err.to_string(), expected);
+        let (wrong, _advice) = expected.split_once(": make").unwrap();
+        assert_eq!(err.without_advice(), wrong);
     }
 }
 
