@@ -21,15 +21,26 @@ use crate::failure::{Failure, fail};
 /// Nobody listens: tried again after so long.
 const AGAIN: Duration = Duration::from_millis(100);
 
+/// Nobody listens there, or whoever did ended while we were introduced.
+fn is_of_nobody(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionRefused
+            | ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+    )
+}
+
 /// Fails with advice if nobody serves at the address: a lazy channel would only say "transport error".
 pub(crate) fn check_reachable(target: &Target) -> anyhow::Result<()> {
     let Target { master, key, wait, wait_for_start } = target;
     let until = Instant::now() + *wait;
     let reached = loop {
         let reached = dial(master, key, Door::Control, *wait);
-        let refused =
-            matches!(&reached, Err(error) if error.kind() == ErrorKind::ConnectionRefused);
-        if !(refused && *wait_for_start && Instant::now() + AGAIN < until) {
+        let is_away = reached.as_ref().is_err_and(|error| is_of_nobody(error.kind()));
+        if !(is_away && *wait_for_start && Instant::now() + AGAIN < until) {
             break reached;
         }
         std::thread::sleep(AGAIN);

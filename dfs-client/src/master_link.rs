@@ -67,6 +67,7 @@ pub(crate) struct MasterLink {
     silent_told: AtomicBool,
     /// A request said that it waits for servers; the others need not.
     wait_told: AtomicBool,
+    told_of_its_end: AtomicBool,
     closed: AtomicBool,
     /// Set when the session is to end: nothing is waited for any longer then.
     ends_at: OnceLock<Instant>,
@@ -113,6 +114,7 @@ impl MasterLink {
             recent_dirs: RecentDirs::default(),
             silent_told: AtomicBool::new(false),
             wait_told: AtomicBool::new(false),
+            told_of_its_end: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             ends_at: OnceLock::new(),
             asked_at: Mutex::new(Instant::now()),
@@ -163,8 +165,19 @@ impl MasterLink {
         deadline: Duration,
     ) -> std::io::Result<MetaReply> {
         let frame = connection.call(&self.request(call), &[], deadline)?;
-        MetaReply::from_bytes(&frame.args)
-            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))
+        let reply = MetaReply::from_bytes(&frame.args)
+            .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
+        if matches!(reply, MetaReply::Failed(MetaFailure::Refused(NamespaceError::NoSession)))
+            && !self.told_of_its_end.swap(true, Ordering::AcqRel)
+        {
+            tracing::error!(
+                client = %self.client,
+                see = %Page::ClientSilent,
+                "the master ended this client, which was silent for too long or evicted: its opens and locks are gone, and all it asks is refused from now on. \
+                 Unmount and mount again, or start the command again"
+            );
+        }
+        Ok(reply)
     }
 
     /// A fresh connection, registered, with all opens told if the master is another one than before.

@@ -343,6 +343,10 @@ fn an_evicted_mount_loses_its_locks_and_says_so() {
     use std::io::Write as _;
     let refused = (&there).write_all(b"too late").and_then(|()| there.sync_all());
     assert!(refused.is_err(), "an evicted mount may not write");
+    let logs = cluster.logs();
+    let said = logs.lines().filter(|line| line.contains("the master ended this client"));
+    let said: Vec<_> = said.collect();
+    assert!(matches!(said[..], [line] if line.contains("#a-client-is-silent")), "{said:?}\n{logs}");
     (&here).write_all(b"in time").unwrap();
     assert_eq!(std::fs::read(cluster.mount().join("locked")).unwrap(), b"in time");
 }
