@@ -43,8 +43,6 @@ const LATE: Duration = Duration::from_secs(2);
 const DEFER_MAX: Duration = Duration::from_secs(1);
 /// One piece taken from the write budget at a time.
 const WRITE_PIECE: usize = 1 << 20;
-/// More dirty ranges than this in inline content become one.
-const INLINE_RANGES_MAX: usize = 8;
 
 /// What is known of the file, as of `at`.
 struct Known {
@@ -56,8 +54,10 @@ struct Known {
 
 #[derive(Default)]
 struct Pending {
-    /// Bytes for inline content, with how much of the write budget they hold.
+    /// Bytes for inline content; each holds one of the write budget, as those of `sending`.
     inline: DirtyExtents,
+    /// Older ones, which a commit is having logged. Those behind them are not sent with them, or again.
+    sending: DirtyExtents,
     /// Written since the last commit: how far, when, how often.
     end: u64,
     /// The file's counter of truncations as it was known before the first of that.
@@ -74,6 +74,26 @@ struct Pending {
     /// The master may believe that this client writes.
     marked: bool,
     logged: Logged,
+}
+
+impl Pending {
+    fn has_inline(&self) -> bool {
+        !self.inline.is_empty() || !self.sending.is_empty()
+    }
+
+    fn inline_bytes(&self) -> u64 {
+        self.inline.bytes() + self.sending.bytes()
+    }
+
+    /// Everything for inline content that was not logged, in one, and how many bytes it holds of the write budget.
+    fn take_inline(&mut self) -> (DirtyExtents, u64) {
+        let held = self.inline_bytes();
+        let mut all = std::mem::take(&mut self.sending);
+        for (offset, data) in std::mem::take(&mut self.inline).iter() {
+            all.write(offset, data);
+        }
+        (all, held)
+    }
 }
 
 /// The last commit of size and time.
@@ -364,6 +384,7 @@ impl FileState {
         let len = small((size - offset).min(buf.len() as u64));
         let content = known.content.as_deref().unwrap_or_default();
         fill(&mut buf[..len], content.get(small(offset)..).unwrap_or_default());
+        inner.pending.sending.overlay(offset, &mut buf[..len]);
         inner.pending.inline.overlay(offset, &mut buf[..len]);
         Ok(Some(len))
     }
@@ -480,13 +501,12 @@ impl FileState {
     /// Content grows beyond the inode: what is pending goes to chunks. The master's content follows when a chunk is
     /// first asked for.
     fn leave_inline(&self, attr: &Attr) -> Result<()> {
-        let extents = {
+        let (extents, held) = {
             let mut inner = self.lock();
             // So that nobody puts more there.
             self.writer_in(&mut inner, 0, attr.layout.chunk_size);
-            std::mem::take(&mut inner.pending.inline)
+            inner.pending.take_inline()
         };
-        let held = extents.bytes();
         let mut extents = extents.iter();
         let left = extents.try_for_each(|(offset, extent)| self.write_chunks(attr, offset, extent));
         self.io.budget.give_back(held);
@@ -611,7 +631,7 @@ impl FileState {
                 return;
             }
             inner.error = Kept::default();
-            std::mem::take(&mut inner.pending).inline.bytes()
+            std::mem::take(&mut inner.pending).inline_bytes()
         };
         self.io.budget.give_back(held);
         self.retire_writers();
@@ -640,7 +660,7 @@ impl FileState {
             LATE <= inner.touched.elapsed()
                 && (pending.mtime.is_some()
                     || pending.marked
-                    || !pending.inline.is_empty()
+                    || pending.has_inline()
                     || self.appends.are_pending()
                     || !inner.writers.values().all(|writer| writer.is_idle()))
         };
@@ -686,7 +706,7 @@ impl FileState {
         let is_open = || self.session.upgrade().is_some_and(|session| session.is_open(self.ino));
         let inner = self.lock();
         let pending = &inner.pending;
-        pending.inline.is_empty()
+        !pending.has_inline()
             && pending.mtime.is_none()
             && !pending.marked
             && (inner.error.is_empty() || !is_open())
@@ -699,7 +719,7 @@ impl FileState {
 impl Drop for FileState {
     fn drop(&mut self) {
         self.retire_writers();
-        let held = self.lock().pending.inline.bytes();
+        let held = self.lock().pending.inline_bytes();
         self.io.budget.give_back(held);
     }
 }

@@ -35,6 +35,7 @@ impl OwnChanges {
         let raised = match change {
             Change::CommitSize { mtime, .. } => mtime.is_some(),
             Change::InlineWrite { data, .. } => !data.is_empty(),
+            Change::InlinePatch { ranges, .. } => ranges.iter().any(|(_, data)| !data.is_empty()),
             Change::Spill { .. } => true,
             Change::SetAttr { mode, uid, gid, atime, mtime, .. } => {
                 mode.or(*uid).or(*gid).is_some()

@@ -192,6 +192,14 @@ pub enum Change {
         mtime: Option<WallTime>,
         kill_priv: bool,
     },
+    /// Several writes to inline content at once: each at its offset, the later over the earlier. What lies between them is
+    /// left as it is. As [`Self::InlineWrite`] otherwise; the change number rises by one.
+    InlinePatch {
+        ino: InodeNo,
+        ranges: Vec<(u64, Vec<u8>)>,
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+    },
     /// Zero `offset..offset+len` of inline content, extending the size to `offset+len` unless `keep_size`.
     InlineZero {
         ino: InodeNo,

@@ -175,6 +175,7 @@ wire_enum!(EventKind {
 wire_struct!(Event { at, kind, server, cause, lasted_ms });
 wire_list!(Event);
 wire_list!((u32, u64));
+wire_list!((u64, Vec<u8>));
 wire_list!(u128);
 wire_enum!(JobPhase { 1 = Running, 2 = Paused, 3 = Done, 4 = Cancelled });
 wire_enum!(JobWork { 1 = Drain { server }, 2 = Rebalance, 3 = Scrub { server, ino, end } });
@@ -255,6 +256,7 @@ wire_enum!(Change {
     19 = CreateUnnamed { parent, mode, umask, uid, gid, layout },
     20 = PutInPlace { ino, parent, name },
     30 = InlineWrite { ino, offset, data, append, mtime, kill_priv },
+    42 = InlinePatch { ino, ranges, mtime, kill_priv },
     31 = InlineZero { ino, offset, len, keep_size },
     32 = InlineTruncate { ino, size },
     33 = AddChunk { ino, index, members, primary, attach },

@@ -221,6 +221,12 @@ fn changes() -> Vec<Change> {
             mtime: Some(TIME),
             kill_priv: false,
         },
+        Change::InlinePatch {
+            ino: INO,
+            ranges: vec![(1, vec![1; 40]), (60, vec![2; 3])],
+            mtime: None,
+            kill_priv: true,
+        },
         Change::InlineZero { ino: INO, offset: 1, len: 2, keep_size: true },
         Change::InlineTruncate { ino: INO, size: 9 },
         Change::AddChunk {

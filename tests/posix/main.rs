@@ -9,4 +9,5 @@ mod fsx;
 mod pjdfstest;
 mod promises;
 mod reopened;
+mod small;
 mod tools;

@@ -159,7 +159,7 @@ impl FileState {
     fn acknowledge_before_append(&self) -> Result<()> {
         let pending = {
             let inner = self.lock();
-            !inner.pending.inline.is_empty()
+            inner.pending.has_inline()
                 || inner.writers.values().any(|writer| writer.has_unacknowledged())
         };
         if pending { self.acknowledge_written() } else { Ok(()) }

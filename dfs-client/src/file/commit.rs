@@ -1,11 +1,10 @@
 //! Making what was written acknowledged, stable, and known to the master.
 
-use dfs_core::client::dirty::DirtyExtents;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 
-use super::{DEFER_MAX, FileState, INLINE_RANGES_MAX, LAYOUT_KNOWN, Logged, Pending, small};
+use super::{DEFER_MAX, FileState, Known, LAYOUT_KNOWN, Logged, Pending, small};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, OpenId, Result};
 use crate::session::lock;
@@ -394,7 +393,7 @@ impl FileState {
 
     fn is_committed(&self, done_writing: bool) -> bool {
         let inner = self.lock();
-        inner.pending.inline.is_empty()
+        !inner.pending.has_inline()
             && inner.pending.mtime.is_none()
             && !inner.pending.kill_priv
             && inner.writers.values().all(|writer| writer.is_idle())
@@ -463,7 +462,8 @@ impl FileState {
             return Ok(false);
         }
         inner.pending.logged = Logged { at: Some(Instant::now()), chunks, deferred: false };
-        let unchanged = inner.pending.writes == writes;
+        // Bytes for inline content that came meanwhile are logged by the next commit, with their end and time.
+        let unchanged = inner.pending.writes == writes && !inner.pending.has_inline();
         if unchanged {
             inner.pending.end = 0;
             inner.pending.cuts = None;
@@ -484,97 +484,93 @@ impl FileState {
         Ok(true)
     }
 
-    /// Logs pending inline bytes. Called with `commit` held.
+    /// Logs pending inline bytes, and nothing that was not written here: what lies between them may be newer at the
+    /// master. Called with `commit` held.
     pub(super) fn commit_inline(&self) -> Result<()> {
-        let (mut extents, mtime, kill_priv, writes) = {
+        let (ranges, mtime, kill_priv, writes, twice) = {
             let mut inner = self.lock();
-            if inner.pending.inline.is_empty() {
+            let pending = &mut inner.pending;
+            if !pending.has_inline() {
                 return Ok(());
             }
-            let pending = &mut inner.pending;
-            (pending.inline.clone(), pending.mtime, pending.kill_priv, pending.writes)
+            let (all, held) = pending.take_inline();
+            let ranges: Vec<_> = all.iter().map(|(offset, data)| (offset, data.to_vec())).collect();
+            let twice = held - all.bytes();
+            pending.sending = all;
+            (ranges, pending.mtime, pending.kill_priv, pending.writes, twice)
         };
-        if INLINE_RANGES_MAX < extents.extent_count() {
-            extents = self.joined(&extents)?;
-        }
-        for (offset, data) in extents.iter() {
-            let change = Change::InlineWrite {
-                ino: self.ino,
-                offset,
-                data: data.to_vec(),
-                append: false,
-                mtime,
-                kill_priv,
-            };
-            match self.io.link.change(change) {
-                Ok(Outcome::Attr(attr)) => self.learn_inline(attr, offset, data),
-                Ok(other) => {
-                    return Err(ClientError::Protocol {
-                        reason: format!("write was answered {other:?}"),
-                    });
-                }
-                Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
-                    // Another client moved the content into chunks: these bytes follow it.
-                    let attr = self.refresh()?;
-                    return self.leave_inline(&attr);
-                }
-                Err(ClientError::Refused(NamespaceError::Stale)) => break,
-                Err(error) => {
-                    self.drop_inline(writes);
-                    return Err(error);
-                }
+        self.io.budget.give_back(twice);
+        let ino = self.ino;
+        let change = match ranges.as_slice() {
+            [(offset, data)] => {
+                let (offset, data) = (*offset, data.clone());
+                Change::InlineWrite { ino, offset, data, append: false, mtime, kill_priv }
+            }
+            _ => Change::InlinePatch { ino, ranges: ranges.clone(), mtime, kill_priv },
+        };
+        match self.io.link.change(change) {
+            Ok(Outcome::Attr(attr)) => self.logged_inline(Some((attr, &ranges)), writes),
+            Ok(other) => {
+                return Err(ClientError::Protocol {
+                    reason: format!("write was answered {other:?}"),
+                });
+            }
+            Err(ClientError::Refused(NamespaceError::LayoutChanged)) => {
+                // Another client moved the content into chunks: these bytes follow it.
+                let attr = self.refresh()?;
+                return self.leave_inline(&attr);
+            }
+            Err(ClientError::Refused(NamespaceError::Stale)) => self.logged_inline(None, writes),
+            Err(error) => {
+                self.logged_inline(None, writes);
+                return Err(error);
             }
         }
-        self.drop_inline(writes);
         Ok(())
     }
 
-    /// Logged (or lost): what was pending is pending no more, unless it was written to meanwhile.
-    pub(super) fn drop_inline(&self, writes: u64) {
-        let mut inner = self.lock();
-        if inner.pending.writes == writes {
-            let held = std::mem::take(&mut inner.pending.inline).bytes();
-            inner.pending.end = 0;
-            inner.pending.cuts = None;
-            inner.pending.reach = None;
-            inner.pending.mtime = None;
-            inner.pending.kill_priv = false;
-            drop(inner);
-            self.io.budget.give_back(held);
-        }
-    }
-
-    pub(super) fn learn_inline(&self, attr: Attr, offset: u64, data: &[u8]) {
-        let content = {
+    /// What was being sent is with the master (or, with nothing learned, lost), and is pending no more. What was written
+    /// meanwhile still is. All at once: nobody lays these bytes over what others write from now on.
+    fn logged_inline(&self, learned: Option<(Attr, &[(u64, Vec<u8>)])>, writes: u64) {
+        let held = {
             let mut inner = self.lock();
-            // Only if nobody else changed it since it was fetched.
-            let known = inner.known.as_mut().filter(|known| known.attr.change + 1 == attr.change);
-            known.and_then(|known| known.content.take())
-        };
-        let content = content.map(|mut content| {
-            let (from, to) = (small(offset), small(offset) + data.len());
-            if content.len() < to {
-                content.resize(to, 0);
+            let held = std::mem::take(&mut inner.pending.sending).bytes();
+            let pending = &mut inner.pending;
+            if pending.writes == writes {
+                pending.end = 0;
+                pending.cuts = None;
+                pending.reach = None;
+                pending.mtime = None;
+                pending.kill_priv = false;
+            } else if inner.writers.is_empty() {
+                // Then all of it is for inline content. What is logged somebody else may cut by now.
+                let end = inner.pending.inline.end();
+                inner.pending.end = end;
+                inner.pending.reach = inner.pending.reach.map(|(cuts, _)| (cuts, end));
             }
-            content[from..to].copy_from_slice(data);
-            content
-        });
-        self.learn(attr, content, false);
+            if let Some((attr, ranges)) = learned {
+                // Only if nobody else changed it since it was fetched.
+                let is_later = |known: &Known| attr.change <= known.attr.change;
+                if !inner.known.as_ref().is_some_and(is_later) {
+                    let known = inner.known.take();
+                    let known = known.filter(|known| known.attr.change + 1 == attr.change);
+                    let content = known.and_then(|known| known.content);
+                    let content = content.map(|content| patched(content, ranges));
+                    inner.known = Some(Known { attr, at: Instant::now(), content });
+                }
+                inner.touched = Instant::now();
+            }
+            held
+        };
+        self.io.budget.give_back(held);
     }
+}
 
-    /// Many small ranges as one, with what lies between them.
-    pub(super) fn joined(&self, extents: &DirtyExtents) -> Result<DirtyExtents> {
-        let (_, content) = self.io.link.read_inline(self.ino)?;
-        let mut whole = content.unwrap_or_default();
-        let end = small(extents.end());
-        if whole.len() < end {
-            whole.resize(end, 0);
-        }
-        let start = extents.iter().next().map_or(0, |(start, _)| start);
-        let mut hull = whole[small(start)..end].to_vec();
-        extents.overlay(start, &mut hull);
-        let mut joined = DirtyExtents::default();
-        joined.write(start, &hull);
-        Ok(joined)
+fn patched(mut content: Vec<u8>, ranges: &[(u64, Vec<u8>)]) -> Vec<u8> {
+    for (offset, data) in ranges {
+        let (from, to) = (small(*offset), small(*offset) + data.len());
+        content.resize(content.len().max(to), 0);
+        content[from..to].copy_from_slice(data);
     }
+    content
 }

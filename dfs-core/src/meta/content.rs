@@ -34,11 +34,7 @@ impl Transaction<'_> {
             if INLINE_BYTES_MAX < end {
                 return Err(NamespaceError::LayoutChanged);
             }
-            let (from, to) = (small(at), small(end));
-            if content.len() < to {
-                content.resize(to, 0);
-            }
-            content[from..to].copy_from_slice(data);
+            put(content, at, data);
             self.set_size(&mut inode, size.max(end));
             self.content_changed(&mut inode, mtime, kill_priv);
         }
@@ -48,6 +44,40 @@ impl Transaction<'_> {
             Some(_) => Outcome::Attr(attr),
             None => Outcome::Appended { offset: at, attr },
         })
+    }
+
+    pub(super) fn inline_patch(
+        &mut self,
+        ino: InodeNo,
+        ranges: &[(u64, Vec<u8>)],
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+    ) -> Answer {
+        let mut inode = self.file(ino)?;
+        let mut size = inode.size;
+        let Body::Inline(content) = &mut inode.body else {
+            return Err(NamespaceError::LayoutChanged);
+        };
+        let mut written = false;
+        for (offset, data) in ranges {
+            let end = file_end(*offset, data.len() as u64)?;
+            if data.is_empty() {
+                continue;
+            }
+            if INLINE_BYTES_MAX < end {
+                return Err(NamespaceError::LayoutChanged);
+            }
+            put(content, *offset, data);
+            size = size.max(end);
+            written = true;
+        }
+        if written {
+            self.set_size(&mut inode, size);
+            self.content_changed(&mut inode, mtime, kill_priv);
+        }
+        let attr = inode.attr(ino);
+        self.put_inode(ino, inode);
+        Ok(Outcome::Attr(attr))
     }
 
     pub(super) fn inline_zero(
@@ -237,6 +267,15 @@ fn file_end(offset: u64, len: u64) -> Result<u64, NamespaceError> {
 }
 
 /// An offset as an index into inline content; one far beyond it is as good as the largest.
+/// Of what ends within [`INLINE_BYTES_MAX`].
+fn put(content: &mut Vec<u8>, at: u64, data: &[u8]) {
+    let (from, to) = (small(at), small(at) + data.len());
+    if content.len() < to {
+        content.resize(to, 0);
+    }
+    content[from..to].copy_from_slice(data);
+}
+
 fn small(offset: u64) -> usize {
     usize::try_from(offset).unwrap_or(usize::MAX)
 }

@@ -146,6 +146,9 @@ impl Transaction<'_> {
             Change::InlineWrite { ino, offset, data, append, mtime, kill_priv } => {
                 self.inline_write(*ino, (!append).then_some(*offset), data, *mtime, *kill_priv)
             }
+            Change::InlinePatch { ino, ranges, mtime, kill_priv } => {
+                self.inline_patch(*ino, ranges, *mtime, *kill_priv)
+            }
             Change::InlineZero { ino, offset, len, keep_size } => {
                 self.inline_zero(*ino, *offset, *len, *keep_size)
             }

@@ -140,6 +140,14 @@ impl Draw {
             13 => self.xattr(model),
             14 => Change::RemoveXattr { ino: model.any(a), name: b"user.0".to_vec() },
             15 => Change::Reclaim { ino: if yes { model.orphan(a) } else { model.any(a) } },
+            16 if c % 2 == 0 => Change::InlinePatch {
+                ino: file,
+                ranges: (0..u64::from(b % 4))
+                    .map(|n| (u64::from(x % 4000) + n * 100, vec![a; usize::from(y % 200)]))
+                    .collect(),
+                mtime: None,
+                kill_priv: yes,
+            },
             16 | 17 => Change::InlineWrite {
                 ino: file,
                 offset: u64::from(x % 5000),

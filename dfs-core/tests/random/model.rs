@@ -129,6 +129,22 @@ impl Model {
             Change::InlineWrite { ino, offset, data, append, .. } => {
                 self.write(*ino, (!append).then_some(*offset), data)
             }
+            Change::InlinePatch { ino, ranges, .. } => {
+                let Some(before) = self.content(*ino)?.clone() else {
+                    return Some(Err(NamespaceError::LayoutChanged));
+                };
+                let mut expected = Some(Ok(()));
+                for (offset, data) in ranges {
+                    if expected == Some(Ok(())) {
+                        expected = self.write(*ino, Some(*offset), data);
+                    }
+                }
+                // All or nothing.
+                if expected != Some(Ok(())) {
+                    *self.content(*ino)? = Some(before);
+                }
+                expected
+            }
             Change::InlineZero { ino, offset, len, keep_size } => {
                 let (from, to) =
                     (usize::try_from(*offset).unwrap(), usize::try_from(offset + len).unwrap());

@@ -345,6 +345,15 @@ impl<'a> Words<'a> {
                 mtime: self.mtime()?,
                 kill_priv,
             },
+            "patch" => Change::InlinePatch {
+                ino: self.ino(0)?,
+                ranges: vec![
+                    (self.number(1)?, bytes(self.word(2)?)?),
+                    (self.number(3)?, bytes(self.word(4)?)?),
+                ],
+                mtime: self.mtime()?,
+                kill_priv,
+            },
             "zero" => Change::InlineZero {
                 ino: self.ino(0)?,
                 offset: self.number(1)?,
