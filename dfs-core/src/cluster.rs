@@ -172,6 +172,8 @@ pub struct ServerRow {
     /// A full inventory has begun and not ended.
     inventory_pages: bool,
     pub replicas: BTreeMap<ChunkId, Replica>,
+    /// Those of `replicas` that were learned by an answer, and that no heartbeat told of since.
+    ahead: BTreeSet<ChunkId>,
     /// [`crate::chunk::inventory_digest_of`] over `replicas`.
     digest: u64,
     /// Heartbeats one after the other whose digest was another, with nothing learned in between by other ways.
@@ -329,6 +331,7 @@ impl Cluster {
             inventory_complete: false,
             inventory_pages: false,
             replicas: BTreeMap::new(),
+            ahead: BTreeSet::new(),
             digest: 0,
             mismatches: 0,
             damaged: BTreeMap::new(),
@@ -362,16 +365,12 @@ impl Cluster {
                 row.inventory_pages = false;
             }
             for (chunk, replica) in replicas {
-                // A report made before an adoption may arrive after its answer.
-                let known = row.replicas.get(&chunk);
-                if known.is_none_or(|known| known.version <= replica.version) {
-                    row.keep(chunk, replica);
-                }
+                row.keep_told(chunk, replica);
                 row.damaged.remove(&chunk);
             }
             row.damaged.extend(damaged);
             for chunk in &gone {
-                row.drop_replica(*chunk);
+                row.drop_told(*chunk);
                 row.damaged.remove(chunk);
             }
         }

@@ -128,6 +128,28 @@ impl Lens<'_> {
     }
 }
 
+/// What `look` sees of a chunk whose `record` was read before: something bad counts only if the record is the same after
+/// the look. A chunk that was deleted or given other members meanwhile would seem to have lost what it had. `None`: the
+/// chunk is gone.
+pub fn settled<T>(
+    record: &Chunk,
+    mut read: impl FnMut() -> Option<Chunk>,
+    mut look: impl FnMut(&Chunk) -> T,
+    is_bad: impl Fn(&T) -> bool,
+) -> Option<T> {
+    let mut looked = look(record);
+    let mut seen = record.clone();
+    while is_bad(&looked) {
+        let now = read()?;
+        if now == seen {
+            break;
+        }
+        looked = look(&now);
+        seen = now;
+    }
+    Some(looked)
+}
+
 /// One look at every chunk.
 #[derive(Clone, PartialEq, Eq, Default, Debug)]
 pub struct Survey {
@@ -299,6 +321,22 @@ pub(crate) mod tests {
 
     const CHUNKS: [(u64, &[u32]); 4] =
         [(1, &[1, 2, 3]), (2, &[2, 3, 4]), (3, &[3, 4, 5]), (4, &[1, 2])];
+
+    #[test]
+    fn a_chunk_that_went_or_changed_while_it_was_looked_at_is_not_lost() {
+        let cluster = cluster(5, &[(1, &[2, 3, 4])]);
+        let nobody = BTreeSet::new();
+        let lens = Lens { now: NOW, replication: 3, without: &nobody };
+        let old = samples::chunk(1, &[1, 5]);
+        let look = |record: &Chunk| lens.look(&cluster, ChunkId(1), record, false).safety;
+        let settled = |now: Option<Chunk>| {
+            settled(&old, || now.clone(), look, |safety| *safety != Safety::Safe)
+        };
+        assert_eq!(settled(None), None, "it was deleted");
+        assert_eq!(settled(Some(samples::chunk(1, &[2, 3, 4]))), Some(Safety::Safe));
+        assert_eq!(settled(Some(samples::chunk(1, &[2, 3]))), Some(Safety::Degraded));
+        assert_eq!(settled(Some(old.clone())), Some(Safety::Lost), "that is what it is");
+    }
 
     #[test]
     fn a_prediction_counts_what_each_chunk_has_left() {

@@ -3,8 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use dfs_core::chunk::Chunk;
+use dfs_core::cluster::Liveness;
 use dfs_core::cluster::overlay::OverlayKind;
 use dfs_core::command::{Change, Outcome};
+use dfs_core::exposure::settled;
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_core::meta;
 use dfs_core::time::WallTime;
@@ -221,7 +224,8 @@ fn wish(master: &Arc<Master>, request: &WishRequest) -> Result<WishReply, Status
         if kind == OverlayKind::Suspended && !end && is_new && !force {
             let danger = master.danger_without(server);
             if let Some(text) = danger.refusal(server, master.min_replicas) {
-                return Err(Status::failed_precondition(text));
+                let away = master.away_besides(server);
+                return Err(Status::failed_precondition(format!("{text}{away}")));
             }
         }
         if kind == OverlayKind::Draining && !end && is_new {
@@ -338,25 +342,47 @@ impl Master {
         self.wished.send_modify(|count| *count += 1);
     }
 
+    /// Who else is not alive, and why, as the end of a sentence.
+    fn away_besides(&self, server: ServerId) -> String {
+        let known = meta::servers(&self.reader());
+        let (cluster, now) = (lock(&self.cluster), now());
+        let away: Vec<String> = known
+            .into_iter()
+            .map(|(other, _)| (other, cluster.liveness(now, other)))
+            .filter(|(other, liveness)| *other != server && *liveness != Liveness::Alive)
+            .map(|(other, liveness)| {
+                format!("{other} is {liveness}: {}", cluster.cause(now, other))
+            })
+            .collect();
+        match away.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", away.join("; ")),
+        }
+    }
+
     /// What becomes of chunks if `server` falls silent, too.
     #[must_use]
     pub fn danger_without(&self, server: ServerId) -> Danger {
         let mut danger = Danger::default();
         let minimum = self.min_replicas as usize;
         self.for_each_chunk(|chunk, record| {
-            if !record.active.members.iter().any(|member| member.server == server) {
-                return;
-            }
-            let unreported = self.was_written_lately(chunk);
-            let cluster = lock(&self.cluster);
-            let mut left = record.clone();
-            left.active
-                .members
-                .retain(|member| !cluster.has_overlay(member.server, OverlayKind::Suspended));
-            let before = cluster.copies(now(), chunk, &left, unreported).good;
-            left.active.members.retain(|member| member.server != server);
-            let after = cluster.copies(now(), chunk, &left, unreported).good;
-            drop(cluster);
+            let look = |record: &Chunk| {
+                if !record.active.members.iter().any(|member| member.server == server) {
+                    return (0, 0);
+                }
+                let unreported = self.was_written_lately(chunk);
+                let cluster = lock(&self.cluster);
+                let mut left = record.clone();
+                left.active
+                    .members
+                    .retain(|member| !cluster.has_overlay(member.server, OverlayKind::Suspended));
+                let before = cluster.copies(now(), chunk, &left, unreported).good;
+                left.active.members.retain(|member| member.server != server);
+                (before, cluster.copies(now(), chunk, &left, unreported).good)
+            };
+            let is_bad = |(before, after): &(usize, usize)| after < before && *after < minimum;
+            let looked = settled(record, || self.chunk(chunk), look, is_bad);
+            let Some((before, after)) = looked else { return };
             if after == before {
                 // It has no good copy to lose.
             } else if after == 0 {

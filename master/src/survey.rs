@@ -7,8 +7,9 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use dfs_core::chunk::Chunk;
 use dfs_core::cluster::Liveness;
-use dfs_core::exposure::{Exposure, Lens, Safety, Survey, eta_ms};
+use dfs_core::exposure::{Exposure, Lens, Looked, Safety, Survey, eta_ms, settled};
 use dfs_core::ids::ServerId;
 use dfs_core::meta::{self, Key, MetaStore as _, Record};
 use dfs_service::canary;
@@ -58,9 +59,14 @@ impl Master {
         let (replication, min_replicas) = (self.replication as usize, self.min_replicas as usize);
         let mut survey = Survey::default();
         self.for_each_chunk(|chunk, record| {
-            let written_lately = self.was_written_lately(chunk);
-            let lens = Lens { now: now(), replication, without };
-            let mut looked = lens.look(&lock(&self.cluster), chunk, record, written_lately);
+            let look = |record: &Chunk| {
+                let written_lately = self.was_written_lately(chunk);
+                let lens = Lens { now: now(), replication, without };
+                lens.look(&lock(&self.cluster), chunk, record, written_lately)
+            };
+            let is_bad = |looked: &Looked| looked.safety != Safety::Safe;
+            let looked = settled(record, || self.chunk(chunk), look, is_bad);
+            let Some(mut looked) = looked else { return };
             if looked.safety == Safety::Unavailable && canary::sings("silent-counts-as-lost") {
                 looked.safety = Safety::Lost;
             }

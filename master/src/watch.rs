@@ -7,11 +7,13 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use dfs_core::cluster::Liveness;
+use dfs_core::chunk::Chunk;
 use dfs_core::cluster::flapping::Flapping;
 use dfs_core::cluster::overlay::{OverlayKind, Room};
+use dfs_core::cluster::{Copies, Liveness};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::event::{Event, EventKind};
+use dfs_core::exposure::settled;
 use dfs_core::ids::{ChunkId, ServerId};
 use dfs_core::meta;
 use dfs_core::time::{Timestamp, WallTime};
@@ -348,9 +350,13 @@ fn scan(master: &Master) -> Scan {
     let mut scan = Scan::default();
     let replication = master.replication as usize;
     master.for_each_chunk(|chunk, record| {
-        let written_lately = master.was_written_lately(chunk);
-        let copies = lock(&master.cluster).copies(now(), chunk, record, written_lately);
-        if replication <= copies.good {
+        let look = |record: &Chunk| {
+            let written_lately = master.was_written_lately(chunk);
+            lock(&master.cluster).copies(now(), chunk, record, written_lately)
+        };
+        let is_short = |copies: &Copies| copies.good < replication;
+        let Some(copies) = settled(record, || master.chunk(chunk), look, is_short) else { return };
+        if !is_short(&copies) {
             return;
         }
         scan.short += 1;

@@ -272,6 +272,7 @@ fn a_failover_that_takes_the_last_copies_is_refused_and_names_them() {
     let said = said_by(&refused);
     assert_eq!(refused.status.code(), Some(1), "{said}");
     assert!(said.contains(&format!("1 chunk ({chunk})")) && said.contains("--force"), "{said}");
+    assert!(said.contains("(cs-1 is dead: silent for "), "{said}");
     assert_eq!(overlays(&cluster, "cs-2"), [""; 0]);
     cluster.dfs(["failover", "cs-2", "--force"]);
     let said = said_by(&cluster.try_dfs(["failover", "cs-3"]));
