@@ -53,6 +53,43 @@ fn every_alert_has_a_page_and_a_test() {
     crate::check_none(&findings);
 }
 
+/// The page says when the alert fires in the words of the rule, and what is recorded has been tried.
+#[test]
+fn pages_say_what_the_rules_say() {
+    let (rules, tried) = alerts();
+    let mut findings = Vec::new();
+    for alert in rules.split("\n  - alert: ").skip(1) {
+        let name = alert.lines().next().unwrap();
+        let one = |key: &str| after(alert, key)[0];
+        let (expr, time, severity) = (one("expr:"), one("for:"), one("severity:"));
+        let line = format!("Fires when `{expr}` for {time}; severity {severity}.");
+        let page = tests::repository().join(format!("docs/runbooks/{name}.md"));
+        let page = std::fs::read_to_string(page).unwrap_or_default();
+        if !page.lines().any(|found| found == line) {
+            findings.push(format!("docs/runbooks/{name}.md does not say: {line}"));
+        }
+        if !page.starts_with(&format!("# {name}\n")) || !page.contains("\n1. ") {
+            findings.push(format!("docs/runbooks/{name}.md: no title, or no first step"));
+        }
+    }
+    let records = after(&rules, "record:");
+    assert!(5 <= records.len(), "{records:?}");
+    for record in records {
+        if !tried.contains(&format!("expr: '{record}'")) && !tried.contains(&format!("({record},"))
+        {
+            findings.push(format!("{record}: not in alerts/tests.yaml"));
+        }
+    }
+    let pages = tests::repository().join("docs/runbooks");
+    for page in std::fs::read_dir(pages).unwrap().map(|entry| entry.unwrap().path()) {
+        let name = page.file_stem().unwrap().to_string_lossy().into_owned();
+        if !after(&rules, "alert:").contains(&name.as_str()) {
+            findings.push(format!("docs/runbooks/{name}.md: no such alert"));
+        }
+    }
+    crate::check_none(&findings);
+}
+
 /// Names of metrics of ours in an expression.
 fn metrics_in(text: &str) -> Vec<&str> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
@@ -73,7 +110,10 @@ fn alerts_use_only_metrics_that_are_exported() {
     let used: Vec<&str> =
         [rules.as_str(), tried.as_str()].into_iter().flat_map(metrics_in).collect();
     assert!(10 <= used.len(), "{used:?}");
-    let unknown = used.into_iter().filter(|name| !known.contains(name));
+    let records: Vec<&str> = after(&rules, "record:").into_iter().flat_map(metrics_in).collect();
+    let unknown = used.into_iter().filter(|name| {
+        !known.contains(name) && !known.contains(&base(name)) && !records.contains(name)
+    });
     crate::check_none(
         &unknown.map(|name| format!("alerts: nobody exports {name}")).collect::<Vec<_>>(),
     );
