@@ -13,6 +13,9 @@ pub(crate) const CASES: &[Listed] = &[
     ("files::the_chart_installs_and_waits_until_it_serves", 3, install),
     ("files::a_pod_reads_what_a_pod_on_another_node_wrote", 3, share),
     ("files::leases_are_held_by_the_pods", 3, leases),
+    ("files::network_policies_allow_every_connection_there_is", 3, |cluster| {
+        crate::network::connections_are_allowed(cluster, NS);
+    }),
     ("files::a_server_fails_over_and_recovers_by_annotation", 3, failover),
     ("files::prometheus_tells_a_failover_and_its_end", 3, alert),
     ("files::an_api_server_that_is_away_costs_no_client_an_error", 3, outage),
@@ -467,12 +470,21 @@ fn killed_pods(cluster: &Cluster) {
 
 /// Pids of `dfs mount` in the pod `name` on this machine, by its pod uid in the control group.
 fn pids_of(uid: &str) -> Vec<i32> {
+    let line =
+        |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let mut found = pids_in(uid);
+    found.retain(|pid| line(pid).starts_with("/usr/bin/dfs\0mount"));
+    found
+}
+
+/// Pids of everything in the pod.
+pub(crate) fn pids_in(uid: &str) -> Vec<i32> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir("/proc").unwrap().flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else { continue };
         let read =
             |file: &str| std::fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-        if read("cgroup").contains(uid) && read("cmdline").starts_with("/usr/bin/dfs\0mount") {
+        if read("cgroup").contains(uid) {
             found.push(pid);
         }
     }

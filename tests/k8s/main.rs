@@ -10,6 +10,7 @@
 mod chart;
 mod cluster;
 mod files;
+mod network;
 mod operator;
 mod prometheus;
 mod resource;

@@ -194,7 +194,7 @@ fn makes(cluster: &Cluster) {
 
 /// The API server's own check of Pod Security `restricted`.
 #[track_caller]
-fn restricted(cluster: &Cluster, pod: &serde_json::Value) {
+pub(crate) fn restricted(cluster: &Cluster, pod: &serde_json::Value) {
     if cluster.names("", "namespace").iter().all(|name| name != "restricted") {
         cluster.namespace("restricted");
         cluster.kubectl(&[
@@ -206,8 +206,10 @@ fn restricted(cluster: &Cluster, pod: &serde_json::Value) {
     }
     let mut pod = pod.clone();
     // What the StatefulSet adds.
-    let volumes = pod["spec"]["volumes"].as_array_mut().unwrap();
-    if !volumes.iter().any(|volume| volume["name"] == "data") {
+    let volumes = pod["spec"]["volumes"].as_array_mut();
+    if let Some(volumes) = volumes
+        && !volumes.iter().any(|volume| volume["name"] == "data")
+    {
         volumes.push(json!({"name": "data", "emptyDir": {}}));
     }
     pod["spec"]["serviceAccountName"] = json!("default");

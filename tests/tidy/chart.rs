@@ -225,3 +225,37 @@ fn queries_of_dashboards_are_understood() {
         String::from_utf8_lossy(&[output.stdout, output.stderr].concat())
     );
 }
+
+/// Every value has a default and a description, and what is not there is refused. That the defaults satisfy the schema is
+/// Helm's to say (tests/k8s).
+#[test]
+fn the_schema_has_all_values_and_says_what_they_are() {
+    let chart = tests::repository().join("charts/distributedfs");
+    let read = |name: &str| std::fs::read_to_string(chart.join(name)).unwrap();
+    let schema: serde_json::Value = serde_json::from_str(&read("values.schema.json")).unwrap();
+    let values = read("values.yaml");
+    let mut findings = Vec::new();
+    check_schema("", &schema, &values, &mut findings);
+    crate::check_none(&findings);
+}
+
+fn check_schema(path: &str, schema: &serde_json::Value, values: &str, findings: &mut Vec<String>) {
+    let Some(properties) = schema["properties"].as_object() else { return };
+    if schema["additionalProperties"] != false {
+        findings.push(format!("values.schema.json: {path}/ takes values that it does not know"));
+    }
+    for (name, property) in properties {
+        let path = format!("{path}/{name}");
+        // What a chart above shares; requests and limits are a container's.
+        if path == "/global" || path.starts_with("/operator/resources/") {
+            continue;
+        }
+        if !values.lines().any(|line| line.trim_start().starts_with(&format!("{name}:"))) {
+            findings.push(format!("values.yaml: no {path}"));
+        }
+        if property["description"].as_str().is_none_or(|words| words.len() < 8) {
+            findings.push(format!("values.schema.json: {path} has no description"));
+        }
+        check_schema(&path, property, values, findings);
+    }
+}
