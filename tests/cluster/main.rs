@@ -21,6 +21,7 @@ mod predictions;
 mod put;
 mod rebuild;
 mod scrub;
+mod systemd;
 mod top;
 mod trash;
 mod up_down;

@@ -5,6 +5,7 @@
 
 mod canaries;
 mod chart;
+mod deploy;
 mod docs;
 mod edges;
 mod metrics_doc;
