@@ -118,20 +118,3 @@ fn what_lies_between_many_small_writes_stays_as_others_wrote_it() {
         assert_eq!(read_opened(&there, 0, 1), b"h");
     });
 }
-
-#[test]
-fn a_program_reads_what_it_wrote_whatever_others_on_its_mount_close() {
-    beside_a_bystander(100, |round, here, _| {
-        let mut how = OpenOptions::new();
-        let file = how.read(true).write(true).open(here).unwrap();
-        file.set_len(950).unwrap();
-        for step in 0..20 {
-            let at = 1000 + 8 * step;
-            file.write_all_at(format!("{round:>8}").as_bytes(), at).unwrap();
-            write_closed(here, 300, b"y");
-            let mut found = [0; 8];
-            file.read_exact_at(&mut found, at).unwrap();
-            assert_eq!(String::from_utf8_lossy(&found), format!("{round:>8}"), "step {step}");
-        }
-    });
-}
