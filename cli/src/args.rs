@@ -112,6 +112,9 @@ pub(crate) struct ClusterArgs {
     /// [default: 10s; for `dfs mount` 5m]
     #[arg(long, global = true, value_name = "TIME", value_parser = parse_server_wait)]
     pub server_wait: Option<Duration>,
+    /// The key itself, where somebody has got it already.
+    #[arg(skip)]
+    pub known_key: Option<dfs_service::conn::ClusterKey>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -593,6 +596,10 @@ pub(crate) struct MasterArgs {
     /// Give a file system that exists these numbers of replicas, too; without it they stay as they are
     #[arg(long)]
     pub change_replication: bool,
+    /// Size of the chunks of files, unless their directory has another: a power of two from 4KiB to 256MiB; a file system
+    /// in which something was made keeps its own
+    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = parse_chunk_size)]
+    pub chunk_size: u64,
     /// Start although the end of the metadata log is damaged or missing: what it held is lost
     #[arg(long)]
     pub accept_loss: bool,
@@ -631,6 +638,9 @@ pub(crate) struct ChunkserverArgs {
     /// Failure domain, such as a room or a cloud's zone: copies of a chunk are spread over them
     #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
     pub zone: String,
+    /// File whose content is the failure domain; waits until there is one in it
+    #[arg(long, value_name = "FILE", conflicts_with = "zone")]
+    pub zone_file: Option<PathBuf>,
     /// Machine it runs on: no two copies of a chunk on one, as long as there are others
     #[arg(long, value_name = "NAME", default_value = "", value_parser = parse_domain)]
     pub host: String,

@@ -37,7 +37,7 @@ pub(crate) fn named_dir(args: &ClusterArgs) -> anyhow::Result<Option<ClusterDir>
 
 /// Refuses a typed flag that `command` would not look at: who typed it believes that it does something.
 pub(crate) fn check_used(command: &Command, args: &ClusterArgs) -> anyhow::Result<()> {
-    let ClusterArgs { dir, master, key_file, server_wait } = args;
+    let ClusterArgs { dir, master, key_file, server_wait, known_key: _ } = args;
     let name = match command {
         Command::Up(_) => "up",
         Command::Supervise(_) => "supervise",
@@ -171,6 +171,9 @@ pub(crate) fn check_address(address: &str) -> anyhow::Result<()> {
 /// `--key-file`, else the key of a typed directory, `DFS_KEY_FILE`, the key of `DFS_DIR`, else none (loopback clusters
 /// without a key).
 pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {
+    if let Some(key) = &args.known_key {
+        return Ok(key.clone());
+    }
     if let Some(path) = &args.key_file {
         return load_key(path);
     }

@@ -91,6 +91,10 @@ pub enum Change {
         replication: u32,
         min_replicas: u32,
     },
+    /// What files of the root directory inherit; refused once anything was ever made.
+    SetRootLayout {
+        layout: Layout,
+    },
     BeginClient {
         client: ClientId,
         name: String,

@@ -241,6 +241,7 @@ impl Wire for Command {
 }
 wire_enum!(Change {
     1 = Start { epoch, nonce, fs, replication, min_replicas },
+    5 = SetRootLayout { layout },
     2 = BeginClient { client, name },
     3 = EndClient { client },
     4 = FenceClient { client },

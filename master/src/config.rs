@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use dfs_core::cluster::LivenessProfile;
+use dfs_core::namespace::CHUNK_BYTES_DEFAULT;
 use dfs_service::conn::ClusterKey;
 
 /// [`Config::snapshot_entries`] unless a test is in a hurry.
@@ -32,6 +33,8 @@ pub struct Config {
     pub replication: u32,
     pub min_replicas: u32,
     pub change_replication: bool,
+    /// Bytes of the chunks of files made in the root directory. Taken before the first file is made, not after.
+    pub chunk_size: u64,
     /// Start although what is found on disk shows that acknowledged changes are missing.
     pub accept_loss: bool,
     /// Reigns up to this epoch may have logged more than a restored directory knows of; 0: it was not restored. Read
@@ -67,6 +70,7 @@ impl Config {
             replication: 3,
             min_replicas: 2,
             change_replication: false,
+            chunk_size: CHUNK_BYTES_DEFAULT,
             accept_loss: false,
             restored_after: 0,
             segment_bytes: SEGMENT_BYTES,

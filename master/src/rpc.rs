@@ -347,6 +347,7 @@ fn change_of_client(
         | Change::SealChunk { .. } => false,
         Change::SetLock { client, .. } => *client != id.client,
         Change::Start { .. }
+        | Change::SetRootLayout { .. }
         | Change::BeginClient { .. }
         | Change::FenceClient { .. }
         | Change::EndClient { .. }

@@ -14,8 +14,9 @@ use std::sync::{Arc, OnceLock};
 use anyhow::Context as _;
 use bytes::Bytes;
 use dfs_core::command::{Change, Command, Outcome};
-use dfs_core::ids::{ClientId, Epoch, FsId};
+use dfs_core::ids::{ClientId, Epoch, FsId, InodeNo};
 use dfs_core::meta::{self, Key, MetaStore, Record, Superblock};
+use dfs_core::namespace::Layout;
 use dfs_core::results::Results;
 use dfs_core::time::WallTime;
 use dfs_proto::codec::Wire;
@@ -418,8 +419,30 @@ fn begin_reign(
         Note { skip_ids: false, ..note }.write(&config.dir)?;
         tracing::warn!("this reign may begin without what was logged last");
     }
+    set_chunk_size(config, group, store)?;
     let superblock = meta::superblock(&store.reader());
     Ok((superblock.context("the superblock is missing after the start")?, reigns))
+}
+
+/// A file system in which nothing was made yet gets the chunk size that is asked for.
+fn set_chunk_size(config: &Config, group: &Group, store: &RedbStore) -> anyhow::Result<()> {
+    let reader = store.reader();
+    let superblock = meta::superblock(&reader).context("the superblock is missing")?;
+    let root = meta::attr(&reader, InodeNo::ROOT).context("the root directory is missing")?;
+    let (before, asked) = (root.layout.chunk_size, config.chunk_size);
+    if before == asked {
+        return Ok(());
+    }
+    if superblock.next_inode != InodeNo::ROOT.0 + 1 {
+        tracing::info!(
+            chunk_size = before,
+            asked,
+            "the chunk size stays as it was: files have been made"
+        );
+        return Ok(());
+    }
+    let layout = Layout { chunk_size: asked, ..root.layout };
+    log(group, Change::SetRootLayout { layout }).context("log the chunk size")
 }
 
 fn log(group: &Group, change: Change) -> anyhow::Result<()> {

@@ -185,6 +185,7 @@ fn changes() -> Vec<Change> {
     }
     changes.extend([
         Change::Start { epoch: Epoch(1), nonce: 2, fs: FsId(3), replication: 3, min_replicas: 2 },
+        Change::SetRootLayout { layout: Layout::striped(1 << 20) },
         Change::BeginClient { client: CLIENT, name: "mount".to_owned() },
         Change::EndClient { client: CLIENT },
         Change::FenceClient { client: CLIENT },

@@ -1,7 +1,11 @@
 //! `dfs chunkserver`: one chunkserver process.
 
+use std::path::Path;
+use std::time::Duration;
+
 use anyhow::Context as _;
 
+use crate::args::values::parse_domain;
 use crate::args::{ChunkserverArgs, ClusterArgs, PagesArgs};
 use crate::cluster;
 
@@ -14,6 +18,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         address_file,
         capacity,
         zone,
+        zone_file,
         host,
         scrub_period,
         accept_loss,
@@ -26,13 +31,17 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
     if let Some(lease) = kubernetes_lease {
         super::operator::hold_lease(lease)?;
     }
+    let zone = match zone_file {
+        Some(file) => zone_in(file)?,
+        None => zone.clone(),
+    };
     let config = chunkserver::Config {
         listen: *listen,
         advertise: advertise.map(|address| address.to_string()),
         master: Some(target.master),
         key: target.key,
         capacity_bytes: *capacity,
-        zone: zone.clone(),
+        zone,
         host: host.clone(),
         scrub_period: Some(scrub_period).filter(|period| !period.is_zero()),
         accept_loss: *accept_loss,
@@ -42,4 +51,24 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &ChunkserverArgs) -> anyhow::Resu
         ..chunkserver::Config::new(*id, data.clone())
     };
     chunkserver::run(config).with_context(|| format!("{id} in {}", data.display()))
+}
+
+/// Written by somebody who learns it later than this process begins.
+fn zone_in(file: &Path) -> anyhow::Result<String> {
+    let mut waits = false;
+    loop {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("read the zone in {}", file.display()))?;
+        let name = text.trim();
+        if !name.is_empty() {
+            let zone = parse_domain(name);
+            return zone
+                .map_err(|why| anyhow::anyhow!("zone '{name}' in {}: {why}", file.display()));
+        }
+        if !waits {
+            tracing::info!(file = %file.display(), "waits for its zone");
+        }
+        waits = true;
+        std::thread::sleep(Duration::from_millis(500));
+    }
 }

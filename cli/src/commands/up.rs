@@ -344,7 +344,7 @@ fn detach(dir: &ClusterDir, wanted: &Wanted<'_>, lock: Lock) -> anyhow::Result<(
 }
 
 fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<Vec<OsString>> {
-    let ClusterArgs { dir: _, master: _, key_file, server_wait } = wanted.cluster;
+    let ClusterArgs { dir: _, master: _, key_file, server_wait, known_key: _ } = wanted.cluster;
     let UpArgs {
         mount,
         chunkservers,

@@ -43,7 +43,7 @@ pub(super) fn name_too_long(name: &[u8]) -> bool {
     NAME_BYTES_MAX < name.len()
 }
 
-fn check_layout(layout: Layout) -> Result<(), NamespaceError> {
+pub(super) fn check_layout(layout: Layout) -> Result<(), NamespaceError> {
     let Layout { chunk_size, record_log, record_max } = layout;
     if !chunk_size.is_power_of_two() || !(CHUNK_BYTES_LEAST..=CHUNK_BYTES_MAX).contains(&chunk_size)
     {

@@ -110,6 +110,7 @@ impl Transaction<'_> {
             Change::Start { epoch, nonce, fs, replication, min_replicas } => {
                 self.start(*epoch, *nonce, *fs, (*replication, *min_replicas))
             }
+            Change::SetRootLayout { layout } => self.set_root_layout(*layout),
             Change::BeginClient { client, name } => session::begin_client(self, *client, name),
             Change::FenceClient { client } => session::fence_client(self, *client),
             Change::EndClient { client } => session::end_client(self, *client),
@@ -249,6 +250,18 @@ impl Transaction<'_> {
         Ok(Outcome::Done)
     }
 
+    fn set_root_layout(&mut self, layout: Layout) -> Answer {
+        super::names::check_layout(layout)?;
+        if self.superblock.next_inode != InodeNo::ROOT.0 + 1 {
+            return Err(NamespaceError::NotPermitted(
+                "the root's layout is set before the first file is made, and not after".into(),
+            ));
+        }
+        let root = self.inode(InodeNo::ROOT)?;
+        self.put_inode(InodeNo::ROOT, Inode { layout, ..root });
+        Ok(Outcome::Done)
+    }
+
     fn skip_ids(&mut self) -> Answer {
         let skipped = |next: u64| {
             next.checked_add(1 << 32)
@@ -306,5 +319,38 @@ impl Transaction<'_> {
         self.superblock.file_bytes =
             self.superblock.file_bytes.wrapping_sub(inode.size).wrapping_add(size);
         inode.size = size;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::NewKind;
+    use crate::meta::samples::{run, started};
+
+    #[test]
+    fn the_roots_layout_is_set_before_anything_is_made_and_not_after() {
+        let mut store = started();
+        let set = |chunk_size| Change::SetRootLayout { layout: Layout::striped(chunk_size) };
+        let size = |store: &_| read::attr(store, InodeNo::ROOT).map(|it| it.layout.chunk_size);
+        assert!(matches!(run(&mut store, set(5000)), Outcome::Refused(_)));
+        assert_eq!(size(&store), Some(CHUNK_BYTES_DEFAULT));
+        assert_eq!(run(&mut store, set(1 << 20)), Outcome::Done);
+        assert_eq!(size(&store), Some(1 << 20));
+        let file = Change::Create {
+            parent: InodeNo::ROOT,
+            name: b"f".to_vec(),
+            kind: NewKind::File,
+            mode: 0o644,
+            umask: 0,
+            uid: 0,
+            gid: 0,
+            layout: None,
+            open_existing: false,
+        };
+        let Outcome::Entry { attr, .. } = run(&mut store, file) else { panic!("not made") };
+        assert_eq!(attr.layout.chunk_size, 1 << 20);
+        assert!(matches!(run(&mut store, set(2 << 20)), Outcome::Refused(_)));
+        assert_eq!(size(&store), Some(1 << 20));
     }
 }

@@ -118,6 +118,7 @@ impl Ranks {
             master: Some(master.to_owned()),
             key_file: None,
             server_wait: Some(SERVER_WAIT),
+            known_key: None,
         };
         let files = Files::open(&args)?;
         let layout = |_: Layout| Layout::striped(CHUNK_BYTES);
