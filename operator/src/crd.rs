@@ -15,6 +15,8 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::names;
+
 pub use status::{DistributedFSStatus, LastCommand, ServerStatus};
 
 pub const GROUP: &str = "distributedfs.io";
@@ -73,12 +75,27 @@ pub struct DistributedFSSpec {
     pub chunk_servers: ChunkServers,
     /// Copies of every chunk.
     #[serde(default = "three")]
-    #[schemars(range(min = 1, max = 9))]
+    #[schemars(range(min = 1, max = 8))]
     pub replication: i32,
     /// Copies that must be reachable for a write.
     #[serde(default = "two")]
-    #[schemars(range(min = 1, max = 9))]
+    #[schemars(range(min = 1, max = 8))]
     pub min_replicas: i32,
+    /// Of new files, unless their directory has another: a power of two from 4Ki to 256Mi.
+    #[serde(default = "chunk_size")]
+    #[x_kube(validation = Rule::new("self.matches('^(4|8|16|32|64|128|256|512)Ki$') || self.matches('^(1|2|4|8|16|32|64|128|256)Mi$')")
+        .message("chunkSize is not a power of two from 4Ki to 256Mi, such as 64Mi"),
+        validation = Rule::new("self == oldSelf")
+        .message("chunkSize cannot be changed, since files keep what they were made with: make a directory with `dfs mkdir --chunk-size` for files with another"))]
+    pub chunk_size: String,
+    /// Label of nodes: copies of a chunk, and the pods of servers, are spread over its values. Each node that a server runs
+    /// on must have it.
+    #[serde(default = "topology_key")]
+    #[x_kube(validation = Rule::new("size(self) <= 253 && self.matches('^([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?$')")
+        .message("topologyKey is not the name of a label, such as topology.kubernetes.io/zone"))]
+    pub topology_key: String,
+    #[serde(default)]
+    pub security_context: SecurityContext,
     #[serde(default)]
     pub liveness: Liveness,
     #[serde(default)]
@@ -104,6 +121,34 @@ impl PullPolicy {
             Self::IfNotPresent => "IfNotPresent",
             Self::Never => "Never",
         }
+    }
+}
+
+/// Whose pods masters and chunkservers are. All else is as Pod Security `restricted` wants it; mounts must be privileged.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("self.runAsUser > 0 && self.runAsGroup > 0 && self.fsGroup > 0")
+    .message("securityContext names the user or a group 0, and servers never run as root: give a number such as 65532"),
+    validation = Rule::new("self.runAsUser == oldSelf.runAsUser && self.runAsGroup == oldSelf.runAsGroup")
+    .message("runAsUser and runAsGroup cannot be changed: what servers wrote belongs to that user"))]
+pub struct SecurityContext {
+    #[serde(default = "user")]
+    pub run_as_user: i64,
+    #[serde(default = "user")]
+    pub run_as_group: i64,
+    /// Group of the volumes.
+    #[serde(default = "user")]
+    pub fs_group: i64,
+    /// As in a pod's specification.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "opaque")]
+    pub se_linux_options: Option<serde_json::Value>,
+}
+
+impl Default for SecurityContext {
+    fn default() -> Self {
+        let user = user();
+        Self { run_as_user: user, run_as_group: user, fs_group: user, se_linux_options: None }
     }
 }
 
@@ -282,6 +327,24 @@ fn opaque_list(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     })
 }
 
+fn opaque(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+    schemars::json_schema!({
+        "type": "object",
+        "nullable": true,
+        "x-kubernetes-preserve-unknown-fields": true
+    })
+}
+
+fn chunk_size() -> String {
+    "64Mi".to_owned()
+}
+fn topology_key() -> String {
+    names::HOSTNAME.to_owned()
+}
+/// The user of the image.
+fn user() -> i64 {
+    65532
+}
 fn one() -> i32 {
     1
 }

@@ -10,6 +10,7 @@
 //! - `resources`, `names`: everything a file system is made of
 //! - `reconcile`: performs, and writes status and Events
 //! - `master`: calls to the file system's master
+//! - `plugin`: what `kubectl dfs` asks of the API server
 //! - `chores`: what the chart has done before an upgrade and before it is uninstalled
 //! - `leader`, `lease`: which operator acts; a chunkserver's sign of life
 
@@ -24,6 +25,7 @@ pub mod names;
 pub mod observe;
 pub mod observed;
 pub mod plan;
+pub mod plugin;
 pub mod reconcile;
 pub mod resources;
 

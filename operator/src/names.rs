@@ -20,6 +20,12 @@ pub const FINALIZER_MANAGER: &str = "dfs-operator-finalizer";
 pub const APPLIED: &str = "distributedfs.io/applied";
 /// `disabled`: as `spec.paused`.
 pub const RECONCILE: &str = "distributedfs.io/reconcile";
+/// On a chunkserver's pod: the value of the topology key on its node. The pod reads it as a file.
+pub const ZONE: &str = "distributedfs.io/zone";
+/// On a file system that is being deleted: `true` ends mounts that pods still use.
+pub const FORCE_DELETION: &str = "distributedfs.io/force-deletion";
+/// The label that every node has.
+pub const HOSTNAME: &str = "kubernetes.io/hostname";
 /// The cluster key in its Secret, and as a file.
 pub const KEY_FILE: &str = "cluster.key";
 pub const CONTROL_PORT: u16 = 7000;
@@ -45,6 +51,11 @@ pub fn mount(fs: &str) -> String {
 #[must_use]
 pub fn key(fs: &str) -> String {
     format!("{fs}-key")
+}
+/// Addresses for pods of others, as environment variables.
+#[must_use]
+pub fn config(fs: &str) -> String {
+    format!("{fs}-config")
 }
 /// The Lease of server `server` (cs-1).
 #[must_use]

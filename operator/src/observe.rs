@@ -7,7 +7,7 @@ use dfs_core::ids::ServerId;
 use dfs_service::conn::ClusterKey;
 use k8s_openapi::api::apps::v1::{DaemonSet, StatefulSet};
 use k8s_openapi::api::coordination::v1::Lease as LeaseObject;
-use k8s_openapi::api::core::v1::{Pod as PodObject, Secret};
+use k8s_openapi::api::core::v1::{Node, Pod as PodObject, Secret};
 use kube::api::{Api, ListParams};
 use kube::{Client, ResourceExt as _};
 
@@ -95,7 +95,14 @@ pub async fn observe(
             applied.insert((kind.to_owned(), object), digest.clone());
         }
     }
+    let zones = zones(client, fs, &pods).await?;
+    let users = match fs.metadata.deletion_timestamp {
+        Some(_) => users(client, fs).await?,
+        None => Vec::new(),
+    };
     let observed = Observed {
+        zones,
+        users,
         applied,
         key_there: secret.is_some(),
         master_set: set_named(&names::master(&name)).map(set_state),
@@ -118,9 +125,52 @@ pub async fn observe(
     Ok(Seen { observed, master })
 }
 
+async fn zones(
+    client: &Client,
+    fs: &DistributedFS,
+    pods: &[Pod],
+) -> kube::Result<BTreeMap<String, Option<String>>> {
+    let mut zones = BTreeMap::new();
+    if fs.spec.topology_key == names::HOSTNAME {
+        return Ok(zones);
+    }
+    let nodes: Api<Node> = Api::all(client.clone());
+    let servers = pods.iter().filter(|pod| pod.role == Role::Chunkserver && !pod.ending);
+    for name in servers.filter_map(|pod| pod.node.as_ref()) {
+        if !zones.contains_key(name)
+            && let Some(node) = nodes.get_opt(name).await?
+        {
+            zones.insert(name.clone(), node.labels().get(&fs.spec.topology_key).cloned());
+        }
+    }
+    Ok(zones)
+}
+
+/// Pods of the namespace, other than ours, that have the mount's directory and did not end.
+async fn users(client: &Client, fs: &DistributedFS) -> kube::Result<Vec<String>> {
+    let pods: Api<PodObject> = Api::namespaced(client.clone(), &names::namespace(fs));
+    let dir = names::host_dir(fs);
+    let uses = |pod: &&PodObject| {
+        let ended = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+        let volumes = pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten());
+        let mut paths = volumes.filter_map(|volume| Some(volume.host_path.as_ref()?.path.as_str()));
+        !matches!(ended, Some("Succeeded" | "Failed"))
+            && pod.metadata.deletion_timestamp.is_none()
+            && pod.labels().get("app.kubernetes.io/managed-by").map(String::as_str)
+                != Some(names::MANAGER)
+            && paths.any(|path| std::path::Path::new(path).starts_with(&dir))
+    };
+    let all = pods.list(&ListParams::default()).await?;
+    Ok(all.items.iter().filter(uses).map(kube::ResourceExt::name_any).collect())
+}
+
 fn key_of(secret: &Secret) -> Option<ClusterKey> {
+    ClusterKey::from_hex(&key_text(secret)?)
+}
+
+pub(crate) fn key_text(secret: &Secret) -> Option<String> {
     let bytes = &secret.data.as_ref()?.get(KEY_FILE)?.0;
-    ClusterKey::from_hex(std::str::from_utf8(bytes).ok()?.trim())
+    Some(std::str::from_utf8(bytes).ok()?.trim().to_owned())
 }
 
 fn set_state(set: &StatefulSet) -> SetState {
@@ -143,7 +193,7 @@ fn daemon_state(set: &DaemonSet) -> DaemonState {
     }
 }
 
-fn pod(object: &PodObject) -> Option<Pod> {
+pub(crate) fn pod(object: &PodObject) -> Option<Pod> {
     let label = |name: &str| object.labels().get(name).cloned();
     let role = Role::of_label(&label("app.kubernetes.io/component")?)?;
     let name = object.name_any();
@@ -166,6 +216,7 @@ fn pod(object: &PodObject) -> Option<Pod> {
         revision: label("controller-revision-hash").unwrap_or_default(),
         problem: if ready { None } else { problem(&status) },
         failover: object.annotations().get("distributedfs.io/failover").cloned(),
+        zone: object.annotations().get(names::ZONE).cloned(),
         name,
     })
 }
@@ -190,10 +241,27 @@ fn problem(status: &k8s_openapi::api::core::v1::PodStatus) -> Option<String> {
         if reason.contains("Image") {
             words = format!("{words}; name an image that the nodes can get in spec.image");
         } else if reason == "CrashLoopBackOff" {
-            words = format!("{words}; see `kubectl logs --previous`");
+            let ended = container.last_state.as_ref().and_then(|last| last.terminated.as_ref());
+            let said = ended.and_then(|ended| ended.message.as_deref()).map_or("", last_line);
+            words = match said {
+                "" => format!("{words}; see `kubectl logs --previous`"),
+                said if said.contains("/dev/fuse") => format!(
+                    "{reason}: {said}; load the module fuse on that node (modprobe fuse), or leave the node out by spec.mount.nodeSelector"
+                ),
+                said if said.contains("is mounted there already") => format!(
+                    "{reason}: {said}; here that is another file system: give each its own spec.mount.hostPath, or none"
+                ),
+                said => format!("{reason}: {said}"),
+            };
         }
         Some(words)
     })
+}
+
+/// What a program said last, not without a bound.
+fn last_line(text: &str) -> &str {
+    let line = text.trim_end().lines().next_back().unwrap_or_default().trim();
+    line.char_indices().nth(300).map_or(line, |(end, _)| line.get(..end).unwrap_or(line))
 }
 
 /// By server, of those whose Lease belongs to the pod that is there now.

@@ -20,6 +20,10 @@ pub struct Observed {
     pub master: MasterView,
     /// By server.
     pub leases: BTreeMap<ServerId, Lease>,
+    /// By node of a chunkserver: the value of the topology key, if it has that label. Empty for the key every node has.
+    pub zones: BTreeMap<String, Option<String>>,
+    /// Pods of others that use the mount; looked for when the file system is to go.
+    pub users: Vec<String>,
     /// Why the master does not let the last server go, if it does not.
     pub drain_refused: Option<String>,
 }
@@ -87,6 +91,8 @@ pub struct Pod {
     pub problem: Option<String>,
     /// Value of its annotation `distributedfs.io/failover`.
     pub failover: Option<String>,
+    /// What it was told of its place.
+    pub zone: Option<String>,
 }
 
 /// What the master said.
@@ -124,6 +130,17 @@ impl Report {
     #[must_use]
     pub fn server(&self, id: ServerId) -> Option<&Server> {
         self.servers.iter().find(|server| server.id == id)
+    }
+
+    /// Silent for a moment, and nobody wished so: soon it is alive or dead.
+    #[must_use]
+    pub fn suspect_besides(&self, named: &[ServerId]) -> Option<ServerId> {
+        let undecided = |server: &&Server| {
+            server.state == "suspect"
+                && server.overlay("suspended").is_none()
+                && !named.contains(&server.id)
+        };
+        self.servers.iter().find(undecided).map(|server| server.id)
     }
 
     #[must_use]

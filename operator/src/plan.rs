@@ -26,6 +26,8 @@ pub enum Action {
     Apply(Value),
     /// The mount is no longer wanted.
     DeleteMount,
+    /// Tell a server's pod where its node stands.
+    TellZone { pod: String, zone: String },
     /// A Lease for a server's pod, which owns it.
     MakeLease { server: ServerId, pod: String, uid: String },
     /// A command of a person, by annotation `name`; its annotation goes when it was tried.
@@ -53,8 +55,8 @@ pub enum On {
 pub struct Plan {
     pub actions: Vec<Action>,
     pub status: DistributedFSStatus,
-    /// What keeps a pod from running, if somebody must do something about it.
-    pub problem: Option<String>,
+    /// What somebody must do something about: reason and words of its Event.
+    pub problem: Option<(&'static str, String)>,
 }
 
 /// Decides the next actions and the status. `now` is the time as conditions write it (RFC 3339).
@@ -65,7 +67,7 @@ pub fn plan(fs: &DistributedFS, seen: &Observed, now: jiff_time::Now) -> Plan {
         return Plan {
             actions: deletion(fs, seen),
             status: health::deleting(fs, seen, now),
-            problem: None,
+            problem: health::in_use(fs, seen).map(|words| ("InUse", words)),
         };
     }
     let paused = is_paused(fs);
@@ -76,7 +78,7 @@ pub fn plan(fs: &DistributedFS, seen: &Observed, now: jiff_time::Now) -> Plan {
         }
         converge(fs, seen, &desired, &mut actions);
     }
-    let busy = actions.iter().any(|action| !matches!(action, Action::MakeLease { .. }));
+    let busy = actions.iter().any(|action| !is_aside(action));
     if !paused {
         commands(fs, seen, &mut actions);
         if !busy {
@@ -85,7 +87,41 @@ pub fn plan(fs: &DistributedFS, seen: &Observed, now: jiff_time::Now) -> Plan {
     }
     let status =
         health::status(fs, seen, &health::Doing { paused, busy, leaving: desired.leaving }, now);
-    Plan { actions, status, problem: health::problem(seen) }
+    let problem = health::problem(fs, seen).map(|words| ("PodProblem", words));
+    Plan { actions, status, problem }
+}
+
+/// Done while nothing is changed that a person would wait for.
+fn is_aside(action: &Action) -> bool {
+    match action {
+        Action::MakeLease { .. } => true,
+        Action::Apply(object) => identity(object).0 == "PodDisruptionBudget",
+        Action::AddFinalizer
+        | Action::RemoveFinalizer
+        | Action::MakeKey
+        | Action::DeleteMount
+        | Action::TellZone { .. }
+        | Action::Run { .. }
+        | Action::Drain { .. }
+        | Action::EndDrain { .. }
+        | Action::EndMaintenance { .. }
+        | Action::Decommission { .. }
+        | Action::Renew { .. } => false,
+    }
+}
+
+/// How many chunkserver pods may be evicted now. One, as long as the master says that nobody would miss it; none without
+/// its word, or while a copy is missing already.
+fn disruptions(seen: &Observed) -> i32 {
+    let MasterView::Told(report) = &seen.master else { return 0 };
+    let there = report.servers.iter().filter(|s| s.overlay("decommissioned").is_none());
+    let needed = usize::try_from(report.min_replicas).unwrap_or(usize::MAX);
+    let spare = report.short() == 0
+        && report.phase == "serving"
+        && report.min_replicas < report.replication
+        && there.clone().all(crate::observed::Server::is_alive)
+        && needed < there.count();
+    i32::from(spare)
 }
 
 /// Mounts first, while their servers still answer; everything else has an owner and goes with it.
@@ -93,6 +129,7 @@ fn deletion(fs: &DistributedFS, seen: &Observed) -> Vec<Action> {
     let ours = fs.finalizers().iter().any(|finalizer| finalizer == names::FINALIZER);
     let mounts = seen.pods.iter().any(|pod| pod.role == Role::Mount);
     match (seen.mount_set.is_some(), mounts, ours) {
+        (true, _, _) if health::in_use(fs, seen).is_some() => Vec::new(),
         (true, _, _) => vec![Action::DeleteMount],
         (false, false, true) => vec![Action::RemoveFinalizer],
         (false, true, _) | (false, false, false) => Vec::new(),
@@ -176,7 +213,11 @@ fn converge(fs: &DistributedFS, seen: &Observed, desired: &Desired, actions: &mu
     if !seen.key_there {
         actions.push(Action::MakeKey);
     }
-    let wanted = Wanted { image: image(fs, seen), chunkservers: desired.replicas };
+    let wanted = Wanted {
+        image: image(fs, seen),
+        chunkservers: desired.replicas,
+        disruptions: disruptions(seen),
+    };
     for object in resources::all(fs, wanted) {
         let object = with_digest(object);
         let (id, digest) = (identity(&object), digest_of(&object));
@@ -201,6 +242,12 @@ fn converge(fs: &DistributedFS, seen: &Observed, desired: &Desired, actions: &mu
             }
         }
     }
+    for pod in seen.pods.iter().filter(|pod| pod.server.is_some() && !pod.ending) {
+        let zone = pod.node.as_ref().and_then(|node| seen.zones.get(node)?.as_ref());
+        if let Some(zone) = zone.filter(|zone| pod.zone.as_ref() != Some(*zone)) {
+            actions.push(Action::TellZone { pod: pod.name.clone(), zone: zone.clone() });
+        }
+    }
     for pod in &seen.pods {
         if let (Some(server), false) = (pod.server, pod.ending)
             && !seen.leases.contains_key(&server)
@@ -210,11 +257,16 @@ fn converge(fs: &DistributedFS, seen: &Observed, desired: &Desired, actions: &mu
     }
 }
 
-/// Commands wait for a master that can say yes or no; one that is wrong by itself does not.
+/// Commands wait for a master that can say yes or no; one that is wrong by itself does not. A failover also waits for
+/// servers that were late with a heartbeat or two: counted as away they would have it refused for good.
 fn commands(fs: &DistributedFS, seen: &Observed, actions: &mut Vec<Action>) {
-    let told = matches!(seen.master, MasterView::Told(_));
     let mut take = |name: &str, value: &str, on: On, command: Result<Command, String>| {
-        if told || command.is_err() {
+        let is_time = match (&seen.master, &command) {
+            (_, Err(_)) => true,
+            (MasterView::Told(report), Ok(command)) => undecided(report, command).is_none(),
+            (MasterView::Absent | MasterView::Silent(_), Ok(_)) => false,
+        };
+        if is_time {
             actions.push(Action::Run {
                 name: name.to_owned(),
                 value: value.to_owned(),
@@ -237,6 +289,19 @@ fn commands(fs: &DistributedFS, seen: &Observed, actions: &mut Vec<Action>) {
                 command::parse_on_pod(server, value),
             );
         }
+    }
+}
+
+/// The server of which it must be known first whether it lives.
+#[must_use]
+pub fn undecided(report: &Report, command: &Command) -> Option<ServerId> {
+    match command {
+        Command::Failover { servers, force: false, .. } => report.suspect_besides(servers),
+        Command::Failover { force: true, .. }
+        | Command::Recover { .. }
+        | Command::Drain { .. }
+        | Command::Maintenance { .. }
+        | Command::Rebalance { .. } => None,
     }
 }
 

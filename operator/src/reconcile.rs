@@ -129,13 +129,13 @@ async fn round(fs: &DistributedFS, context: &Context) -> Result<Requeue, Error> 
     let removed = plan.actions.contains(&Action::RemoveFinalizer);
     let mut status = plan.status;
     let told = match &plan.problem {
-        Some(problem) => lock(&context.troubles).insert(uid.clone(), problem.clone()),
+        Some((_, words)) => lock(&context.troubles).insert(uid.clone(), words.clone()),
         None => lock(&context.troubles).remove(&uid),
     };
-    if let Some(problem) = &plan.problem
-        && told.as_ref() != Some(problem)
+    if let Some((reason, words)) = &plan.problem
+        && told.as_ref() != Some(words)
     {
-        publish(&fs, context, true, "PodProblem", "Observe", problem).await;
+        publish(&fs, context, true, reason, "Observe", words).await;
     }
     let mut outcome = Ok(());
     for action in plan.actions {
@@ -297,6 +297,12 @@ async fn perform(
                 Api::namespaced(context.client.clone(), &namespace);
             gone(api.delete(&name, &DeleteParams::background()).await.map(drop))
                 .map_err(at(format!("delete DaemonSet {name}")))
+        }
+        Action::TellZone { pod, zone } => {
+            let api: Api<Pod> = Api::namespaced(context.client.clone(), &namespace);
+            let patch = json!({"metadata": {"annotations": {names::ZONE: zone}}});
+            gone(api.patch(&pod, &PatchParams::default(), &Patch::Merge(patch)).await.map(drop))
+                .map_err(at(format!("tell pod {pod} its zone")))
         }
         Action::MakeLease { server, pod, uid } => make_lease(fs, context, server, &pod, &uid).await,
         Action::Run { name, value, on, command } => {
@@ -513,7 +519,15 @@ async fn run(
         Err(why) => ("Invalid", why.clone()),
         Ok(command) => match on_master(master, |m| m.run(command)).await {
             Ok(words) => ("Done", words),
-            Err(Failed::Refused(why)) => ("Refused", why),
+            Err(Failed::Refused(why)) => {
+                // Late since the plan was made: then that is why, and the next round asks again.
+                let report = on_master(master, Master::report).await.map_err(failed)?;
+                if let Some(server) = plan::undecided(&report, command) {
+                    tracing::info!(name, value, %server, why, "waits for a server that is suspect");
+                    return Ok(());
+                }
+                ("Refused", why)
+            }
             // Tried again: the annotation stays.
             Err(Failed::Silent(why)) => return Err(Error::Master(why)),
         },

@@ -4,15 +4,14 @@
 use kube::{Resource as _, ResourceExt as _};
 use serde_json::{Map, Value, json};
 
-use crate::crd::{DeletionPolicy, DistributedFS, Resources, Storage};
-use crate::names::{self, CONTROL_PORT, DATA_PORT, KEY_FILE, PAGES_PORT};
+use crate::crd::{DeletionPolicy, DistributedFS, Resources, SecurityContext, Storage};
+use crate::names::{self, CONTROL_PORT, DATA_PORT, HOSTNAME, KEY_FILE, PAGES_PORT};
 use crate::observed::Role;
 
-/// The user of the image.
-const USER: u32 = 65532;
 const DATA: &str = "/data";
 const KEY_DIR: &str = "/etc/distributedfs";
 const MOUNTS: &str = "/var/lib/distributedfs/mounted";
+const PLACE_DIR: &str = "/etc/distributedfs-place";
 
 /// What of the plan goes into the objects.
 #[derive(Clone, Copy, Debug)]
@@ -20,6 +19,8 @@ pub struct Wanted<'a> {
     pub image: &'a str,
     /// Servers that shall have pods: while some are drained, more than the specification says.
     pub chunkservers: i32,
+    /// How many of them may be away by somebody's wish now: what the chunk map allows.
+    pub disruptions: i32,
 }
 
 /// Everything but the Secret, in the order in which it is applied.
@@ -35,7 +36,8 @@ pub fn all(fs: &DistributedFS, wanted: Wanted<'_>) -> Vec<Value> {
         chunkserver_service(fs),
         master_set(fs, wanted),
         chunkserver_set(fs, wanted),
-        budget(fs),
+        budget(fs, wanted),
+        config(fs),
     ];
     if fs.spec.mount.enabled {
         objects.push(account(fs, &names::mount(&name)));
@@ -152,12 +154,18 @@ fn restricted() -> Value {
     })
 }
 
-fn pod_security() -> Value {
-    json!({
-        "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER,
-        "fsGroup": USER, "fsGroupChangePolicy": "OnRootMismatch",
+fn pod_security(fs: &DistributedFS) -> Value {
+    let SecurityContext { run_as_user, run_as_group, fs_group, se_linux_options } =
+        &fs.spec.security_context;
+    let mut context = json!({
+        "runAsNonRoot": true, "runAsUser": run_as_user, "runAsGroup": run_as_group,
+        "fsGroup": fs_group, "fsGroupChangePolicy": "OnRootMismatch",
         "seccompProfile": {"type": "RuntimeDefault"},
-    })
+    });
+    if let (Some(options), Some(map)) = (se_linux_options, context.as_object_mut()) {
+        map.insert("seLinuxOptions".to_owned(), options.clone());
+    }
+    context
 }
 
 fn resources(resources: &Resources) -> Value {
@@ -211,19 +219,22 @@ struct Set<'a> {
     first: i32,
     storage: &'a Storage,
     container: Value,
+    /// Besides data and key.
+    volume: Option<Value>,
     more: Map<String, Value>,
 }
 
 fn stateful_set(fs: &DistributedFS, set: Set<'_>) -> Value {
-    let Set { role, name, replicas, first, storage, container, more } = set;
+    let Set { role, name, replicas, first, storage, container, volume, more } = set;
     let labels = names::pod_labels(&fs.name_any(), role);
     let (mut volumes, claims) = data_volume(fs, storage);
     volumes.push(key_volume(fs));
+    volumes.extend(volume);
     let mut pod = json!({
         "serviceAccountName": name,
         "automountServiceAccountToken": role == Role::Chunkserver,
         "terminationGracePeriodSeconds": 30,
-        "securityContext": pod_security(),
+        "securityContext": pod_security(fs),
         "containers": [container],
         "volumes": volumes,
         "enableServiceLinks": false,
@@ -260,6 +271,8 @@ fn master_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
         format!("--replication={}", spec.replication),
         format!("--min-replicas={}", spec.min_replicas),
         "--change-replication".to_owned(),
+        // Quantities have no B.
+        format!("--chunk-size={}B", spec.chunk_size),
     ];
     let liveness = &spec.liveness;
     for (flag, value) in [
@@ -283,6 +296,7 @@ fn master_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
         "volumeMounts": [{"name": "data", "mountPath": DATA}, key_mount()],
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/healthz", 10, 6),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     });
     let name = names::master(&fs.name_any());
     stateful_set(
@@ -294,6 +308,7 @@ fn master_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
             first: 0,
             storage: &spec.masters.storage,
             container,
+            volume: None,
             more: Map::new(),
         },
     )
@@ -301,7 +316,7 @@ fn master_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
 
 fn chunkserver_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
     let (fs_name, spec) = (fs.name_any(), &fs.spec);
-    let args = [
+    let mut args = vec![
         "chunkserver".to_owned(),
         format!("--data={DATA}/chunks"),
         // The pod's number: its name ends in it.
@@ -314,6 +329,17 @@ fn chunkserver_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
         format!("--key-file={KEY_DIR}/{KEY_FILE}"),
         format!("--kubernetes-lease={fs_name}-cs-$(POD_INDEX)"),
     ];
+    let mut mounts = vec![json!({"name": "data", "mountPath": DATA}), key_mount()];
+    let mut place = None;
+    if spec.topology_key != HOSTNAME {
+        // A pod is not told its node's labels: the operator writes this one on it when it has a node.
+        args.push(format!("--zone-file={PLACE_DIR}/zone"));
+        mounts.push(json!({"name": "place", "mountPath": PLACE_DIR, "readOnly": true}));
+        let field = format!("metadata.annotations['{}']", names::ZONE);
+        place = Some(json!({"name": "place", "downwardAPI": {"items": [
+            {"path": "zone", "fieldRef": {"apiVersion": "v1", "fieldPath": field}},
+        ]}}));
+    }
     let container = json!({
         "name": "chunkserver",
         "image": wanted.image,
@@ -333,20 +359,25 @@ fn chunkserver_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
         ],
         "resources": resources(&spec.chunk_servers.resources),
         "securityContext": restricted(),
-        "volumeMounts": [{"name": "data", "mountPath": DATA}, key_mount()],
+        "volumeMounts": mounts,
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/healthz", 10, 6),
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     });
     let mut more = Map::new();
     let labels = names::pod_labels(&fs_name, Role::Chunkserver);
     // Preferred, not required: with fewer nodes than servers they still all run.
-    more.insert(
-        "topologySpreadConstraints".to_owned(),
-        json!([{
-            "maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
+    let spread = |key: &str| {
+        json!({
+            "maxSkew": 1, "topologyKey": key, "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": {"matchLabels": labels},
-        }]),
-    );
+        })
+    };
+    let mut spreads = vec![spread(HOSTNAME)];
+    if spec.topology_key != HOSTNAME {
+        spreads.insert(0, spread(&spec.topology_key));
+    }
+    more.insert("topologySpreadConstraints".to_owned(), json!(spreads));
     if !spec.chunk_servers.node_selector.is_empty() {
         more.insert("nodeSelector".to_owned(), json!(spec.chunk_servers.node_selector));
     }
@@ -362,18 +393,32 @@ fn chunkserver_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
             first: 1,
             storage: &spec.chunk_servers.storage,
             container,
+            volume: place,
             more,
         },
     )
 }
 
-fn budget(fs: &DistributedFS) -> Value {
+/// For pods of others: `envFrom` makes `dfs` in them find the master.
+fn config(fs: &DistributedFS) -> Value {
+    let mut data = json!({"DFS_MASTER": names::endpoint(fs)});
+    if fs.spec.mount.enabled {
+        data["DFS_HOST_PATH"] = json!(names::host_dir(fs));
+    }
+    json!({
+        "apiVersion": "v1", "kind": "ConfigMap",
+        "metadata": metadata(fs, &names::config(&fs.name_any())),
+        "data": data,
+    })
+}
+
+fn budget(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
     let name = fs.name_any();
     json!({
         "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
         "metadata": metadata(fs, &names::chunkservers(&name)),
         "spec": {
-            "maxUnavailable": 1,
+            "maxUnavailable": wanted.disruptions,
             "selector": {"matchLabels": names::pod_labels(&name, Role::Chunkserver)},
         },
     })
@@ -407,6 +452,8 @@ fn mount_set(fs: &DistributedFS, wanted: Wanted<'_>) -> Value {
             key_mount(),
         ],
         "readinessProbe": probe("/readyz", 2, 2),
+        // What it said last is then in its status, and from there in ours.
+        "terminationMessagePolicy": "FallbackToLogsOnError",
     });
     let labels = names::pod_labels(&name, Role::Mount);
     let mut pod = json!({

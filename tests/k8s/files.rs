@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use crate::cluster::{Cluster, Listed, wait_for};
 use crate::prometheus::Prometheus;
+use crate::{commands, trouble};
 
 pub(crate) const CASES: &[Listed] = &[
     ("files::the_chart_installs_and_waits_until_it_serves", 3, install),
@@ -22,13 +23,19 @@ pub(crate) const CASES: &[Listed] = &[
     ("files::a_node_that_is_cut_off_returns_without_harm", 3, partition),
     ("files::killed_pods_cost_no_client_an_error", 3, killed_pods),
     ("files::a_killed_mount_comes_back_by_itself", 3, killed_mount),
+    ("commands::maintenance_and_rebalance_are_annotations", 3, commands::maintenance),
+    ("commands::kubectl_dfs_says_and_does_it", 3, commands::kubectl_dfs),
+    ("commands::of_four_servers_one_is_drained", 3, commands::drain),
     ("files::a_fourth_server_joins_and_leaves_again", 3, scale),
     ("files::an_upgrade_renews_the_pods_and_costs_no_client_an_error", 3, upgrade),
-    ("files::what_keeps_a_file_system_from_starting_is_said", 3, troubles),
+    ("trouble::what_keeps_a_file_system_from_starting_is_said", 3, trouble::does_not_start),
+    ("trouble::a_node_without_fuse_is_named", 3, trouble::no_fuse),
+    ("trouble::one_that_is_in_use_is_not_deleted", 3, trouble::in_use),
+    ("trouble::of_one_name_in_two_namespaces_each_is_its_own", 3, trouble::two_of_one_name),
     ("files::uninstalled_only_the_claims_are_left", 3, uninstall),
 ];
 
-const NS: &str = "storage";
+pub(crate) const NS: &str = "storage";
 /// The user of the image.
 const USER: u32 = 65532;
 
@@ -73,6 +80,10 @@ fn install(cluster: &Cluster) {
     print!("{}", tests::stdout_of(&tests::run(&mut build, Duration::from_secs(120))));
     cluster.control(&["load", &image.to_string_lossy()]);
     volumes(cluster);
+    for node in ["node-a", "node-b", "node-c"] {
+        let zone = format!("topology.kubernetes.io/zone=zone-{node}");
+        cluster.kubectl(&["label", "node", node, &zone]);
+    }
     let values = cluster.dir.join("values.json");
     let spec = json!({
         "image": {"repository": "localhost/dfs", "tag": "test", "pullPolicy": "Never"},
@@ -80,6 +91,7 @@ fn install(cluster: &Cluster) {
             "masters": {"storage": {"size": "1Gi", "storageClassName": "here"}},
             "chunkServers": {"replicas": 3, "storage": {"size": "2Gi", "storageClassName": "here"}},
             "liveness": {"profile": "router", "rebuildDelay": "5s"},
+            "topologyKey": "topology.kubernetes.io/zone",
         }},
     });
     std::fs::write(&values, spec.to_string()).unwrap();
@@ -105,6 +117,10 @@ fn install(cluster: &Cluster) {
         pods.iter().map(|pod| pod["spec"]["nodeName"].as_str().unwrap()).collect();
     nodes.sort_unstable();
     assert_eq!(nodes, ["node-a", "node-b", "node-c"]);
+    for pod in &pods {
+        let zone = format!("zone-{}", pod["spec"]["nodeName"].as_str().unwrap());
+        assert_eq!(pod["metadata"]["annotations"]["distributedfs.io/zone"], zone);
+    }
     let status = status(cluster);
     assert_eq!(status["phase"], "Ready", "{status}");
     assert_eq!(condition(&status, "DataSafe"), "True", "{status}");
@@ -113,33 +129,33 @@ fn install(cluster: &Cluster) {
     assert_eq!(status["chunkServers"]["alive"], 3);
 }
 
-fn status(cluster: &Cluster) -> Value {
+pub(crate) fn status(cluster: &Cluster) -> Value {
     cluster.get(NS, "dfs dfs")["status"].clone()
 }
 
-fn condition(status: &Value, kind: &str) -> String {
+pub(crate) fn condition(status: &Value, kind: &str) -> String {
     let all = status["conditions"].as_array().cloned().unwrap_or_default();
     let found = all.iter().find(|c| c["type"] == kind).map(|c| c["status"].clone());
     found.unwrap_or_default().as_str().unwrap_or_default().to_owned()
 }
 
-fn pods(cluster: &Cluster, component: &str) -> Vec<Value> {
+pub(crate) fn pods(cluster: &Cluster, component: &str) -> Vec<Value> {
     let list = cluster.get(NS, &format!("pod -l app.kubernetes.io/component={component}"));
     list["items"].as_array().cloned().unwrap_or_default()
 }
 
-fn is_ready(pod: &Value) -> bool {
+pub(crate) fn is_ready(pod: &Value) -> bool {
     let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
     pod["metadata"]["deletionTimestamp"].is_null()
         && conditions.iter().any(|c| c["type"] == "Ready" && c["status"] == "True")
 }
 
-fn ready_pods(cluster: &Cluster, component: &str) -> Vec<Value> {
+pub(crate) fn ready_pods(cluster: &Cluster, component: &str) -> Vec<Value> {
     pods(cluster, component).into_iter().filter(is_ready).collect()
 }
 
 /// Nothing is left to be done and all data is safe.
-fn whole(cluster: &Cluster) {
+pub(crate) fn whole(cluster: &Cluster) {
     let began = Instant::now();
     wait_for("whole again", || {
         let status = status(cluster);
@@ -154,7 +170,7 @@ fn whole(cluster: &Cluster) {
 }
 
 /// A pod on `node` that runs `script`, with the file system at /dfs/mnt.
-fn pod(cluster: &Cluster, name: &str, node: &str, script: &str) {
+pub(crate) fn pod(cluster: &Cluster, name: &str, node: &str, script: &str) {
     let wait = "until grep -q ' /dfs/mnt fuse' /proc/mounts; do sleep 0.1; done; ";
     cluster.apply(
         NS,
@@ -174,7 +190,7 @@ fn pod(cluster: &Cluster, name: &str, node: &str, script: &str) {
     );
 }
 
-fn exec(cluster: &Cluster, pod: &str, script: &str) -> String {
+pub(crate) fn exec(cluster: &Cluster, pod: &str, script: &str) -> String {
     cluster.kubectl(&["-n", NS, "exec", pod, "--", "/bin/sh", "-c", script])
 }
 
@@ -201,7 +217,7 @@ fn rounds(cluster: &Cluster, pod: &str) -> usize {
 
 /// The pods do at least two more rounds each.
 #[track_caller]
-fn go_on(cluster: &Cluster, names: &[&str]) {
+pub(crate) fn go_on(cluster: &Cluster, names: &[&str]) {
     for pod in names {
         let before = rounds(cluster, pod);
         wait_for("more rounds", || (before + 2 <= rounds(cluster, pod)).then_some(()));
@@ -294,6 +310,45 @@ fn leases(cluster: &Cluster) {
     ] {
         assert!(!may(verb, what), "{verb} {what}");
     }
+    // The Role names the Leases of all of them; of these each gets its own only.
+    wait_for("the policy", || {
+        let said = renew_as(cluster, "dfs-cs-1", "dfs-cs-2");
+        said.contains("renews the Lease of its own pod only").then_some(())
+    });
+    wait_for("a renewal", || {
+        // Its owner may have been faster.
+        let said = renew_as(cluster, "dfs-cs-2", "dfs-cs-2");
+        assert!(!said.contains("denied"), "{said}");
+        said.contains("\"Lease\"").then_some(())
+    });
+}
+
+/// What the API server answers a chunkserver's `pod` that writes `lease` as it is.
+fn renew_as(cluster: &Cluster, pod: &str, lease: &str) -> String {
+    let object = cluster.get(NS, &format!("lease {lease}"));
+    let config = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    let server = config.split("server: \"").nth(1).unwrap().split('"').next().unwrap();
+    let output = tests::run_with_input(
+        std::process::Command::new("curl")
+            .args(["-sS", "-X", "PUT", "--cacert"])
+            .arg(cluster.dir.join("pki/ca.crt"))
+            .args([
+                "-H",
+                "Authorization: Bearer admin-token",
+                "-H",
+                "Content-Type: application/json",
+            ])
+            .args(["-H", &format!("Impersonate-User: system:serviceaccount:{NS}:dfs-cs")])
+            .args([
+                "-H",
+                &format!("Impersonate-Extra-authentication.kubernetes.io%2Fpod-name: {pod}"),
+            ])
+            .args(["--data-binary", "@-"])
+            .arg(format!("{server}/apis/coordination.k8s.io/v1/namespaces/{NS}/leases/{lease}")),
+        object.to_string().as_bytes(),
+        Duration::from_secs(30),
+    );
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 fn last_command(cluster: &Cluster, name: &str) -> Value {
@@ -320,6 +375,8 @@ fn failover(cluster: &Cluster) {
     assert_eq!(condition(&status(cluster), "Ready"), "True");
     go_on(cluster, &["work-b", "work-c"]);
     assert_eq!(exec(cluster, "on-a", "cat /dfs/mnt/shared/note"), "from node-a\n");
+    let budget = || cluster.get(NS, "pdb dfs-cs")["spec"]["maxUnavailable"].clone();
+    wait_for("nobody else to be evicted", || (budget() == 0).then_some(()));
     let events = cluster.events(NS, "dfs");
     assert!(
         events.iter().any(|(reason, note)| reason == "FailoverDone" && note.contains("cs-1")),
@@ -336,6 +393,7 @@ fn failover(cluster: &Cluster) {
     let last = last_command(cluster, "recover");
     assert_eq!(last["result"], "Done", "{last}");
     whole(cluster);
+    wait_for("one to be let go again", || (budget() == 1).then_some(()));
     go_on(cluster, &["work-b", "work-c"]);
     // The same on a server's pod.
     for (value, name) in [("true", "failover"), ("false", "recover")] {
@@ -384,6 +442,11 @@ fn alert(cluster: &Cluster) {
     }
     let firing = "ALERTS{alertname=\"DistributedFSServerDead\",alertstate=\"firing\"}";
     cluster.kubectl(&["-n", NS, "annotate", "dfs", "dfs", "distributedfs.io/failover=cs-3"]);
+    let last = wait_for("the command's result", || {
+        let last = status(cluster)["lastCommand"].clone();
+        (last["value"] == "cs-3").then_some(last)
+    });
+    assert_eq!(last["result"], "Done", "{last}");
     println!(
         "alert fires {:.1} s after the annotation",
         prometheus.wait(firing, true).as_secs_f64()
@@ -594,63 +657,6 @@ fn upgrade(cluster: &Cluster) {
     }
     whole(cluster);
     go_on(cluster, &["work-b", "work-c"]);
-}
-
-/// An image that no node has, and claims that nobody binds.
-fn troubles(cluster: &Cluster) {
-    let gone = json!({"ephemeral": {"acknowledgeDataLoss": true}});
-    let nowhere = json!({"size": "1Gi", "storageClassName": "nowhere"});
-    for (name, image, storage, words) in [
-        (
-            "no-image",
-            "localhost/none:1",
-            &gone,
-            "name an image that the nodes can get in spec.image",
-        ),
-        ("no-volume", "localhost/dfs:test", &nowhere, "no node for it"),
-    ] {
-        cluster.apply(
-            NS,
-            &json!({
-                "apiVersion": "distributedfs.io/v1alpha1", "kind": "DistributedFS", "metadata": {"name": name},
-                "spec": {
-                    "image": image, "imagePullPolicy": "Never", "mount": {"enabled": false},
-                    "masters": {"storage": storage}, "chunkServers": {"replicas": 3, "storage": storage},
-                },
-            })
-            .to_string(),
-        );
-        let message = wait_for("it to say why", || {
-            let conditions =
-                cluster.get(NS, &format!("dfs {name}"))["status"]["conditions"].clone();
-            let ready = conditions.as_array()?.iter().find(|c| c["type"] == "Ready")?.clone();
-            assert_eq!(ready["status"], "False", "{ready}");
-            let message = ready["message"].as_str()?.to_owned();
-            message.contains(words).then_some(message)
-        });
-        println!("{name}: {message}");
-        wait_for("an Event", || {
-            let events = cluster.events(NS, name);
-            events
-                .iter()
-                .any(|(reason, note)| reason == "PodProblem" && note.contains(words))
-                .then_some(())
-        });
-        cluster.kubectl(&["-n", NS, "delete", "dfs", name, "--timeout=60s"]);
-        wait_for("its pods to go", || {
-            let left = cluster
-                .names(NS, &format!("pod,pvc,statefulset -l app.kubernetes.io/instance={name}"));
-            left.iter().all(|name| name.starts_with("data-")).then_some(())
-        });
-        cluster.kubectl(&[
-            "-n",
-            NS,
-            "delete",
-            "pvc",
-            "-l",
-            &format!("app.kubernetes.io/instance={name}"),
-        ]);
-    }
 }
 
 fn uninstall(cluster: &Cluster) {

@@ -9,12 +9,15 @@
 
 mod chart;
 mod cluster;
+mod commands;
 mod files;
+mod gate;
 mod network;
 mod operator;
 mod prometheus;
 mod resource;
 mod rights;
+mod trouble;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::Command;

@@ -1,17 +1,20 @@
 //! The operator as a process of its own, with the rights that the chart grants it and no more, against the real API
 //! server. There are no controllers at this level: what it makes is looked at, nothing of it runs.
 
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 use tests::Random;
 
 use crate::cluster::{Cluster, Listed, wait_for};
+use crate::gate::Gate;
 use crate::resource::minimal;
 
 pub(crate) const CASES: &[Listed] = &[
     ("operator::makes_everything_a_file_system_is_made_of", 1, makes),
     ("operator::killed_at_any_moment_it_ends_up_with_the_same", 1, killed),
+    ("operator::killed_after_each_of_its_writes_it_ends_up_with_the_same", 1, killed_after_writes),
     ("operator::a_wrong_command_changes_nothing_and_says_why", 1, wrong_command),
     ("operator::paused_it_changes_nothing", 1, paused),
     ("operator::a_deleted_file_system_goes_after_its_mounts", 1, deleted),
@@ -19,7 +22,7 @@ pub(crate) const CASES: &[Listed] = &[
 ];
 
 /// Everything that is made for a file system `x`, by kind.
-const MADE: [(&str, &[&str]); 9] = [
+const MADE: [(&str, &[&str]); 10] = [
     ("secret", &["x-key"]),
     ("service", &["x-cs", "x-master"]),
     ("serviceaccount", &["x-cs", "x-master", "x-mount"]),
@@ -28,6 +31,7 @@ const MADE: [(&str, &[&str]); 9] = [
     ("statefulset", &["x-cs", "x-master"]),
     ("daemonset", &["x-mount"]),
     ("poddisruptionbudget", &["x-cs"]),
+    ("configmap", &["x-config"]),
     ("persistentvolumeclaim", &[]),
 ];
 
@@ -40,11 +44,12 @@ impl Operator {
     /// With the ServiceAccount and the Role that the chart makes in `namespace`.
     #[track_caller]
     fn start(cluster: &Cluster, namespace: &str, name: &str) -> Self {
-        let token =
-            cluster.kubectl(&["-n", namespace, "create", "token", "t-operator", "--duration=1h"]);
-        let admin = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
-        let file = cluster.dir.join(format!("{namespace}-{name}.kubeconfig"));
-        std::fs::write(&file, admin.replace("admin-token", token.trim())).unwrap();
+        let file = kubeconfig(cluster, namespace, name);
+        Self::start_as(cluster, namespace, name, &file)
+    }
+
+    #[track_caller]
+    fn start_as(cluster: &Cluster, namespace: &str, name: &str, file: &Path) -> Self {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -69,6 +74,17 @@ impl Operator {
             .unwrap();
         Self { child }
     }
+}
+
+/// Of the operator's ServiceAccount.
+#[track_caller]
+fn kubeconfig(cluster: &Cluster, namespace: &str, name: &str) -> PathBuf {
+    let token =
+        cluster.kubectl(&["-n", namespace, "create", "token", "t-operator", "--duration=1h"]);
+    let admin = std::fs::read_to_string(cluster.kubeconfig()).unwrap();
+    let file = cluster.dir.join(format!("{namespace}-{name}.kubeconfig"));
+    std::fs::write(&file, admin.replace("admin-token", token.trim())).unwrap();
+    file
 }
 
 impl Drop for Operator {
@@ -247,6 +263,90 @@ fn killed(cluster: &Cluster) {
     if let Some(first) = key {
         assert_eq!(first, cluster.get("killed", "secret x-key")["data"], "seed {seed}");
     }
+}
+
+/// What an operator that nobody disturbed has made in `namespace`, as far as it is the same in every namespace.
+fn result(cluster: &Cluster, namespace: &str) -> Vec<String> {
+    let mut objects = Vec::new();
+    for (kind, names) in MADE {
+        for name in names {
+            let object = cluster.get(namespace, &format!("{kind} {name}"));
+            let mut kept = json!({
+                "labels": object["metadata"]["labels"],
+                "owner": object["metadata"]["ownerReferences"][0]["name"],
+            });
+            for part in ["spec", "rules", "roleRef", "subjects"] {
+                kept[part] = object[part].clone();
+            }
+            // Handed out by the API server.
+            if let Some(spec) = kept["spec"].as_object_mut() {
+                spec.remove("clusterIPs");
+                if spec.get("clusterIP").is_some_and(|address| *address != "None") {
+                    spec.remove("clusterIP");
+                }
+            }
+            objects.push(format!("{kind} {name} {kept}").replace(namespace, "NAMESPACE"));
+        }
+    }
+    let fs = cluster.get(namespace, "dfs x");
+    objects.push(fs["metadata"]["finalizers"].to_string());
+    objects
+}
+
+/// Between the operator and the API server stands somebody who lets one write through, the next time two, and so on, and
+/// then kills it.
+fn killed_after_writes(cluster: &Cluster) {
+    prepare(cluster, "steady");
+    prepare(cluster, "gates");
+    cluster.apply("steady", &minimal("x").to_string());
+    let steady = Operator::start(cluster, "steady", "one");
+    wait_for("all objects", || all_there(cluster, "steady").then_some(()));
+    wait_for("a status", || {
+        (cluster.get("steady", "dfs x")["status"]["phase"] == "Creating").then_some(())
+    });
+    drop(steady);
+    let wanted = result(cluster, "steady");
+
+    cluster.apply("gates", &minimal("x").to_string());
+    let config = kubeconfig(cluster, "gates", "direct");
+    let mut writes = Vec::new();
+    let go = |deleting: bool, writes: &mut Vec<String>| {
+        for count in 1..100 {
+            cluster.kubectl(&[
+                "-n",
+                "gates",
+                "delete",
+                "lease",
+                "dfs-operator",
+                "--ignore-not-found",
+            ]);
+            let gate = Gate::open(cluster, &config, count);
+            let operator =
+                Operator::start_as(cluster, "gates", &format!("round-{count}"), &gate.kubeconfig);
+            let write = gate.wait_for_write();
+            drop(operator);
+            let Some(write) = write else { return };
+            writes.push(write);
+            if deleting && cluster.get("gates", "dfs x").is_null() {
+                return;
+            }
+        }
+        panic!("it never has done: {writes:#?}");
+    };
+    go(false, &mut writes);
+    println!("killed after each of {} writes", writes.len());
+    // Sets are written once, everything else by each operator anew.
+    assert!(10 <= writes.len(), "{writes:#?}");
+    for object in &wanted {
+        let there = result(cluster, "gates");
+        assert!(there.contains(object), "{object}\nnot in {there:#?}\nafter {writes:#?}");
+    }
+    cluster.kubectl(&["-n", "gates", "delete", "dfs", "x", "--wait=false"]);
+    let before = writes.len();
+    go(true, &mut writes);
+    println!("killed after each of {} writes of the deletion", writes.len() - before);
+    assert!(cluster.get("gates", "dfs x").is_null());
+    assert_eq!(cluster.names("gates", "daemonset"), [""; 0]);
 }
 
 fn wrong_command(cluster: &Cluster) {

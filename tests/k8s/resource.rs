@@ -35,6 +35,11 @@ fn defaults(cluster: &Cluster) {
         ("/masters/count", json!(1)),
         ("/liveness/profile", json!("standard")),
         ("/mount/enabled", json!(true)),
+        ("/chunkSize", json!("64Mi")),
+        ("/topologyKey", json!("kubernetes.io/hostname")),
+        ("/securityContext/runAsUser", json!(65532)),
+        ("/securityContext/runAsGroup", json!(65532)),
+        ("/securityContext/fsGroup", json!(65532)),
         ("/deletionPolicy", json!("KeepData")),
         ("/paused", json!(false)),
     ] {
@@ -153,6 +158,29 @@ fn wrong(cluster: &Cluster) {
             "not an absolute path",
             json!({"hostPath": "/srv/etc"}),
         ),
+        ("spec/replication", json!(9), "should be less than or equal to 8", json!(2)),
+        ("spec/chunkSize", json!("48Mi"), "not a power of two from 4Ki to 256Mi", json!("256Mi")),
+        ("spec/chunkSize", json!("512Mi"), "not a power of two from 4Ki to 256Mi", json!("512Ki")),
+        ("spec/chunkSize", json!("64MiB"), "not a power of two from 4Ki to 256Mi", json!("4Ki")),
+        (
+            "spec/topologyKey",
+            json!("zone a"),
+            "not the name of a label",
+            json!("topology.kubernetes.io/zone"),
+        ),
+        ("spec/topologyKey", json!(""), "not the name of a label", json!("rack")),
+        (
+            "spec/securityContext",
+            json!({"runAsUser": 0}),
+            "servers never run as root",
+            json!({"runAsUser": 1000}),
+        ),
+        (
+            "spec/securityContext",
+            json!({"fsGroup": 0}),
+            "servers never run as root",
+            json!({"runAsGroup": 1, "fsGroup": 2, "seLinuxOptions": {"level": "s0:c1"}}),
+        ),
         ("spec/deletionPolicy", json!("Delete"), "supported values", json!("DeleteAllData")),
         ("spec/imagePullPolicy", json!("Sometimes"), "supported values", json!("Always")),
     ] {
@@ -188,6 +216,8 @@ fn changes(cluster: &Cluster) {
             json!({"size": "1Gi", "storageClassName": "fast"}),
             "storage cannot be changed",
         ),
+        ("spec/chunkSize", json!("1Mi"), "chunkSize cannot be changed"),
+        ("spec/securityContext", json!({"runAsUser": 7}), "runAsUser and runAsGroup cannot"),
         ("spec/mount/hostPath", json!("/srv/y"), "mount.hostPath cannot be changed"),
     ] {
         let refused = said(cluster, "changes", &with(&there, path, value));
@@ -199,6 +229,8 @@ fn changes(cluster: &Cluster) {
         ("spec/mount/enabled", json!(false)),
         ("spec/paused", json!(true)),
         ("spec/image", json!("example.com/dfs:2")),
+        ("spec/topologyKey", json!("rack")),
+        ("spec/securityContext", json!({"fsGroup": 7})),
     ] {
         assert_eq!(said(cluster, "changes", &with(&there, path, value)), Ok(()), "{path}");
     }

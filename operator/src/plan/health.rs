@@ -16,6 +16,8 @@ use crate::observed::{Lease, MasterView, Observed, Pod, Report, Role};
 const BYTES_STEP: u64 = 16 << 20;
 /// Only a part of the control plane's silence is the servers'.
 const SUSPECT_SHARE: usize = 2;
+/// Pods named in one sentence.
+const NAMED_MAX: usize = 5;
 
 /// What the plan is about to do.
 #[derive(Clone, Copy, Debug)]
@@ -39,7 +41,7 @@ pub(super) fn status(
         MasterView::Told(report) => Some(report),
         MasterView::Absent | MasterView::Silent(_) => None,
     };
-    let ready = readiness(seen, report);
+    let ready = readiness(fs, seen, report);
     let progress = progress(fs, seen, doing);
     let degraded = degraded(fs, seen, report);
     let safe = safety(report);
@@ -93,6 +95,7 @@ pub(super) fn status(
 /// Of one that is being deleted: what it waits for.
 pub(super) fn deleting(fs: &DistributedFS, seen: &Observed, now: Now) -> DistributedFSStatus {
     let mut status = fs.status.clone().unwrap_or_default();
+    let in_use = in_use(fs, seen);
     let left: Vec<&str> = seen
         .pods
         .iter()
@@ -100,6 +103,7 @@ pub(super) fn deleting(fs: &DistributedFS, seen: &Observed, now: Now) -> Distrib
         .map(|pod| pod.name.as_str())
         .collect();
     let waits = match left.is_empty() {
+        _ if in_use.is_some() => in_use.unwrap_or_default(),
         true => "its mounts are gone; its pods and Services follow".to_owned(),
         false => format!(
             "waits for the mount pods {} to end; if a node is gone for good, delete its pod with --force",
@@ -133,12 +137,42 @@ pub(super) fn deleting(fs: &DistributedFS, seen: &Observed, now: Now) -> Distrib
     status
 }
 
-/// The first pod that somebody must do something about.
-pub(super) fn problem(seen: &Observed) -> Option<String> {
-    seen.pods.iter().find_map(|pod| Some(format!("pod {}: {}", pod.name, pod.problem.as_ref()?)))
+/// Who keeps a file system from being deleted: its mount would be taken from under them.
+pub(super) fn in_use(fs: &DistributedFS, seen: &Observed) -> Option<String> {
+    let forced = fs.annotations().get(names::FORCE_DELETION).is_some_and(|value| value == "true");
+    if forced || seen.users.is_empty() || seen.mount_set.is_none() {
+        return None;
+    }
+    let first: Vec<&str> = seen.users.iter().take(NAMED_MAX).map(String::as_str).collect();
+    let more = if first.len() < seen.users.len() { ", …" } else { "" };
+    Some(format!(
+        "{} pod(s) use its mount: {}{more}; delete them and it goes on, or take the mount away from them with the annotation {}=true",
+        seen.users.len(),
+        first.join(", "),
+        names::FORCE_DELETION
+    ))
 }
 
-fn readiness(seen: &Observed, report: Option<&Report>) -> Said {
+/// The first pod that somebody must do something about.
+pub(super) fn problem(fs: &DistributedFS, seen: &Observed) -> Option<String> {
+    seen.pods.iter().find_map(|pod| {
+        let on = pod.node.as_ref().map_or_else(String::new, |node| format!(" on {node}"));
+        let unlabelled = pod.node.as_ref().filter(|node| {
+            pod.role == Role::Chunkserver && !pod.ready && seen.zones.get(*node) == Some(&None)
+        });
+        let words = match (&pod.problem, unlabelled) {
+            (Some(problem), _) => problem.clone(),
+            (None, Some(node)) => format!(
+                "node {node} has no label {}, which spec.topologyKey names: label it, or name another key",
+                fs.spec.topology_key
+            ),
+            (None, None) => return None,
+        };
+        Some(format!("pod {}{on}: {words}", pod.name))
+    })
+}
+
+fn readiness(fs: &DistributedFS, seen: &Observed, report: Option<&Report>) -> Said {
     let Some(report) = report else {
         let (reason, mut text) = match &seen.master {
             MasterView::Silent(why) => {
@@ -148,7 +182,7 @@ fn readiness(seen: &Observed, report: Option<&Report>) -> Said {
                 ("MasterStarting", "the master's pod is not ready".to_owned())
             }
         };
-        if let Some(problem) = problem(seen) {
+        if let Some(problem) = problem(fs, seen) {
             text = format!("{text}; {problem}");
         }
         return Said(false, reason, text);
@@ -162,7 +196,7 @@ fn readiness(seen: &Observed, report: Option<&Report>) -> Said {
         );
     }
     if report.alive() < needed {
-        let problem = problem(seen).map_or_else(String::new, |problem| format!("; {problem}"));
+        let problem = problem(fs, seen).map_or_else(String::new, |problem| format!("; {problem}"));
         return Said(
             false,
             "TooFewServers",
@@ -209,7 +243,7 @@ fn progress(fs: &DistributedFS, seen: &Observed, doing: &Doing) -> Said {
         MasterView::Told(report) => Some(report),
         MasterView::Absent | MasterView::Silent(_) => None,
     };
-    let problem = || problem(seen).map_or_else(String::new, |problem| format!("; {problem}"));
+    let problem = || problem(fs, seen).map_or_else(String::new, |words| format!("; {words}"));
     for (what, set, role, wanted) in [
         ("master", &seen.master_set, Role::Master, fs.spec.masters.count),
         ("chunkserver", &seen.chunkserver_set, Role::Chunkserver, fs.spec.chunk_servers.replicas),
