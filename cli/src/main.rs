@@ -7,6 +7,7 @@ mod cluster;
 mod commands;
 mod failure;
 mod files;
+mod kubectl;
 mod local;
 mod mount_point;
 mod output;
@@ -35,6 +36,15 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     abort_on_panic();
+    match kubectl::called(std::env::args_os().next().as_ref()) {
+        kubectl::Called::AsItself => {}
+        kubectl::Called::AsPlugin => return as_plugin(),
+        kubectl::Called::AsCompleter => {
+            let words: Vec<String> = std::env::args().skip(1).collect();
+            return kubectl::complete(&words)
+                .map_or(ExitCode::from(FAILED), |()| ExitCode::SUCCESS);
+        }
+    }
     let parsed = args::definitions().try_get_matches();
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
@@ -49,6 +59,19 @@ fn main() -> ExitCode {
                 if serves { failure::page_of_server(&error) } else { failure::page_of(&error) };
             let see = page.map_or_else(String::new, |page| format!("; see {page}"));
             say_error(&failure::one_line(&format!("{error:#}{see}")));
+            let usage = error.downcast_ref::<failure::Failure>().is_some_and(|f| f.is_usage);
+            ExitCode::from(if usage { USAGE } else { FAILED })
+        }
+    }
+}
+
+fn as_plugin() -> ExitCode {
+    match kubectl::main() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ok(error)) => usage(&error),
+        Err(Err(error)) if error.is::<failure::AlreadySaid>() => ExitCode::from(FAILED),
+        Err(Err(error)) => {
+            say_error(&failure::one_line(&format!("{error:#}")));
             let usage = error.downcast_ref::<failure::Failure>().is_some_and(|f| f.is_usage);
             ExitCode::from(if usage { USAGE } else { FAILED })
         }

@@ -408,6 +408,12 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &StatusArgs) -> anyhow::Result<()
     output::print(args.output.format, &status)
 }
 
+/// As `dfs status -o json` prints it.
+pub(crate) fn as_json(cluster: &ClusterArgs) -> anyhow::Result<String> {
+    let status = Status::from(admin::status(&cluster::target(cluster)?)?);
+    Ok(format!("{:#}\n", serde_json::to_value(&status)?))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
