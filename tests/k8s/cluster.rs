@@ -102,10 +102,12 @@ impl Cluster {
         for (what, text) in [
             ("network namespace", lists("ip", &["netns", "list"])),
             ("network link", lists("ip", &["-o", "link"])),
-            ("control group", lists("sh", &["-c", "ls -d /sys/fs/cgroup/*/dfs-node-*"])),
+            ("control group", lists("sh", &["-c", "ls -d /sys/fs/cgroup/*/dfs*-node-*"])),
         ] {
             let ours = |line: &&str| {
-                ["dfs-node", "dfsbr0", "dfs-v"].iter().any(|name| line.contains(name))
+                let net = tests::setting("DFS_K8S_NET", 88);
+                let names = [format!("dfs{net}-"), format!("dfsbr{net}:")];
+                names.iter().any(|name| line.contains(name))
             };
             left.extend(text.lines().filter(ours).map(|line| format!("{what} {line}")));
         }
