@@ -121,17 +121,17 @@ struct ServersArgs {
 
 /// What this process was called as.
 pub(crate) enum Called {
-    AsItself,
-    AsPlugin,
-    AsCompleter,
+    Itself,
+    Plugin,
+    Completer,
 }
 
 pub(crate) fn called(name: Option<&OsString>) -> Called {
     let name = name.and_then(|name| PathBuf::from(name).file_name().map(ToOwned::to_owned));
     match name.as_deref().and_then(|name| name.to_str()) {
-        Some(NAME) => Called::AsPlugin,
-        Some(COMPLETER) => Called::AsCompleter,
-        Some(_) | None => Called::AsItself,
+        Some(NAME) => Called::Plugin,
+        Some(COMPLETER) => Called::Completer,
+        Some(_) | None => Called::Itself,
     }
 }
 
@@ -374,10 +374,10 @@ mod tests {
     #[test]
     fn it_is_the_plugin_by_its_name_only() {
         let called = |name: &str| called(Some(&OsString::from(name)));
-        assert!(matches!(called("/usr/local/bin/kubectl-dfs"), Called::AsPlugin));
-        assert!(matches!(called("kubectl_complete-dfs"), Called::AsCompleter));
+        assert!(matches!(called("/usr/local/bin/kubectl-dfs"), Called::Plugin));
+        assert!(matches!(called("kubectl_complete-dfs"), Called::Completer));
         for other in ["dfs", "/kubectl-dfs/dfs", "kubectl-dfs2", ""] {
-            assert!(matches!(called(other), Called::AsItself), "{other}");
+            assert!(matches!(called(other), Called::Itself), "{other}");
         }
     }
 

@@ -37,9 +37,9 @@ const USAGE: u8 = 2;
 fn main() -> ExitCode {
     abort_on_panic();
     match kubectl::called(std::env::args_os().next().as_ref()) {
-        kubectl::Called::AsItself => {}
-        kubectl::Called::AsPlugin => return as_plugin(),
-        kubectl::Called::AsCompleter => {
+        kubectl::Called::Itself => {}
+        kubectl::Called::Plugin => return as_plugin(),
+        kubectl::Called::Completer => {
             let words: Vec<String> = std::env::args().skip(1).collect();
             return kubectl::complete(&words)
                 .map_or(ExitCode::from(FAILED), |()| ExitCode::SUCCESS);
@@ -48,7 +48,7 @@ fn main() -> ExitCode {
     let parsed = args::definitions().try_get_matches();
     let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&error, None),
     };
     match run(&cli) {
         Ok(()) => ExitCode::SUCCESS,
@@ -68,7 +68,7 @@ fn main() -> ExitCode {
 fn as_plugin() -> ExitCode {
     match kubectl::main() {
         Ok(()) => ExitCode::SUCCESS,
-        Err(Ok(error)) => usage(&error),
+        Err(Ok(error)) => usage(&error, Some("kubectl dfs")),
         Err(Err(error)) if error.is::<failure::AlreadySaid>() => ExitCode::from(FAILED),
         Err(Err(error)) => {
             say_error(&failure::one_line(&format!("{error:#}")));
@@ -144,7 +144,7 @@ fn run(cli: &Cli) -> anyhow::Result<()> {
 }
 
 /// Help goes to standard output; wrong usage is one line on standard error.
-fn usage(error: &clap::Error) -> ExitCode {
+fn usage(error: &clap::Error, called: Option<&str>) -> ExitCode {
     use clap::error::ErrorKind;
     let rendered = error.render();
     if matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion) {
@@ -163,7 +163,10 @@ fn usage(error: &clap::Error) -> ExitCode {
         words = what.to_owned();
     }
     let typed = std::env::args_os().skip(1).map_while(|word| word.into_string().ok());
-    let command = known_command(typed).join(" ");
+    let command = match called {
+        Some(called) => called.to_owned(),
+        None => known_command(typed).join(" "),
+    };
     let instead = match command.as_str() {
         "dfs bench" if error.kind() == ErrorKind::MissingRequiredArgument => {
             "name a mounted directory, as `dfs mount` and `dfs up` make it; "

@@ -74,7 +74,15 @@ impl Plugin {
                     Config::from_custom_kubeconfig(read, &options).await?
                 }
                 None if context.is_some() => Config::from_kubeconfig(&options).await?,
-                None => Config::infer().await.context("find a kubeconfig")?,
+                None => match Config::infer().await {
+                    Ok(config) => config,
+                    Err(error) => {
+                        tracing::debug!(%error, "no kubeconfig");
+                        anyhow::bail!(
+                            "no kubeconfig, neither ~/.kube/config nor in KUBECONFIG: name one with --kubeconfig FILE"
+                        );
+                    }
+                },
             };
             let namespace = namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
             let client = Client::try_from(config).context("connect to the API server")?;
