@@ -3,6 +3,25 @@
 use dfs_service::metrics::{Described, Named, Registrar};
 use prometheus::{Gauge, Histogram, IntCounter, IntCounterVec, IntGauge, Registry};
 
+/// Why requests are refused, as `data` names it.
+pub const REFUSALS: &[&str] = &[
+    "no_replica",
+    "stale_version",
+    "not_current",
+    "not_primary",
+    "member_failed",
+    "bad_block",
+    "no_space",
+    "outcome_unknown",
+    "chunk_full",
+    "gap",
+    "fenced",
+    "busy",
+    "bad_request",
+    "stale_epoch",
+    "disk",
+];
+
 /// Kinds of calls, as `data` names them.
 pub const CALLS: &[&str] = &[
     "hello",
@@ -198,7 +217,25 @@ impl Metrics {
             registry: Registry::new(),
             described: Vec::new(),
         };
+        // From the start: Prometheus takes a series that begins with 1 for no increase.
+        for reason in REFUSALS {
+            let _at_zero = metrics.refusals.with_label_values(&[*reason]);
+        }
         let (registry, described) = made.done();
         Self { registry, described, ..metrics }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn refusals_of_every_kind_are_there_before_the_first() {
+        let text = dfs_service::metrics_http::render(&Metrics::new().registry);
+        for reason in REFUSALS {
+            let line = format!("dfs_chunkserver_refusals_total{{reason=\"{reason}\"}} 0");
+            assert!(text.contains(&line), "{line} in {text}");
+        }
     }
 }

@@ -122,6 +122,11 @@ impl Metrics {
             registry: Registry::new(),
             described: Vec::new(),
         };
+        // From the start: Prometheus takes a series that begins with 1 for no increase, and a first error would be told to nobody.
+        for operation in OPERATIONS {
+            let _at_zero =
+                metrics.errors.with_label_values(&[*operation, &Errno::IO.code().to_string()]);
+        }
         let (registry, described) = made.done();
         Self { registry, described, ..metrics }
     }
@@ -169,5 +174,6 @@ mod tests {
             text.contains(r#"dfs_mount_errors_total{errno="5",operation="lookup"} 1"#),
             "{text}"
         );
+        assert!(text.contains(r#"dfs_mount_errors_total{errno="5",operation="read"} 0"#), "{text}");
     }
 }

@@ -212,3 +212,29 @@ fn appends_after_the_cut_of_another_mount_do_not_ask_every_full_chunk_again() {
     assert!(asked <= 800, "{asked} times for 400 records");
     assert!(400_000 <= std::fs::metadata(&path).unwrap().len());
 }
+
+/// Whatever the chart's rules and dashboards ask for is there once it happened: bytes, a name that does not exist, and a
+/// server that fell silent. The operator's are looked at where it runs, in tests/k8s.
+#[test]
+fn rules_and_dashboards_ask_for_what_running_processes_export() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let wanted: Vec<String> = tests::monitoring::used()
+        .into_iter()
+        .filter(|name| !name.starts_with("dfs_operator_"))
+        .collect();
+    assert!(30 <= wanted.len(), "{wanted:?}");
+    let missing = || -> Vec<&String> {
+        let pages = ROLES.map(|role| get(&address(&cluster, role), "/metrics").1);
+        let there = tests::monitoring::exported(&pages.concat());
+        wanted.iter().filter(|name| !there.contains(name.as_str())).collect()
+    };
+    let path = cluster.mount().join("file");
+    write_synced(&path, &pattern(3 << 20, 1));
+    assert_eq!(std::fs::read(&path).unwrap().len(), 3 << 20);
+    assert!(std::fs::metadata(cluster.mount().join("nothing")).is_err());
+    cluster.dfs(["failover", "cs-1", "--no-wait"]);
+    // Its chunk goes on with the two that are left.
+    write_synced(&path, &pattern(1 << 20, 2));
+    assert_eq!(missing(), [""; 0], "named in charts/distributedfs and exported by nobody");
+}

@@ -5,6 +5,7 @@
 
 pub mod canary;
 mod disk;
+pub mod monitoring;
 mod random;
 
 use std::ffi::OsStr;
