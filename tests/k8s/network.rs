@@ -187,7 +187,7 @@ pub(crate) fn policies(cluster: &Cluster) {
         ("names of files", &mount, &master, 7000, "TCP", true),
         ("bytes of files", &mount, &chunkserver, 7001, "TCP", true),
         ("what is and what to do", &operator, &master, 7000, "TCP", true),
-        ("a restore", &master, &chunkserver, 7001, "TCP", true),
+        ("configurations of chunks", &master, &chunkserver, 7001, "TCP", true),
         ("the operator's API server", &operator, &api, 6443, "TCP", true),
         ("a Lease", &chunkserver, &api, 6443, "TCP", true),
         ("a hook's API server", &hook, &api, 443, "TCP", true),
@@ -277,6 +277,7 @@ pub(crate) fn connections_are_allowed(cluster: &Cluster, namespace: &'static str
         let pairs = [
             "chunkserver -> master:7000",
             "chunkserver -> chunkserver:7001",
+            "master -> chunkserver:7001",
             "mount -> master:7000",
             "mount -> chunkserver:7001",
             "operator -> master:7000",
