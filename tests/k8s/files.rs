@@ -441,6 +441,7 @@ fn alert(cluster: &Cluster) {
         assert!(fires.is_empty(), "{fires:?}");
     }
     let firing = "ALERTS{alertname=\"DistributedFSServerDead\",alertstate=\"firing\"}";
+    prometheus.mark("failover cs-3");
     cluster.kubectl(&["-n", NS, "annotate", "dfs", "dfs", "distributedfs.io/failover=cs-3"]);
     let last = wait_for("the command's result", || {
         let last = status(cluster)["lastCommand"].clone();
@@ -451,6 +452,7 @@ fn alert(cluster: &Cluster) {
         "alert fires {:.1} s after the annotation",
         prometheus.wait(firing, true).as_secs_f64()
     );
+    prometheus.mark("recover cs-3");
     cluster.kubectl(&["-n", NS, "annotate", "dfs", "dfs", "distributedfs.io/recover=cs-3"]);
     println!(
         "alert ends {:.1} s after the annotation",
@@ -458,6 +460,8 @@ fn alert(cluster: &Cluster) {
     );
     whole(cluster);
     go_on(cluster, &["work-b", "work-c"]);
+    prometheus.has_all_that_is_asked_for();
+    prometheus.draw();
 }
 
 /// Nothing that serves data asks the API server. `DFS_K8S_OUTAGE_SECONDS` says for how long it is away.

@@ -72,9 +72,11 @@ fn is_peer(peer: &Value, policy_namespace: &str, end: &End) -> bool {
     }
     let names =
         BTreeMap::from([("kubernetes.io/metadata.name".to_owned(), end.namespace.to_owned())]);
-    let namespace = match &peer["namespaceSelector"] {
-        Value::Null => end.namespace == policy_namespace,
-        selector => !end.namespace.is_empty() && selects(selector, &names),
+    let selector = &peer["namespaceSelector"];
+    let namespace = if selector.is_null() {
+        end.namespace == policy_namespace
+    } else {
+        !end.namespace.is_empty() && selects(selector, &names)
     };
     namespace && (peer["podSelector"].is_null() || selects(&peer["podSelector"], &end.labels))
 }

@@ -1,11 +1,12 @@
 //! A real Prometheus, with the chart's alerts. It is told the pods: Debian's cannot ask the API server.
 
+use std::cell::RefCell;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use serde_json::{Value, json};
 
-use crate::cluster::{Cluster, wait_for};
+use crate::cluster::{Cluster, PATIENCE, wait_for};
 
 pub(crate) const ADDRESS: &str = "127.0.0.1:19090";
 
@@ -35,6 +36,15 @@ fn targets(cluster: &Cluster, namespace: &str) -> Vec<Value> {
 /// Killed when dropped.
 pub(crate) struct Prometheus {
     child: Child,
+    namespace: String,
+    began: f64,
+    /// What was done, and when.
+    marks: RefCell<Vec<(f64, String)>>,
+}
+
+/// Seconds since 1970.
+fn now() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
 impl Prometheus {
@@ -63,7 +73,38 @@ impl Prometheus {
             .stderr(log)
             .spawn()
             .ok()?;
-        Some(Self { child })
+        let marks = RefCell::new(Vec::new());
+        Some(Self { child, namespace: namespace.to_owned(), began: now(), marks })
+    }
+
+    /// Something is done now that pictures shall show.
+    pub(crate) fn mark(&self, what: &str) {
+        self.marks.borrow_mut().push((now(), what.to_owned()));
+    }
+
+    /// Whatever the chart's rules and dashboards ask for is exported by the pods.
+    #[track_caller]
+    pub(crate) fn has_all_that_is_asked_for(&self) {
+        let mut missing: Vec<String> = tests::monitoring::used().into_iter().collect();
+        let until = Instant::now() + PATIENCE;
+        while !missing.is_empty() {
+            assert!(Instant::now() < until, "exported by no pod: {missing:?}");
+            missing.retain(|name| self.query(&format!("count({name})")).is_empty());
+        }
+    }
+
+    /// All panels of all dashboards, if `DFS_K8S_PICTURES` names a directory for them.
+    #[track_caller]
+    pub(crate) fn draw(&self) {
+        let Some(out) = std::env::var_os("DFS_K8S_PICTURES") else { return };
+        let mut draw = Command::new(tests::repository().join("deploy/monitoring/draw"));
+        draw.args(["--prometheus", &format!("http://{ADDRESS}"), "--namespace", &self.namespace])
+            .args(["--begin", &self.began.to_string(), "--end", &now().to_string()]);
+        for (time, what) in &*self.marks.borrow() {
+            draw.args(["--mark", &format!("{time}={what}")]);
+        }
+        let output = tests::run(draw.arg(out), Duration::from_secs(120));
+        print!("{}", tests::stdout_of(&output));
     }
 
     /// The result of an instant query; empty while it does not answer.
