@@ -154,7 +154,7 @@ fn pods(objects: &[Value]) -> Pods {
     let mut fs = minimal("x");
     fs["metadata"]["namespace"] = json!("storage");
     let fs: ::operator::crd::DistributedFS = serde_json::from_value(fs).unwrap();
-    let wanted = ::operator::resources::Wanted { image: "i", chunkservers: 3 };
+    let wanted = ::operator::resources::Wanted { image: "i", chunkservers: 3, disruptions: 1 };
     let made = ::operator::resources::all(&fs, wanted);
     let named = |name: &str| {
         let found = made.iter().find(|object| {
