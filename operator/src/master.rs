@@ -72,7 +72,7 @@ impl Master {
                 self.wish_all(servers, "suspended", "suspended", true, |_| ()).await
             }
             Command::Drain { servers, end } => {
-                self.wish_all(servers, "draining", "drained", *end, |_| ()).await
+                self.wish_all(servers, "draining", "draining", *end, |_| ()).await
             }
             Command::Maintenance { servers, time, end } => {
                 let ask = |wish: &mut WishRequest| wish.for_ms = time.map(millis);

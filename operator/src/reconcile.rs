@@ -34,6 +34,8 @@ const AFTER_ERROR: Duration = Duration::from_secs(10);
 const APPLY_AGAIN: Duration = Duration::from_secs(60);
 /// An ended pod is back by then, or its chunks get copies elsewhere.
 const RENEWAL_MAX: Duration = Duration::from_secs(600);
+/// Bytes of an Event's action, as the API server takes it.
+const ACTION_MAX: usize = 128;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -135,7 +137,7 @@ async fn round(fs: &DistributedFS, context: &Context) -> Result<Requeue, Error> 
     if let Some((reason, words)) = &plan.problem
         && told.as_ref() != Some(words)
     {
-        publish(&fs, context, true, reason, "Observe", words).await;
+        publish(&fs, context, true, reason, words, words).await;
     }
     let mut outcome = Ok(());
     for action in plan.actions {
@@ -193,6 +195,8 @@ async fn patch_status(
     Ok(())
 }
 
+/// Events alike in reason and `action` are one that is counted, with the note of the first: what must be read each time
+/// has an action of its own.
 async fn publish(
     fs: &DistributedFS,
     context: &Context,
@@ -210,12 +214,24 @@ async fn publish(
         type_: if warning { EventType::Warning } else { EventType::Normal },
         reason: reason.to_owned(),
         note: Some(note),
-        action: action.to_owned(),
+        action: shortened(action),
         secondary: None,
     };
     if let Err(error) = context.recorder.publish(&event, &fs.object_ref(&())).await {
         tracing::warn!(%error, reason, "event not written");
     }
+}
+
+/// The beginning of an Event's action.
+fn shortened(action: &str) -> String {
+    let mut short = String::new();
+    for letter in action.chars() {
+        if ACTION_MAX < short.len() + letter.len_utf8() {
+            break;
+        }
+        short.push(letter);
+    }
+    short
 }
 
 /// An Event for each condition that turned, or holds for another reason.
@@ -545,15 +561,9 @@ async fn run(
     if let Some(first) = reason.get_mut(..1) {
         first.make_ascii_uppercase();
     }
-    publish(
-        fs,
-        context,
-        result != "Done",
-        &format!("{reason}{result}"),
-        "Command",
-        &format!("{name}={value}: {message}"),
-    )
-    .await;
+    let typed = format!("{name}={value}");
+    let (reason, note) = (format!("{reason}{result}"), format!("{typed}: {message}"));
+    publish(fs, context, result != "Done", &reason, &typed, &note).await;
     let key = format!("{PREFIX}{name}").replace('~', "~0").replace('/', "~1");
     let path = format!("/metadata/annotations/{key}");
     // Another value typed meanwhile stays.

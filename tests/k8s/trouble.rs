@@ -153,6 +153,10 @@ pub(crate) fn in_use(cluster: &Cluster) {
 pub(crate) fn two_of_one_name(cluster: &Cluster) {
     const OTHER: &str = "elsewhere";
     let mut spec = small("dfs", &json!({"enabled": true}))["spec"].clone();
+    for servers in ["masters", "chunkServers"] {
+        // Helm merges: the chart's own size would stay.
+        spec[servers]["storage"]["size"] = Value::Null;
+    }
     let values = cluster.dir.join("elsewhere.json");
     let chart = tests::repository().join("charts/distributedfs");
     let helm = |verb: &str, spec: &Value, more: &[&str]| {
