@@ -138,6 +138,11 @@ impl Location {
     }
 }
 
+/// Of a run, which is in memory as a whole.
+fn in_memory(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
 /// Entries so near each other are read at once.
 const RUN_BYTES_MAX: u64 = 64 << 10;
 
@@ -758,14 +763,14 @@ impl Shared {
         let end = run.iter().map(|(_, location, _)| location.end()).max().unwrap_or(first.offset);
         let name = segments::segment_name(first.sequence);
         // At most `RUN_BYTES_MAX`, or one entry, whose length is a u32.
-        let mut bytes = vec![0; (end - first.offset) as usize];
+        let mut bytes = vec![0; in_memory(end - first.offset)];
         let filled = file
             .read_at(first.offset, &mut bytes)
             .map_err(|err| JournalError::io("read", &*self.disk, &name, err))?;
         bytes.truncate(filled);
         let bytes = Bytes::from(bytes);
         for (at, location, _) in run {
-            let start = (location.offset - first.offset) as usize;
+            let start = in_memory(location.offset - first.offset);
             let end = start + location.payload_bytes as usize;
             let payload = (end <= bytes.len()).then(|| bytes.slice(start..end));
             match payload.filter(|it| crc32c::crc32c(it) == location.payload_crc) {

@@ -509,7 +509,7 @@ impl FileState {
             _ => Change::InlinePatch { ino, ranges: ranges.clone(), mtime, kill_priv },
         };
         match self.io.link.change(change) {
-            Ok(Outcome::Attr(attr)) => self.logged_inline(Some((attr, &ranges)), writes),
+            Ok(Outcome::Attr(attr)) => self.logged_inline(Some(attr), &ranges, writes),
             Ok(other) => {
                 return Err(ClientError::Protocol {
                     reason: format!("write was answered {other:?}"),
@@ -520,9 +520,11 @@ impl FileState {
                 let attr = self.refresh()?;
                 return self.leave_inline(&attr);
             }
-            Err(ClientError::Refused(NamespaceError::Stale)) => self.logged_inline(None, writes),
+            Err(ClientError::Refused(NamespaceError::Stale)) => {
+                self.logged_inline(None, &ranges, writes)
+            }
             Err(error) => {
-                self.logged_inline(None, writes);
+                self.logged_inline(None, &ranges, writes);
                 return Err(error);
             }
         }
@@ -531,7 +533,7 @@ impl FileState {
 
     /// What was being sent is with the master (or, with nothing learned, lost), and is pending no more. What was written
     /// meanwhile still is. All at once: nobody lays these bytes over what others write from now on.
-    fn logged_inline(&self, learned: Option<(Attr, &[(u64, Vec<u8>)])>, writes: u64) {
+    fn logged_inline(&self, learned: Option<Attr>, ranges: &[(u64, Vec<u8>)], writes: u64) {
         let held = {
             let mut inner = self.lock();
             let held = std::mem::take(&mut inner.pending.sending).bytes();
@@ -548,7 +550,7 @@ impl FileState {
                 inner.pending.end = end;
                 inner.pending.reach = inner.pending.reach.map(|(cuts, _)| (cuts, end));
             }
-            if let Some((attr, ranges)) = learned {
+            if let Some(attr) = learned {
                 // Only if nobody else changed it since it was fetched.
                 let is_later = |known: &Known| attr.change <= known.attr.change;
                 if !inner.known.as_ref().is_some_and(is_later) {
