@@ -190,7 +190,10 @@ pub fn doing(
     }
     let alive = |server: &ServerId| cluster.liveness(now, *server) == Liveness::Alive;
     let live: Vec<ServerId> = cluster.rows().keys().copied().filter(alive).collect();
-    let holds = |server: &ServerId| members.iter().any(|member| member.server == *server);
+    let holds = |server: &ServerId| {
+        let mut here = members.iter().filter(|member| cluster.is_up(now, member));
+        here.any(|member| member.server == *server)
+    };
     if live.iter().all(holds) {
         return Doing::NoTarget { needed: replication, alive: live.len() };
     }

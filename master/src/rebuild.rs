@@ -619,7 +619,9 @@ fn lack_of(master: &Master, chunk: ChunkId, record: &Chunk) -> Option<Lack> {
     if good == 0 || !(all_here || good == 1) {
         return Some(Lack::Waits);
     }
-    let mut holders: Vec<ServerId> = members.iter().map(|member| member.server).collect();
+    // One that came back with another disk holds nothing of it: where there is no other, it takes the copy.
+    let here = members.iter().filter(|member| !has_another_disk(&cluster, member));
+    let mut holders: Vec<ServerId> = here.map(|member| member.server).collect();
     let others = cluster
         .rows()
         .iter()
@@ -665,6 +667,9 @@ fn lists_one_for_nothing(master: &Master, record: &Chunk) -> bool {
 
 /// Dead, or come back with another disk.
 fn is_lost(cluster: &Cluster, now: Timestamp, member: &Member) -> bool {
+    has_another_disk(cluster, member) || cluster.liveness(now, member.server) == Liveness::Dead
+}
+
+fn has_another_disk(cluster: &Cluster, member: &Member) -> bool {
     cluster.row(member.server).is_some_and(|row| row.disk != member.disk)
-        || cluster.liveness(now, member.server) == Liveness::Dead
 }

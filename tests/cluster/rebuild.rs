@@ -196,3 +196,21 @@ fn many_that_are_silent_together_are_waited_for_but_not_with_last_copies() {
     check_files(&cluster);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
 }
+
+#[test]
+fn a_server_with_a_new_disk_gets_its_copies_again_where_there_is_no_other() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    write_files(&cluster);
+    wait_until_safe(&cluster);
+    // A clean stop: no replica gives any other reason to change a configuration.
+    cluster.down();
+    std::fs::rename(cluster.dir().join("data/cs-2"), cluster.scratch().join("lost")).unwrap();
+    cluster.up();
+    wait_until_safe(&cluster);
+    for of in members(&cluster).values() {
+        assert_eq!(of, &["cs-1", "cs-2", "cs-3"]);
+    }
+    cluster.kill("cs-1");
+    check_files(&cluster);
+}

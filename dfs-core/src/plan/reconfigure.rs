@@ -58,8 +58,12 @@ pub fn plan(
 ) -> Result<Preparing, Wait> {
     let members: Vec<Member> =
         chunk.active.members.iter().copied().filter(|member| is_up(member)).collect();
-    let learner =
-        learner.filter(|learner| chunk.active.members.iter().all(|m| m.server != learner.server));
+    // A server that came back with another disk is listed with the lost one until this attempt leaves that out.
+    let is_new = |learner: &Member| {
+        !chunk.active.members.contains(learner)
+            && members.iter().all(|m| m.server != learner.server)
+    };
+    let learner = learner.filter(is_new);
     if members.is_empty() || members.len() + usize::from(learner.is_some()) < min_replicas as usize
     {
         return Err(Wait::TooFew {
@@ -153,6 +157,7 @@ pub fn choose_source_beside(
 mod tests {
     use super::*;
     use crate::chunk::samples::{chunk, member};
+    use crate::ids::DiskId;
 
     fn report(n: u32, version: u64, seq: u64) -> PromiseReport {
         PromiseReport {
@@ -335,5 +340,16 @@ mod tests {
             plan(&three, 1, Some(member(4)), |_| false).is_err(),
             "a learner alone is no configuration"
         );
+    }
+
+    #[test]
+    fn a_new_disk_takes_the_place_of_the_lost_one_under_its_server() {
+        let three = chunk(4, &[1, 2, 3]);
+        let new = Member { disk: DiskId(77), ..member(2) };
+        let next = plan(&three, 2, Some(new), |m| m.server.0 != 2).unwrap();
+        assert_eq!((next.members, next.learner), (vec![member(1), member(3)], Some(new)));
+        // Two copies on one server, or of one that is only late, are none more.
+        assert_eq!(plan(&three, 2, Some(new), |_| true).unwrap().learner, None);
+        assert_eq!(plan(&three, 2, Some(member(2)), |m| m.server.0 != 2).unwrap().learner, None);
     }
 }
