@@ -210,6 +210,8 @@ pub struct Heard {
 pub struct Cluster {
     pub profile: LivenessProfile,
     rows: BTreeMap<ServerId, ServerRow>,
+    /// Being registered, since then: its first heartbeat is on its way.
+    introduced: BTreeMap<ServerId, Timestamp>,
     /// Chunks placed so far.
     placements: u64,
     pub placement: Placement,
@@ -226,7 +228,20 @@ impl Cluster {
         let (rows, overlays) = (BTreeMap::new(), BTreeMap::new());
         let running = Running::default();
         let (told, placement) = (BTreeSet::new(), Placement::default());
-        Self { profile, rows, overlays, placements: 0, placement, told, running }
+        let introduced = BTreeMap::new();
+        Self { profile, rows, introduced, overlays, placements: 0, placement, told, running }
+    }
+
+    /// A server that nobody knew is being registered: it is not dead because nothing was heard of it before.
+    pub fn introduce(&mut self, now: Timestamp, server: ServerId) {
+        self.introduced.insert(server, now);
+    }
+
+    /// Whether `server` is being registered and may be heard of in a moment.
+    #[must_use]
+    pub fn is_introduced(&self, now: Timestamp, server: ServerId) -> bool {
+        let limit = self.profile.dead_after_ms * 1_000_000;
+        self.introduced.get(&server).is_some_and(|since| now.nanos_since(*since) <= limit)
     }
 
     /// As if `server` had never been heard of.
@@ -346,6 +361,7 @@ impl Cluster {
             burden: 0,
             load: chunk_count,
         };
+        self.introduced.remove(&server);
         let row = self.rows.entry(server).or_insert_with(fresh);
         if row.incarnation != incarnation || row.disk != disk {
             let joined_at = if row.disk == disk { row.joined_at } else { now };
@@ -507,7 +523,12 @@ impl Cluster {
 
     #[must_use]
     pub fn liveness(&self, now: Timestamp, server: ServerId) -> Liveness {
-        let Some(row) = self.rows.get(&server) else { return Liveness::Dead };
+        let Some(row) = self.rows.get(&server) else {
+            return match self.is_introduced(now, server) {
+                true => Liveness::Suspect,
+                false => Liveness::Dead,
+            };
+        };
         let silence_ms = self.silence_ms(now, row);
         let closed = !row.connected && !self.running.excuses(now, row.closed_at);
         let late = self.profile.interval_ms + self.profile.interval_ms / 2 <= silence_ms;
@@ -524,6 +545,9 @@ impl Cluster {
     #[must_use]
     pub fn cause(&self, now: Timestamp, server: ServerId) -> String {
         let Some(row) = self.rows.get(&server) else {
+            if self.is_introduced(now, server) {
+                return "being registered".to_owned();
+            }
             return "not heard of since the master began its reign".to_owned();
         };
         let silent = self.silence_ms(now, row);

@@ -204,6 +204,7 @@ async fn take(
         None => {
             // Before it takes the place of the disk that is there.
             admit::check(master, server, disk, former.unwrap_or_default(), &beat)?;
+            lock(&master.cluster).introduce(now(), server);
             master
                 .propose_async(Change::RegisterServer { server, disk })
                 .await

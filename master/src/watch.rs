@@ -59,6 +59,8 @@ struct Seen {
     down: bool,
     /// Down on purpose.
     excused: bool,
+    /// Of the process that was heard of, if one was.
+    incarnation: Option<u64>,
 }
 
 /// Chunks that are not safe, by one look at all of them.
@@ -155,25 +157,29 @@ impl Watch {
 
     fn transitions(&mut self, master: &Arc<Master>) {
         for (server, _) in meta::servers(&master.reader()) {
-            let (state, down, excused, cause) = {
-                let cluster = lock(&master.cluster);
-                if cluster.row(server).is_none() && master.is_warming() {
+            let (state, down, excused, cause, incarnation) = {
+                let (cluster, now) = (lock(&master.cluster), now());
+                let row = cluster.row(server);
+                if row.is_none() && (master.is_warming() || cluster.is_introduced(now, server)) {
                     continue;
                 }
-                let now = now();
                 let state = cluster.liveness(now, server);
-                let down = state == Liveness::Dead
-                    || cluster.row(server).is_some_and(|row| !row.connected);
+                let down = state == Liveness::Dead || row.is_some_and(|row| !row.connected);
                 let excused = [OverlayKind::Suspended, OverlayKind::Maintenance]
                     .into_iter()
                     .any(|kind| cluster.has_overlay(server, kind));
-                (state, down, excused, cluster.cause(now, server))
+                let incarnation = row.map(|row| row.incarnation);
+                (state, down, excused, cluster.cause(now, server), incarnation)
             };
             let before = self.seen.get(&server).copied();
-            if let Some(before) = before.filter(|before| before.state == state) {
+            // It went and was here again before anybody looked.
+            let restarted = state == Liveness::Alive
+                && before.is_some_and(|it| it.state == state && it.incarnation != incarnation);
+            if let Some(before) = before.filter(|before| before.state == state && !restarted) {
                 let seen = Seen {
                     down: before.down || down,
                     excused: before.excused || excused,
+                    incarnation,
                     ..before
                 };
                 self.seen.insert(server, seen);
@@ -185,7 +191,9 @@ impl Watch {
                 since: now(),
                 down: down || kept.is_some_and(|before| before.down),
                 excused: excused || kept.is_some_and(|before| before.excused),
+                incarnation,
             };
+            let cause = if restarted { "started anew".to_owned() } else { cause };
             self.seen.insert(server, seen);
             self.scan_due = true;
             master.changed.tell();
@@ -201,9 +209,8 @@ impl Watch {
                 tracing::info!(%server, %kind, cause, "server");
             }
             self.say(kind, Some(server), cause, lasted);
-            if state == Liveness::Alive
-                && before.is_some_and(|before| before.down && !before.excused)
-            {
+            let went = |before: Seen| (before.down || restarted) && !before.excused;
+            if state == Liveness::Alive && before.is_some_and(went) {
                 self.on_return(master, server);
             }
         }

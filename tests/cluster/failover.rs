@@ -375,9 +375,10 @@ fn a_server_that_goes_and_comes_is_given_no_new_chunks_for_a_while() {
         if overlays(&cluster, "cs-1") == ["probation"] {
             break;
         }
-        let before = returns();
+        let (before, process) = (returns(), cluster.pid("cs-1"));
         cluster.kill("cs-1");
-        wait_until("it is back", || before < returns());
+        let is_new = || cluster.pid("cs-1").is_some_and(|pid| Some(pid) != process);
+        wait_until("it is back", || is_new() && before < returns());
     }
     assert_eq!(overlays(&cluster, "cs-1"), ["probation"]);
     let until = server(&cluster, "cs-1")["overlays"][0]["until"].clone();

@@ -209,3 +209,17 @@ fn a_profile_must_leave_room_for_three_beats() {
     assert!(LivenessProfile::named("drill").unwrap().check().is_ok());
     assert!(LivenessProfile::named("calm").unwrap_err().to_string().contains("calm"));
 }
+
+#[test]
+fn a_server_that_is_being_registered_is_not_dead() {
+    let mut cluster = Cluster::new(LivenessProfile::DRILL);
+    assert_eq!(cluster.liveness(at(9_000), ServerId(1)), Liveness::Dead);
+    cluster.introduce(at(9_000), ServerId(1));
+    let states = [9_000, 12_000, 12_001].map(|ms| cluster.liveness(at(ms), ServerId(1)));
+    assert_eq!(states, [Liveness::Suspect, Liveness::Suspect, Liveness::Dead]);
+    cluster.on_heartbeat(at(13_000), beat(1, 500));
+    assert_eq!(cluster.liveness(at(13_000), ServerId(1)), Liveness::Alive);
+    // Nobody introduces it again.
+    cluster.forget(ServerId(1));
+    assert_eq!(cluster.liveness(at(13_000), ServerId(1)), Liveness::Dead);
+}
