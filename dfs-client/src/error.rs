@@ -224,6 +224,10 @@ impl Kept {
         self.count == 0
     }
 
+    pub(crate) fn outdate(&mut self) {
+        self.outdated = true;
+    }
+
     pub(crate) fn take_outdated(&mut self) -> bool {
         std::mem::take(&mut self.outdated)
     }

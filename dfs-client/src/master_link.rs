@@ -462,7 +462,15 @@ impl MasterLink {
     /// Attributes and the content if it is inline.
     pub(crate) fn read_inline(&self, ino: InodeNo) -> Result<(Attr, Option<Vec<u8>>)> {
         match self.call(&MetaCall::ReadInline { ino })? {
-            MetaReply::Opened { attr, content } => Ok((attr, content)),
+            MetaReply::Opened { attr, content, .. } => Ok((attr, content)),
+            other => Err(unexpected("read inline", &other)),
+        }
+    }
+
+    /// Whether other clients may be writing it.
+    pub(crate) fn is_written_elsewhere(&self, ino: InodeNo) -> Result<bool> {
+        match self.call(&MetaCall::ReadInline { ino })? {
+            MetaReply::Opened { written_elsewhere, .. } => Ok(written_elsewhere),
             other => Err(unexpected("read inline", &other)),
         }
     }

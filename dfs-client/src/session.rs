@@ -354,8 +354,11 @@ impl Session {
         self.link.count_open(ino, write);
         self.settle_appends(ino);
         let opened = match self.link.call(&MetaCall::Open { ino, write }) {
-            Ok(MetaReply::Opened { attr, content }) => {
+            Ok(MetaReply::Opened { attr, content, written_elsewhere }) => {
                 let mut attr = attr;
+                if written_elsewhere {
+                    self.file(ino).outdate();
+                }
                 if attr.writing && sized {
                     attr.size = attr.size.max(self.io.tail_size(&attr));
                 }
@@ -378,6 +381,17 @@ impl Session {
                 Err(error)
             }
         }
+    }
+
+    /// What is cached of `ino` is outdated if others may be writing it.
+    ///
+    /// # Errors
+    /// See [`ClientError`].
+    pub fn outdate_if_written_elsewhere(self: &Arc<Self>, ino: InodeNo) -> Result<()> {
+        if self.link.is_written_elsewhere(ino)? {
+            self.file(ino).outdate();
+        }
+        Ok(())
     }
 
     /// Whether all changes of `ino` from change number `since` to `now` were made through this session.

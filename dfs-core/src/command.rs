@@ -259,6 +259,12 @@ pub enum Change {
         ino: InodeNo,
         size: u64,
     },
+    /// The size is `size` at least, with zeros; nothing is ever cut. Refused with `LayoutChanged` while a truncation of
+    /// chunked content is under way, whose end sets the size.
+    Grow {
+        ino: InodeNo,
+        size: u64,
+    },
     /// Whole chunks `first..first+count` become holes (punch).
     FreeChunks {
         ino: InodeNo,

@@ -268,6 +268,7 @@ wire_enum!(Change {
     38 = TruncateBegin { ino, size },
     39 = TruncateEnd { ino, size },
     40 = FreeChunks { ino, first, count },
+    43 = Grow { ino, size },
     41 = SealChunk { chunk },
     60 = Reconfigure { chunk, version, members, learner, after_wait },
     61 = Activate { chunk, configuration, done_by },

@@ -168,9 +168,12 @@ pub enum MetaReply {
     Names(Vec<NameBytes>),
     Statfs(StatfsReply),
     /// `content`: all of an inline file (zeros up to the size may be missing).
+    ///
+    /// `written_elsewhere`: other clients may be writing it. What they sync leaves the change number as it is for a while.
     Opened {
         attr: Attr,
         content: Option<Vec<u8>>,
+        written_elsewhere: bool,
     },
     Layout(ChunkLayout),
     /// To write by. `cuts`: the inode's counter of truncations. Those up to it that cut the chunk are over, later ones
@@ -323,7 +326,7 @@ wire_enum!(MetaReply {
     5 = Bytes(bytes),
     6 = Names(names),
     7 = Statfs(statfs),
-    8 = Opened { attr, content },
+    8 = Opened { attr, content, written_elsewhere },
     9 = Layout(layout),
     10 = Layouts(layouts),
     11 = Hole,

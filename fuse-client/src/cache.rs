@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -107,32 +107,65 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// was told longer ago than attributes live does not matter: at an open it asks anew.
 #[derive(Debug)]
 pub struct KernelSizes {
-    table: Mutex<Bounded<InodeNo, u64>>,
+    table: Mutex<Bounded<InodeNo, Told>>,
+    /// Counts what the kernel is told and does.
+    clock: AtomicU64,
+}
+
+#[derive(Clone, Copy, Default, Debug)]
+struct Told {
+    size: u64,
+    /// When something of the inode was told or done, by [`KernelSizes::clock`].
+    at: u64,
 }
 
 impl KernelSizes {
     #[must_use]
     pub fn new(entries_max: usize) -> Self {
-        Self { table: Mutex::new(Bounded::new(entries_max)) }
+        Self { table: Mutex::new(Bounded::new(entries_max)), clock: AtomicU64::new(0) }
+    }
+
+    fn tick(&self) -> u64 {
+        self.clock.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    #[must_use]
+    pub fn clock(&self) -> u64 {
+        self.clock.load(Ordering::Acquire)
     }
 
     /// It is told `size` in an answer.
     pub fn told(&self, ino: InodeNo, size: u64) {
-        lock(&self.table).insert(ino, size);
+        let at = self.tick();
+        lock(&self.table).insert(ino, Told { size, at });
     }
 
-    /// It may be told `size`, or finds out by itself that the file reaches so far.
+    /// It finds out by itself that the file reaches so far, or counts on what an open found.
     pub fn reaches(&self, ino: InodeNo, size: u64) {
+        let at = self.tick();
         let mut table = lock(&self.table);
-        let known = table.get(&ino).copied().unwrap_or(0);
-        table.insert(ino, known.max(size));
+        let known = table.get(&ino).copied().unwrap_or_default();
+        table.insert(ino, Told { size: known.size.max(size), at });
+    }
+
+    /// It may be told `size` later.
+    pub fn may_learn(&self, ino: InodeNo, size: u64) {
+        let mut table = lock(&self.table);
+        let known = table.get(&ino).copied().unwrap_or_default();
+        table.insert(ino, Told { size: known.size.max(size), ..known });
+    }
+
+    /// Whether something of `ino` was told or done since `clock`: what was asked before may be older.
+    #[must_use]
+    pub fn touched_since(&self, ino: InodeNo, clock: u64) -> bool {
+        lock(&self.table).get(&ino).is_some_and(|known| clock < known.at)
     }
 
     /// Whether it may believe that the file is longer than `size`.
     #[must_use]
     pub fn may_exceed(&self, ino: InodeNo, size: u64) -> bool {
         let table = lock(&self.table);
-        table.get(&ino).is_some_and(|known| size < *known)
+        table.get(&ino).is_some_and(|known| size < known.size)
     }
 }
 
@@ -246,6 +279,19 @@ mod tests {
             sizes.told(InodeNo(ino), 1);
         }
         assert!(!sizes.may_exceed(file, 0) && !sizes.may_exceed(other, 0), "bounded");
+    }
+
+    #[test]
+    fn what_was_touched_since_a_moment_is_known() {
+        let sizes = KernelSizes::new(8);
+        let [told, grown, listed, other] = [2, 3, 4, 5].map(InodeNo);
+        sizes.told(other, 1);
+        let clock = sizes.clock();
+        sizes.told(told, 1);
+        sizes.reaches(grown, 1);
+        sizes.may_learn(listed, 1);
+        let touched = [told, grown, listed, other].map(|ino| sizes.touched_since(ino, clock));
+        assert_eq!(touched, [true, true, false, false]);
     }
 
     const A: InodeNo = InodeNo(10);

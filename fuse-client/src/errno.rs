@@ -16,6 +16,7 @@ impl Errno {
     pub const INVALID: Self = Self(libc::EINVAL);
     pub const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
     pub const IO: Self = Self(libc::EIO);
+    pub const STALE: Self = Self(libc::ESTALE);
     /// The buffer given for an extended attribute is too small.
     pub const RANGE: Self = Self(libc::ERANGE);
     /// `ioctl(2)` on what has none.

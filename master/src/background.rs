@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use dfs_core::chunk::Member;
@@ -134,7 +135,7 @@ fn reclaim_orphans(master: &Arc<Master>) {
     for ino in ended {
         master.maybe_reclaim(ino);
     }
-    if master.uptime_ms() < GRACE_MS {
+    if !opens_are_known(master) {
         return;
     }
     let orphans =
@@ -144,6 +145,22 @@ fn reclaim_orphans(master: &Arc<Master>) {
             master.maybe_reclaim(ino);
         }
     }
+}
+
+/// Whether nobody can have something open that this reign has not heard of: each client of an earlier one has said what
+/// it has open, or has ended. One that was stopped for a minute is still expected.
+fn opens_are_known(master: &Master) -> bool {
+    if master.uptime_ms() < GRACE_MS {
+        return false;
+    }
+    if master.opens_known.load(Ordering::Acquire) {
+        return true;
+    }
+    let awaited = registered(master)
+        .any(|(client, record)| !record.fenced && !lock(&master.clients).has_told_opens(client));
+    let known = !awaited || master.config.client_lease_ms <= master.uptime_ms();
+    master.opens_known.store(known, Ordering::Release);
+    known
 }
 
 /// Drops garbage records whose members all reported, at least two heartbeats after the deletion, that it is gone.

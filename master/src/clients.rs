@@ -1,6 +1,6 @@
 //! Clients as the master remembers them in memory: who was heard when, and what they have open.
 //!
-//! Opens are not logged (DECISIONS 13): after a restart clients send them again within [`GRACE_MS`], and nothing
+//! Opens are not logged (DECISIONS 13): after a restart clients send them again, most within [`GRACE_MS`], and nothing
 //! without a name is reclaimed before.
 //!
 //! A client whose lease is over ends in this order (DECISIONS 12): it is fenced, in the log and here; chunkservers learn
@@ -34,6 +34,8 @@ const LEFT_MAX: usize = 100_000;
 pub struct Clients {
     heard: BTreeMap<ClientId, Timestamp>,
     opens: BTreeMap<ClientId, BTreeMap<InodeNo, u32>>,
+    /// Whose opens are all known.
+    told_opens: BTreeSet<ClientId>,
     open_count: BTreeMap<InodeNo, u32>,
     /// Inodes whose `Reclaim` is on its way: they can no longer be opened.
     reclaiming: BTreeSet<InodeNo>,
@@ -193,8 +195,20 @@ impl Clients {
         self.drop_count(ino, 1)
     }
 
+    /// `client` has nothing open yet.
+    pub fn opens_nothing(&mut self, client: ClientId) {
+        self.told_opens.insert(client);
+    }
+
+    /// Whether all that `client` has open is known to this reign.
+    #[must_use]
+    pub fn has_told_opens(&self, client: ClientId) -> bool {
+        self.told_opens.contains(&client)
+    }
+
     /// Replaces what is known of `client`'s opens.
     pub fn reopen(&mut self, client: ClientId, opens: &[(InodeNo, u32)]) {
+        self.told_opens.insert(client);
         for (ino, count) in self.opens.remove(&client).unwrap_or_default() {
             self.drop_count(ino, count);
         }
@@ -337,6 +351,7 @@ impl Clients {
     /// `client` ended: forgets it; answers the inodes nobody has open any more.
     pub fn end(&mut self, client: ClientId) -> Vec<InodeNo> {
         self.heard.remove(&client);
+        self.told_opens.remove(&client);
         if !self.fenced.contains_key(&client) {
             self.list(client);
         }

@@ -145,7 +145,7 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             if !lock(&master.clients).open(client, ino) {
                 return Err(NamespaceError::Stale.into());
             }
-            opened(master, ino).inspect_err(|_| {
+            opened(master, client, ino).inspect_err(|_| {
                 lock(&master.clients).release(client, ino);
             })
         }
@@ -160,7 +160,7 @@ fn answer(master: &Arc<Master>, request: MetaRequest) -> Result<MetaReply, MetaF
             lock(&master.clients).reopen(client, &opens);
             Ok(MetaReply::Done)
         }
-        MetaCall::ReadInline { ino } => opened(master, ino),
+        MetaCall::ReadInline { ino } => opened(master, client, ino),
         MetaCall::Cuts { ino } => Ok(MetaReply::Cuts(master.inode(ino)?.cut_sizes)),
         MetaCall::Layout { ino, index, write, spill, failed } => {
             // Who is not registered cannot be told to end.
@@ -232,6 +232,9 @@ fn hello(
             return Err(NamespaceError::NoSession.into());
         }
         accepted(master.propose(None, Change::BeginClient { client, name })?)?;
+    }
+    if !known {
+        lock(&master.clients).opens_nothing(client);
     }
     Ok(MetaReply::Welcome(Welcome {
         fs: master.fs,
@@ -344,6 +347,7 @@ fn change_of_client(
         | Change::BeginWrite { .. }
         | Change::CommitSize { .. }
         | Change::FreeChunks { .. }
+        | Change::Grow { .. }
         | Change::SealChunk { .. } => false,
         Change::SetLock { client, .. } => *client != id.client,
         Change::Start { .. }
@@ -394,6 +398,7 @@ fn change_of_client(
         Change::FreeChunks { ino, first, count } => {
             master.free_chunks(id, results, (ino, first, count))
         }
+        Change::Grow { ino, size } => master.grow(id, results, ino, size),
         change => master.propose(Some((id, results)), change),
     };
     if let Some(ino) = cleared {
@@ -423,20 +428,24 @@ fn change_of_client(
     Ok(outcome)
 }
 
-fn opened(master: &Arc<Master>, ino: InodeNo) -> Result<MetaReply, MetaFailure> {
+fn opened(master: &Arc<Master>, client: ClientId, ino: InodeNo) -> Result<MetaReply, MetaFailure> {
     let inode = master.inode(ino)?;
-    if matches!(inode.body, Body::Chunks { writing: true, .. })
-        && WRITE_LAYOUT_MS <= master.uptime_ms()
-    {
-        // Of a writer that an earlier reign knew.
-        lock(&master.clients).unsettled_unless_written(ino);
+    let mut written_elsewhere = false;
+    if matches!(inode.body, Body::Chunks { writing: true, .. }) {
+        let all_known = WRITE_LAYOUT_MS <= master.uptime_ms();
+        let mut clients = lock(&master.clients);
+        if all_known {
+            // Of a writer that an earlier reign knew.
+            clients.unsettled_unless_written(ino);
+        }
+        written_elsewhere = clients.writes_alone(client, ino, all_known) != Some(true);
     }
     let attr = meta::attr_of(&master.reader(), ino, &inode);
     let content = match inode.body {
         Body::Inline(content) => Some(content),
         _ => None,
     };
-    Ok(MetaReply::Opened { attr, content })
+    Ok(MetaReply::Opened { attr, content, written_elsewhere })
 }
 
 fn read_dir(

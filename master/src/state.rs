@@ -8,7 +8,7 @@
 )]
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -42,6 +42,8 @@ pub struct Master {
     pub replication: u32,
     pub min_replicas: u32,
     pub started: Timestamp,
+    /// Every client that has something open has told this reign so, or has none any more.
+    pub opens_known: AtomicBool,
     /// Where this and earlier reigns of its directory began.
     pub reigns: Reigns,
     pub recorder: Option<crate::lines::Recorder>,
@@ -213,6 +215,7 @@ impl Master {
             reconfigured: AtomicU64::new(0),
             copied_bytes: AtomicU64::new(0),
             own_counter: AtomicU64::new(1),
+            opens_known: AtomicBool::new(false),
             farewell: tokio::sync::watch::Sender::new(false),
             wished: tokio::sync::watch::Sender::new(0),
             config,
@@ -293,7 +296,7 @@ impl Master {
 
     /// Frees `ino` in the background if it has no name and nobody has it open.
     pub fn maybe_reclaim(&self, ino: InodeNo) {
-        if crate::clients::GRACE_MS <= self.uptime_ms()
+        if self.opens_known.load(Ordering::Acquire)
             && lock(&self.clients).begin_reclaim(ino)
             && self.reclaim.try_send(ino).is_err()
         {

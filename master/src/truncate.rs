@@ -114,6 +114,45 @@ impl Master {
         self.propose(Some((OpId { part: 1, ..id }, results)), Change::TruncateEnd { ino, size })
     }
 
+    /// Makes `ino` at least `size` long, exactly once for `id`. Who appends to the chunk that it will end in learns so
+    /// before he goes on there.
+    ///
+    /// # Errors
+    /// As [`Self::truncate`].
+    pub fn grow(
+        &self,
+        id: OpId,
+        results: &Results,
+        ino: InodeNo,
+        size: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        if !self.begin_truncating(ino, size) {
+            return Err(MetaFailure::Busy { retry_after_ms: 10 });
+        }
+        let outcome = self.grow_alone(id, results, ino, size);
+        lock(&self.truncating).remove(&ino);
+        outcome
+    }
+
+    fn grow_alone(
+        &self,
+        id: OpId,
+        results: &Results,
+        ino: InodeNo,
+        size: u64,
+    ) -> Result<Outcome, MetaFailure> {
+        if let Some(Record::Reply(answered)) = self.reader().get(&Key::Reply(id.client, id.op, 0)) {
+            return Ok(answered);
+        }
+        let inode = self.inode(ino)?;
+        if matches!(inode.body, Body::Chunks { .. }) && inode.size < size {
+            let chunk_size = inode.layout.chunk_size.max(1);
+            self.fence_writers(id.client, ino, size, chunk_size, &[])
+                .map_err(|reason| MetaFailure::Unavailable { reason, retry_after_ms: 100 })?;
+        }
+        self.propose(Some((id, results)), Change::Grow { ino, size })
+    }
+
     fn begin_truncating(&self, ino: InodeNo, size: u64) -> bool {
         match lock(&self.truncating).entry(ino) {
             Entry::Occupied(_) => false,

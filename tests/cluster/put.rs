@@ -186,6 +186,32 @@ fn a_put_keeps_mode_owner_attributes_and_links() {
 }
 
 #[test]
+fn a_put_keeps_what_was_changed_of_mode_owner_and_attributes_while_it_ran() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let path = cluster.mount().join("f");
+    write_synced(&path, b"old");
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let before = path.metadata().unwrap();
+    let mut put = cluster.command(["put", "-", "/f"]);
+    let mut put = put.stdin(Stdio::piped()).spawn().unwrap();
+    let mut input = put.stdin.take().unwrap();
+    input.write_all(b"new ").unwrap();
+    wait_until("it has begun", || cluster.dfs_json(["status"])["inodes"].as_u64().unwrap() == 3);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    setxattr(&path, "user.late", b"value", XattrFlags::empty()).unwrap();
+    input.write_all(b"content").unwrap();
+    drop(input);
+    assert!(put.wait().unwrap().success());
+    assert_eq!(cluster.dfs(["cat", "/f"]), "new content");
+    wait_until("the mount sees the new file", || path.metadata().unwrap().ino() != before.ino());
+    assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
+    let mut value = [0; 16];
+    let len = getxattr(&path, "user.late", &mut value).unwrap();
+    assert_eq!(&value[..len], b"value");
+}
+
+#[test]
 fn a_put_whose_input_stalls_says_what_it_waits_for() {
     need_fuse!();
     let cluster = Cluster::start();

@@ -251,6 +251,7 @@ fn changes() -> Vec<Change> {
         Change::TruncateBegin { ino: INO, size: 1 },
         Change::TruncateEnd { ino: INO, size: 1 },
         Change::FreeChunks { ino: INO, first: 1, count: 2 },
+        Change::Grow { ino: INO, size: 7 },
         Change::SealChunk { chunk: CHUNK },
         Change::Reconfigure {
             chunk: CHUNK,
@@ -559,7 +560,7 @@ pub(crate) fn meta_replies() -> Vec<MetaReply> {
             inodes_total: 2,
             inodes_free: 1,
         }),
-        MetaReply::Opened { attr: attr(), content: Some(vec![1]) },
+        MetaReply::Opened { attr: attr(), content: Some(vec![1]), written_elsewhere: true },
         MetaReply::Layout(chunk_layout()),
         MetaReply::WriteLayout { layout: chunk_layout(), cuts: 3 },
         MetaReply::Cuts(cuts()),

@@ -34,7 +34,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
     let written = if is_replaceable(&target) {
         // Beside the target, so that a half copy is never taken for the file.
         let draft = draft_name(&target);
-        let written = write_to(&files, &attr, &path, &draft, progress).and_then(|bytes| {
+        let written = write_to(&files, &attr, &path, &draft, &target, progress).and_then(|bytes| {
             std::fs::rename(&draft, &target)
                 .with_context(|| format!("write {}", target.display()))
                 .map(|()| bytes)
@@ -44,7 +44,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &GetArgs) -> anyhow::Result<()> {
         }
         written
     } else {
-        write_to(&files, &attr, &path, &target, progress)
+        write_to(&files, &attr, &path, &target, &target, progress)
     };
     let copied = Copied {
         from: path.json(),
@@ -78,15 +78,25 @@ fn draft_name(target: &Path) -> PathBuf {
     target.with_file_name(name)
 }
 
+/// Writes to `place`; errors name `target`, which a person asked for.
 fn write_to(
     files: &Files,
     attr: &dfs_core::namespace::Attr,
     path: &RemotePath,
+    place: &Path,
     target: &Path,
     mut progress: Progress,
 ) -> anyhow::Result<u64> {
     let named = || format!("write {}", target.display());
-    let mut out = File::create(target).with_context(named)?;
+    let mut out = match File::create(place) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let dir = target.parent().unwrap_or(Path::new("/")).display();
+            return Err(error).with_context(|| {
+                format!("write {}: make its directory first: mkdir -p {dir}", target.display())
+            });
+        }
+        created => created.with_context(named)?,
+    };
     if out.metadata().with_context(named)?.is_file() {
         let mut end = 0;
         files.read_parts(attr, path, &mut |part| {

@@ -124,7 +124,15 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &PutArgs) -> anyhow::Result<()> {
     let (mut source, total): (Source, Option<u64>) = if stdin {
         (Source::Stream(Box::new(io::stdin().lock())), None)
     } else {
-        let file = File::open(&args.src).with_context(|| format!("read {}", args.src.display()))?;
+        let file = match File::open(&args.src) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return fail(
+                    format!("read {}: no such file on this machine", args.src.display()),
+                    "the local file comes first, then its path in the file system; `-` reads standard input",
+                );
+            }
+            opened => opened.with_context(|| format!("read {}", args.src.display()))?,
+        };
         let meta = file.metadata().with_context(|| format!("read {}", args.src.display()))?;
         if meta.is_dir() {
             return fail(

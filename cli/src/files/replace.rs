@@ -13,7 +13,7 @@ use dfs_client::ClientError;
 use dfs_client::session::Session;
 use dfs_core::command::{Change, SetTime, XattrMode};
 use dfs_core::ids::InodeNo;
-use dfs_core::namespace::{Attr, NamespaceError};
+use dfs_core::namespace::{Attr, FileKind, NamespaceError};
 use dfs_service::shutdown::Shutdown;
 
 use super::{Files, Found, Writer, check_is_file, explain};
@@ -21,6 +21,8 @@ use crate::remote_path::RemotePath;
 
 /// `chmod` bits that a change of content by an ordinary user takes away.
 const SETID_BITS: u32 = 0o6000;
+/// How often the attributes of a file are taken over that others change all the time.
+const TAKE_OVERS_MAX: u32 = 10;
 /// How long an interrupted command waits for the master to hear that it ends.
 const GOODBYE_MAX: Duration = Duration::from_secs(3);
 /// As shells report a program that SIGINT ended.
@@ -87,8 +89,13 @@ impl Drop for Draft {
 
 impl Draft {
     fn put_in_place(&self) -> Result<(), ClientError> {
-        if let Some(old) = &self.replaces {
-            self.take_over(old)?;
+        for _again in 0..TAKE_OVERS_MAX {
+            let Some(old) = self.replaced_now()? else { break };
+            self.take_over(&old)?;
+            // Somebody may have changed them meanwhile, or put another file there.
+            if self.replaced_now()?.is_none_or(|now| now.ino == old.ino && now.ctime == old.ctime) {
+                break;
+            }
         }
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let (ino, parent, name) = (self.ino, self.parent, self.name.clone());
@@ -97,16 +104,37 @@ impl Draft {
         Ok(())
     }
 
+    /// What has the name by now. Of a file that is gone, what it was at the beginning.
+    fn replaced_now(&self) -> Result<Option<Attr>, ClientError> {
+        match self.session.lookup_logged(self.parent, &self.name) {
+            Ok(now) if now.kind == FileKind::File => Ok(Some(now)),
+            // Refused, or replaced as itself.
+            Ok(_) => Ok(None),
+            Err(ClientError::Refused(NamespaceError::NotFound)) => Ok(self.replaces.clone()),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Owner, mode, extended attributes (ACLs are among them) of `old`.
     fn take_over(&self, old: &Attr) -> Result<(), ClientError> {
-        let names = self.session.listxattrs(old.ino)?;
+        let names = match self.session.listxattrs(old.ino) {
+            // Somebody removed it meanwhile: owner and mode are known.
+            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound)) => {
+                Vec::new()
+            }
+            names => names?,
+        };
         for name in self.session.listxattrs(self.ino)? {
             if !names.contains(&name) {
                 self.session.change(Change::RemoveXattr { ino: self.ino, name })?;
             }
         }
         for name in names {
-            let value = self.session.getxattr(old.ino, &name)?;
+            let value = match self.session.getxattr(old.ino, &name) {
+                // As above, or it was removed: the next look finds out.
+                Err(ClientError::Refused(_)) => continue,
+                value => value?,
+            };
             let mode = XattrMode::Set;
             self.session.change(Change::SetXattr { ino: self.ino, name, value, mode })?;
         }

@@ -256,6 +256,11 @@ impl FileState {
         outdated
     }
 
+    /// What is cached of the file may be older than what others have synced, whatever its change number says.
+    pub(crate) fn outdate(&self) {
+        self.lock().error.outdate();
+    }
+
     fn commit_closed(&self) -> Result<()> {
         self.commit_all(if self.is_last_writer() { Until::Closed } else { Until::Synced })
     }
@@ -400,10 +405,15 @@ impl FileState {
             && !(done_writing && inner.pending.marked)
     }
 
-    /// A file nobody can reach any more has nothing to lose.
+    /// A file nobody can reach any more has nothing to lose. One that is open here can be reached: if the master knows
+    /// nothing of it, what was written is gone.
     pub(super) fn forgive_gone(&self, outcome: Result<()>) -> Result<()> {
         match outcome {
-            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound)) => Ok(()),
+            Err(ClientError::Refused(NamespaceError::Stale | NamespaceError::NotFound))
+                if !self.io.link.is_open(self.ino) =>
+            {
+                Ok(())
+            }
             other => other,
         }
     }
@@ -436,6 +446,18 @@ impl FileState {
             // The truncation may be under way still.
             std::thread::sleep(AGAIN);
         }
+    }
+
+    /// Logs how long the file is with all that was written, which is stable; unless some of it was refused. Called with
+    /// `gate` held alone and `commit` held.
+    pub(super) fn commit_quiet(&self) -> Result<()> {
+        let wrote = self.to_commit();
+        let is_whole = self.refused.to_free().is_none() && !self.lock().pending.lost;
+        if wrote.end == 0 || !is_whole {
+            return Ok(());
+        }
+        let outcome = self.commit_stable(&wrote, false);
+        self.forgive_gone(outcome)
     }
 
     /// Logs `size` and the rest of what was written; a smaller size than the logged one changes nothing. False: the
@@ -520,7 +542,7 @@ impl FileState {
                 let attr = self.refresh()?;
                 return self.leave_inline(&attr);
             }
-            Err(ClientError::Refused(NamespaceError::Stale)) => {
+            Err(ClientError::Refused(NamespaceError::Stale)) if !self.io.link.is_open(self.ino) => {
                 self.logged_inline(None, &ranges, writes)
             }
             Err(error) => {

@@ -97,17 +97,40 @@ impl FileState {
             }
         }
         let size = self.overlay(attr.clone()).size;
-        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end, size)?;
-        if !keep_size && size < end { self.truncate_alone(end).map(|_| ()) } else { Ok(()) }
+        // A chunk that is freed may have been the only one that knew how long the file is.
+        self.commit_quiet()?;
+        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end)?;
+        if !keep_size && size < end { self.grow_alone(end) } else { Ok(()) }
     }
 
-    pub(super) fn zero_chunks(
-        &self,
-        chunk_size: u64,
-        offset: u64,
-        end: u64,
-        size: u64,
-    ) -> Result<()> {
+    /// The file is at least `size` long, with zeros. What others append meanwhile stays: a truncation to more than this
+    /// client knows of could cut it.
+    fn grow_alone(&self, size: u64) -> Result<()> {
+        let (began, wait) = (Instant::now(), self.io.link.wait());
+        let change = Change::Grow { ino: self.ino, size };
+        loop {
+            match self.io.link.change(change.clone()) {
+                // A truncation is under way.
+                Err(ClientError::Refused(NamespaceError::LayoutChanged))
+                    if began.elapsed() < wait =>
+                {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                Ok(Outcome::Attr(attr)) => {
+                    self.learn(attr, None, true);
+                    return Ok(());
+                }
+                Ok(other) => {
+                    return Err(ClientError::Protocol {
+                        reason: format!("grow was answered {other:?}"),
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn zero_chunks(&self, chunk_size: u64, offset: u64, end: u64) -> Result<()> {
         self.retire_writers();
         self.io.forget_layouts(self.ino);
         self.readahead.clear();
@@ -123,8 +146,8 @@ impl FileState {
                     break;
                 }
                 let (from, to) = within(index, chunk_size, offset, end - offset);
-                let used = size.saturating_sub(index * chunk_size).min(chunk_size);
-                if from == 0 && used <= to {
+                // Not the last one because the file ends within the range: others may append behind that by now.
+                if from == 0 && to == chunk_size {
                     self.io.link.change(Change::FreeChunks {
                         ino: self.ino,
                         first: index,
@@ -162,7 +185,10 @@ impl FileState {
         if keep_size || end <= self.size()? {
             return Ok(());
         }
-        self.truncate(end).map(|_| ())
+        let _alone = self.alone();
+        self.settle_appends();
+        let _one = lock(&self.commit);
+        self.grow_alone(end)
     }
 
     /// Bytes of inline content that are there; the file may end later, with zeros.

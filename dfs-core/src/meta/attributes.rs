@@ -14,9 +14,12 @@ use crate::namespace::{
 const SETUID: u32 = 0o4000;
 const GROUP_EXECUTE: u32 = 0o010;
 
-/// What a write or a change of owner takes away: setuid, and setgid where it means execution (without group
-/// execution it once meant mandatory locking, and Linux leaves it alone).
-pub(super) fn kill_privileges(inode: &mut Inode) -> bool {
+/// Where file capabilities are kept.
+const CAPABILITY: &[u8] = b"security.capability";
+
+/// Setuid, and setgid where it means execution (without group execution it once meant mandatory locking, and Linux leaves
+/// it alone).
+fn drop_set_ids(inode: &mut Inode) -> bool {
     let before = inode.mode;
     inode.mode &= !SETUID;
     if inode.mode & GROUP_EXECUTE != 0 {
@@ -26,6 +29,15 @@ pub(super) fn kill_privileges(inode: &mut Inode) -> bool {
 }
 
 impl Transaction<'_> {
+    /// What a write or a change of owner takes away: set-ids and file capabilities. Whether there was any.
+    pub(super) fn kill_privileges(&mut self, ino: InodeNo, inode: &mut Inode) -> bool {
+        let capability = read::xattr(self.store, ino, CAPABILITY).is_some();
+        if capability {
+            self.store.delete(&Key::Xattr(ino, CAPABILITY.to_vec()));
+        }
+        drop_set_ids(inode) || capability
+    }
+
     /// A request that asks for nothing leaves even ctime alone.
     pub(super) fn set_attr(
         &mut self,
@@ -39,7 +51,7 @@ impl Transaction<'_> {
         let chown = uid.is_some() || gid.is_some();
         let mut asked = chown || mode.is_some();
         if (chown || kill_priv) && inode.kind != FileKind::Directory {
-            asked |= kill_privileges(&mut inode);
+            asked |= self.kill_privileges(ino, &mut inode);
         }
         inode.uid = uid.unwrap_or(inode.uid);
         inode.gid = gid.unwrap_or(inode.gid);

@@ -3,7 +3,6 @@
 //! An inline file may be sparse: its size may pass its content, up to the largest file, and what is missing is
 //! zeros. So a truncate that grows never moves content to chunks; a write beyond the limit does (`Spill`).
 
-use super::attributes::kill_privileges;
 use super::transaction::{Answer, Transaction};
 use super::{Key, Record, read};
 use crate::command::Outcome;
@@ -36,7 +35,7 @@ impl Transaction<'_> {
             }
             put(content, at, data);
             self.set_size(&mut inode, size.max(end));
-            self.content_changed(&mut inode, mtime, kill_priv);
+            self.content_changed(ino, &mut inode, mtime, kill_priv);
         }
         let attr = inode.attr(ino);
         self.put_inode(ino, inode);
@@ -73,7 +72,7 @@ impl Transaction<'_> {
         }
         if written {
             self.set_size(&mut inode, size);
-            self.content_changed(&mut inode, mtime, kill_priv);
+            self.content_changed(ino, &mut inode, mtime, kill_priv);
         }
         let attr = inode.attr(ino);
         self.put_inode(ino, inode);
@@ -165,8 +164,8 @@ impl Transaction<'_> {
         let grown = inode.size < size;
         self.set_size(&mut inode, size);
         if grown || mtime.is_some() {
-            self.content_changed(&mut inode, mtime, kill_priv);
-        } else if kill_priv && kill_privileges(&mut inode) {
+            self.content_changed(ino, &mut inode, mtime, kill_priv);
+        } else if kill_priv && self.kill_privileges(ino, &mut inode) {
             self.touch(&mut inode, false);
         }
         self.bear_chunks(ino, size);
@@ -213,6 +212,22 @@ impl Transaction<'_> {
         Ok(self.put_and_answer(ino, inode))
     }
 
+    pub(super) fn grow(&mut self, ino: InodeNo, size: u64) -> Answer {
+        let mut inode = self.file(ino)?;
+        file_end(size, 0)?;
+        if inode.layout.record_log {
+            return Err(NamespaceError::NotPermitted("a record log grows by appends only".into()));
+        }
+        if read::truncating(self.store, ino).is_some() {
+            return Err(NamespaceError::LayoutChanged);
+        }
+        if inode.size < size {
+            self.set_size(&mut inode, size);
+            self.touch(&mut inode, true);
+        }
+        Ok(self.put_and_answer(ino, inode))
+    }
+
     pub(super) fn free_chunks(&mut self, ino: InodeNo, first: u64, count: u64) -> Answer {
         let mut inode = self.file(ino)?;
         let Body::Chunks { .. } = inode.body else { return Err(NamespaceError::LayoutChanged) };
@@ -235,13 +250,19 @@ impl Transaction<'_> {
     }
 
     /// Times, change number and privileges after a write. The caller's time is never later than the command's.
-    fn content_changed(&self, inode: &mut Inode, mtime: Option<WallTime>, kill_priv: bool) {
+    fn content_changed(
+        &mut self,
+        ino: InodeNo,
+        inode: &mut Inode,
+        mtime: Option<WallTime>,
+        kill_priv: bool,
+    ) {
         self.touch(inode, true);
         if let Some(mtime) = mtime {
             inode.mtime = mtime.min(self.now);
         }
         if kill_priv {
-            kill_privileges(inode);
+            self.kill_privileges(ino, inode);
         }
     }
 }

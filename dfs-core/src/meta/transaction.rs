@@ -165,6 +165,7 @@ impl Transaction<'_> {
             }
             Change::TruncateBegin { ino, size } => self.truncate_begin(*ino, *size),
             Change::TruncateEnd { ino, size } => self.truncate_end(*ino, *size),
+            Change::Grow { ino, size } => self.grow(*ino, *size),
             Change::FreeChunks { ino, first, count } => self.free_chunks(*ino, *first, *count),
             Change::SealChunk { chunk } => self.seal_chunk(*chunk),
 

@@ -192,6 +192,7 @@ impl Draw {
                 ino: file,
                 size: meta::truncating(store, file).unwrap_or(u64::from(x)),
             },
+            28 if c % 2 == 0 => Change::Grow { ino: file, size: u64::from(x) * 2 },
             28 => {
                 Change::FreeChunks { ino: file, first: u64::from(a % 3), count: u64::from(c % 3) }
             }

@@ -167,6 +167,14 @@ impl Model {
                     Some(Ok(()))
                 }
             },
+            Change::Grow { ino, size } => match self.content(*ino)? {
+                None => None,
+                Some(content) => {
+                    let size = usize::try_from(*size).unwrap();
+                    content.resize(size.max(content.len()), 0);
+                    Some(Ok(()))
+                }
+            },
             // These move content to chunks, which this model only takes note of.
             Change::Spill { ino, .. }
             | Change::BeginWrite { ino }

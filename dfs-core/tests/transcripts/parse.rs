@@ -376,6 +376,7 @@ impl<'a> Words<'a> {
             },
             "truncate-begin" => Change::TruncateBegin { ino: self.ino(0)?, size: self.number(1)? },
             "truncate-end" => Change::TruncateEnd { ino: self.ino(0)?, size: self.number(1)? },
+            "grow" => Change::Grow { ino: self.ino(0)?, size: self.number(1)? },
             "punch" => Change::FreeChunks {
                 ino: self.ino(0)?,
                 first: self.number(1)?,

@@ -86,7 +86,7 @@ impl FileSystem {
         if let Some(file) = &file {
             file.set_times_override();
         }
-        Ok(self.attr_reply(self.session.overlay(attr)))
+        Ok(self.attr_reply(self.session.overlay(self.session.complete(attr))))
     }
 
     /// Cuts or grows; setuid and setgid go as after a write.

@@ -53,6 +53,8 @@ impl FileSystem {
                 }
             }
         }
+        // A listing that was fetched before does not know better.
+        self.sizes.reaches(ino, 0);
         let mut cache = self.cache_use(&attr, flags);
         if cache == CacheUse::Fresh && self.sizes.may_exceed(ino, attr.size) {
             // Until it has asked for the size, which the next open or `stat` makes it do.

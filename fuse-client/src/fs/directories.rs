@@ -1,7 +1,7 @@
 //! Listing: the kernel asks for a few entries at a time, the master is asked for a thousand.
 //!
-//! What was fetched ahead is used only while this mount changed nothing since, and briefly: a listing must not
-//! overwrite what the kernel has learned meanwhile.
+//! What was fetched ahead is used only while this mount changed nothing since, and briefly, and nobody here has learned
+//! or done anything that it contradicts: a listing must not overwrite what the kernel has learned meanwhile.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,6 +23,8 @@ const FETCH_PLAIN: u32 = 4096;
 /// Directories with entries fetched ahead.
 const AHEAD_MAX: usize = 64;
 const AHEAD_AGE_MAX: Duration = Duration::from_secs(1);
+/// Entries with attributes handed out at once: more than fit into an answer.
+const HANDED_MAX: usize = 512;
 /// Cookies of `.` and `..`; the master uses neither.
 const DOT: u64 = 1;
 const DOT_DOT: u64 = 2;
@@ -43,8 +45,11 @@ struct Batch {
     /// Nothing follows `entries`.
     end: bool,
     plus: bool,
-    fetched_at: Instant,
+    /// Before it was asked for.
+    asked_at: Instant,
     changes: u64,
+    /// Of [`crate::cache::KernelSizes`], when it was asked for.
+    clock: u64,
 }
 
 impl Batch {
@@ -72,10 +77,21 @@ impl Listings {
         let batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
         let batch = batches.get(&ino)?;
         let usable = (batch.plus || !plus)
-            && batch.fetched_at.elapsed() < AHEAD_AGE_MAX
+            && batch.asked_at.elapsed() < AHEAD_AGE_MAX
             && batch.changes == self.changes.load(Ordering::Acquire);
         let position = batch.position(cookie).filter(|_| usable)?;
         Some((Arc::clone(batch), position))
+    }
+
+    /// Somebody was told what `name` stands for, or that it does not: what says otherwise is not handed out.
+    pub(super) fn looked_up(&self, directory: InodeNo, name: &[u8], ino: Option<InodeNo>) {
+        let mut batches = self.batches.lock().unwrap_or_else(PoisonError::into_inner);
+        let says_otherwise = batches.get(&directory).is_some_and(|batch| {
+            batch.entries.iter().any(|entry| entry.name == name && Some(entry.ino) != ino)
+        });
+        if says_otherwise {
+            batches.remove(&directory);
+        }
     }
 
     fn keep(&self, ino: InodeNo, batch: Arc<Batch>) {
@@ -93,23 +109,34 @@ impl FileSystem {
                 .collect();
         let after = if cookie <= DOT_DOT { 0 } else { cookie };
         // A listing that starts sees what is there now.
-        let known = if cookie == 0 { None } else { self.listings.find(ino, after, plus) };
+        let found = if cookie == 0 { None } else { self.listings.find(ino, after, plus) };
+        let outdated = |batch: &Batch, from: usize| {
+            let handed = batch.entries[from..].iter().take(HANDED_MAX);
+            plus && handed.into_iter().any(|it| self.sizes.touched_since(it.ino, batch.clock))
+        };
+        // It may be so again soon.
+        let few = found.as_ref().is_some_and(|(batch, from)| outdated(batch, *from));
+        let known = found.filter(|_| !few);
         self.metrics.listings.inc(if known.is_some() { "memory" } else { "master" });
         let (batch, from) = match known {
             Some(found) => found,
-            None => (self.fetch(ino, after, plus)?, 0),
+            None => (self.fetch(ino, after, plus, few)?, 0),
         };
         let entries = Arc::clone(&batch.entries);
         let lifetimes = self.options.lifetimes;
-        // One lifetime serves both in a listing.
-        let ttl = lifetimes.attr.min(lifetimes.entry);
-        Ok(Reply::Entries(Listing { dots, range: from..entries.len(), entries, ttl }))
+        // One lifetime serves both in a listing; some of it is over.
+        let ttl = lifetimes.attr.min(lifetimes.entry).saturating_sub(batch.asked_at.elapsed());
+        let handed_max = if plus { HANDED_MAX } else { usize::MAX };
+        let end = entries.len().min(from.saturating_add(handed_max));
+        Ok(Reply::Entries(Listing { dots, range: from..end, entries, ttl }))
     }
 
-    fn fetch(&self, ino: InodeNo, after: u64, plus: bool) -> Result<Arc<Batch>, Errno> {
+    fn fetch(&self, ino: InodeNo, after: u64, plus: bool, few: bool) -> Result<Arc<Batch>, Errno> {
         let changes = self.listings.changes.load(Ordering::Acquire);
+        let (clock, asked_at) = (self.sizes.clock(), Instant::now());
         let entries_max = match (plus, after) {
             (true, 0) => FETCH_PLUS_FIRST,
+            (true, _) if few => FETCH_PLUS_FIRST,
             (true, _) => FETCH_PLUS,
             (false, _) => FETCH_PLAIN,
         };
@@ -118,12 +145,11 @@ impl FileSystem {
             entry.attr = entry.attr.take().map(|attr| self.session.overlay(attr));
             if let Some(attr) = &entry.attr {
                 // If this one still fits into the answer.
-                self.sizes.reaches(attr.ino, attr.size);
+                self.sizes.may_learn(attr.ino, attr.size);
             }
         }
         let entries = Arc::new(entries);
-        let fetched_at = Instant::now();
-        let batch = Arc::new(Batch { after, entries, end, plus, fetched_at, changes });
+        let batch = Arc::new(Batch { after, entries, end, plus, asked_at, changes, clock });
         self.listings.keep(ino, Arc::clone(&batch));
         Ok(batch)
     }
@@ -150,8 +176,9 @@ mod tests {
             entries: Arc::new(vec![entry(3), entry(5), entry(9)]),
             end,
             plus,
-            fetched_at: Instant::now(),
+            asked_at: Instant::now(),
             changes: listings.changes.load(Ordering::Acquire),
+            clock: 0,
         };
         listings.keep(DIR, Arc::new(batch));
     }
@@ -179,6 +206,17 @@ mod tests {
         let listings = Listings::default();
         keep(&listings, true, true);
         listings.outdate();
+        check(&listings, 3, true, None);
+    }
+
+    #[test]
+    fn entries_that_a_lookup_contradicts_are_fetched_again() {
+        let listings = Listings::default();
+        keep(&listings, true, true);
+        listings.looked_up(DIR, b"b", None);
+        listings.looked_up(InodeNo(77), b"a", None);
+        check(&listings, 3, true, Some(1));
+        listings.looked_up(DIR, b"a", None);
         check(&listings, 3, true, None);
     }
 

@@ -125,6 +125,10 @@ impl FileSystem {
     fn forget_cached(&self, ino: InodeNo) -> Result<(), Errno> {
         let file = self.session.file(ino);
         let attr = file.attr()?;
+        if attr.writing {
+            // What others only synced is not in the change number yet.
+            self.session.outdate_if_written_elsewhere(ino)?;
+        }
         if !self.may_keep_pages(ino, attr.change) {
             file.invalidate();
             self.drop_kernel_cache(ino);

@@ -14,10 +14,20 @@ use crate::errno::Errno;
 use crate::seam::{Caller, Name, OpenFlags, Reply};
 use dfs_client::ClientError;
 
+/// A name that others remove all the time is made so often.
+const CREATE_AGAIN_MAX: u32 = 20;
+
 impl FileSystem {
     pub(super) fn lookup(&self, parent: InodeNo, name: &[u8]) -> Answer {
-        let attr = self.session.lookup(parent, name)?;
-        Ok(Reply::Entry(self.entry(self.session.overlay(attr))))
+        let found = self.session.lookup(parent, name);
+        match &found {
+            Ok(attr) => self.listings.looked_up(parent, name, Some(attr.ino)),
+            Err(ClientError::Refused(NamespaceError::NotFound)) => {
+                self.listings.looked_up(parent, name, None);
+            }
+            Err(_) => {}
+        }
+        Ok(Reply::Entry(self.entry(self.session.overlay(found?))))
     }
 
     pub(super) fn mknod(
@@ -85,8 +95,26 @@ impl FileSystem {
         umask: u32,
         flags: OpenFlags,
     ) -> Answer {
+        // Somebody else may remove what was found before it is open; then it is made.
+        for _again in 0..CREATE_AGAIN_MAX {
+            match self.create_once(caller, parent, name.clone(), (mode, umask), flags) {
+                Err(Errno::STALE) if !flags.has(libc::O_EXCL) => {}
+                created => return created,
+            }
+        }
+        self.create_once(caller, parent, name, (mode, umask), flags)
+    }
+
+    fn create_once(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        name: Name,
+        modes: (u32, u32),
+        flags: OpenFlags,
+    ) -> Answer {
         let open_existing = !flags.has(libc::O_EXCL);
-        let change = creation(caller, parent, name, NewKind::File, (mode, umask), open_existing);
+        let change = creation(caller, parent, name, NewKind::File, modes, open_existing);
         let created = self.session.create_open(change, flags.writes());
         self.listings.outdate();
         let (attr, created) = created?;
@@ -107,7 +135,7 @@ impl FileSystem {
     pub(super) fn link(&self, ino: InodeNo, parent: InodeNo, name: Name) -> Answer {
         match self.change(Change::Link { ino, parent, name })? {
             Outcome::Entry { attr, .. } | Outcome::Attr(attr) => {
-                Ok(Reply::Entry(self.entry(self.session.overlay(attr))))
+                Ok(Reply::Entry(self.entry(self.session.overlay(self.session.complete(attr)))))
             }
             other => Err(unexpected(&other)),
         }
@@ -128,8 +156,11 @@ impl FileSystem {
             // RENAME_WHITEOUT, which overlayfs tries first and does without.
             _ => return Err(Errno::INVALID),
         };
-        if mode == RenameMode::Replace && !self.unsynced.is_surely_empty() {
+        if mode != RenameMode::NoReplace && !self.unsynced.is_surely_empty() {
             self.make_stable_before_replacing(from_parent, &from)?;
+            if mode == RenameMode::Exchange {
+                self.make_stable_before_replacing(to_parent, &to)?;
+            }
         }
         self.change(Change::Rename { from_parent, from, to_parent, to, mode })?;
         Ok(Reply::Done)
