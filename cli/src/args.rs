@@ -513,6 +513,16 @@ pub(crate) struct AppendArgs {
     pub output: OutputArgs,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TransportName {
+    /// Whichever is best here
+    Auto,
+    /// On /dev/fuse itself: a program that waits can be interrupted
+    Native,
+    /// Over the fuser library
+    Fuser,
+}
+
 #[derive(Args, Debug)]
 #[command(
     override_usage = "dfs mount [OPTIONS] MASTER PATH\n       dfs mount [OPTIONS] --dir DIR PATH",
@@ -530,6 +540,19 @@ pub(crate) struct MountArgs {
     /// Mount read-only
     #[arg(long)]
     pub read_only: bool,
+    /// How requests of the kernel come in
+    #[arg(long, value_enum, default_value = "auto", env = "DFS_TRANSPORT")]
+    pub transport: TransportName,
+    /// The mount outlives the process that serves it: killed or replaced, it is followed by another one, and programs go
+    /// on. What is written is on the servers before write returns; own transport only
+    #[arg(long)]
+    pub hold: bool,
+    /// With --hold: where to write mount-holder.pid and mount.pid
+    #[arg(long, value_name = "DIR")]
+    pub pid_dir: Option<PathBuf>,
+    /// The descriptor of a holder, which started this process
+    #[arg(long, hide = true, value_name = "N")]
+    pub held_by: Option<i32>,
     /// Threads that serve the kernel, at least 2
     #[arg(long, value_name = "N", value_parser = whole::<u32>(2..=64))]
     pub threads: Option<u32>,

@@ -122,6 +122,8 @@ impl ChunkIo {
     pub(crate) fn new(link: Arc<MasterLink>) -> Result<Arc<Self>> {
         let fs = link.welcome().ok_or(ClientError::Closed)?.fs;
         let config = link.config();
+        let kept = config.kept.as_ref();
+        let first_counter = kept.map_or(0, |kept| kept.first_counter()).max(COUNTER_ALONE + 1);
         Ok(Arc::new(Self {
             servers: Servers::new(config.key.clone(), fs, link.client()),
             budget: Budget::new(config.write_budget_bytes),
@@ -136,7 +138,7 @@ impl ChunkIo {
             troubles: Troubles::default(),
             silent_tails: Mutex::default(),
             reports: Arc::default(),
-            counter_floor: AtomicU64::new(COUNTER_ALONE + 1),
+            counter_floor: AtomicU64::new(first_counter),
         }))
     }
 

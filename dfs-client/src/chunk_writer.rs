@@ -34,6 +34,7 @@ use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
 use crate::deadline::Deadline;
 use crate::error::{ClientError, Result};
 use crate::jobs::Job;
+use crate::kept::{self, Begun};
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
 use body::Body;
@@ -223,12 +224,13 @@ impl ChunkWriter {
         self.pump();
     }
 
-    /// Appends `data`; returns when it is stable on every member.
+    /// Appends `data`; returns when it is stable on every member. `done`: bytes of the same call that went before.
     pub(crate) fn append(
         self: &Arc<Self>,
         data: Arc<Vec<u8>>,
         record: bool,
         (at_least, cuts): (u64, u64),
+        done: u64,
     ) -> Result<Appended> {
         let counter = {
             let mut state = self.lock();
@@ -239,7 +241,12 @@ impl ChunkWriter {
             // The caller holds these bytes: they are not part of the budget.
             state.queue.push(Body::Append { data, record, at_least, cuts }, 0)
         };
+        kept::append(Begun { ino: self.ino, index: self.index, counter, done });
         self.pump_as(true);
+        self.wait_appended(counter)
+    }
+
+    fn wait_appended(&self, counter: u64) -> Result<Appended> {
         let mut state = self.lock();
         loop {
             if let Some(answer) = state.appends.remove(&counter) {
@@ -250,6 +257,33 @@ impl ChunkWriter {
             }
             state = self.wait(state);
         }
+    }
+
+    /// As [`Self::append`] of what a predecessor of this process began under this number: the servers answer what they
+    /// did then. Nobody else writes to the chunk meanwhile.
+    pub(crate) fn append_again(
+        self: &Arc<Self>,
+        data: Arc<Vec<u8>>,
+        record: bool,
+        cuts: u64,
+        counter: u64,
+    ) -> Result<Appended> {
+        {
+            let mut state = self.lock();
+            if !state.queue.is_empty() || !state.dirty.is_empty() {
+                return Err(ClientError::OutcomeUnknown);
+            }
+            state.queue = ResendQueue::new(counter);
+            state.queue.push(Body::Append { data, record, at_least: 0, cuts }, 0);
+        }
+        self.pump_as(true);
+        let answer = self.wait_appended(counter);
+        let mut state = self.lock();
+        if state.queue.is_empty() {
+            state.queue = ResendQueue::new(self.io.first_counter());
+        }
+        drop(state);
+        answer
     }
 
     /// Takes the rest of an append that crossed into this chunk, bytes that the caller has already taken from the budget.

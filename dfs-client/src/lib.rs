@@ -14,6 +14,7 @@ mod chunk_io;
 mod chunk_writer;
 mod jobs;
 mod keeper;
+pub mod kept;
 mod local_files;
 mod master_link;
 mod own_changes;

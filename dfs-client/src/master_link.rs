@@ -14,7 +14,6 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use dfs_core::client::backoff::Backoff;
-use dfs_core::client::ops::OpCounters;
 use dfs_core::command::{Change, Outcome};
 use dfs_core::cuts::Cuts;
 use dfs_core::ids::{ClientId, InodeNo};
@@ -28,6 +27,7 @@ use dfs_service::page::Page;
 
 use crate::deadline::left_of;
 use crate::error::{ClientError, Result};
+use crate::kept::{self, Kept, Ops};
 use crate::own_changes::OwnChanges;
 use crate::pool::{Pool, Taken};
 use crate::recent_dirs::RecentDirs;
@@ -57,7 +57,7 @@ struct Registration {
 pub(crate) struct MasterLink {
     config: SessionConfig,
     client: ClientId,
-    ops: Mutex<OpCounters>,
+    ops: Mutex<Ops>,
     pool: Pool<LoneClient>,
     registration: Mutex<Option<Registration>>,
     opens: Mutex<BTreeMap<InodeNo, OpenCounts>>,
@@ -78,11 +78,21 @@ pub(crate) struct MasterLink {
 pub(crate) struct Op<'a> {
     link: &'a MasterLink,
     pub(crate) number: u64,
+    /// It ends with the request of the kernel that it is of: a successor of this process may ask for its result.
+    ends_later: bool,
 }
 
 impl Drop for Op<'_> {
     fn drop(&mut self) {
-        lock(&self.link.ops).end(self.number);
+        if !self.ends_later {
+            lock(&self.link.ops).end(self.number);
+        }
+    }
+}
+
+impl std::fmt::Debug for MasterLink {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("MasterLink").field("client", &self.client).finish_non_exhaustive()
     }
 }
 
@@ -103,13 +113,18 @@ impl MasterLink {
         getrandom::fill(&mut id).map_err(|error| ClientError::Protocol {
             reason: format!("draw a client id: {error}"),
         })?;
+        let kept = config.kept.clone();
+        let opens = kept.iter().flat_map(|kept| kept.opens());
+        let opens = opens.map(|(ino, all, write)| (ino, OpenCounts { all, write })).collect();
         Ok(Self {
             config,
-            client: ClientId(u128::from_le_bytes(id)),
-            ops: Mutex::new(OpCounters::default()),
+            client: kept
+                .as_ref()
+                .map_or_else(|| ClientId(u128::from_le_bytes(id)), |kept| kept.client()),
+            ops: Mutex::new(Ops::new(kept.as_ref())),
             pool: Pool::new(MASTER_CONNECTIONS_MAX),
             registration: Mutex::new(None),
-            opens: Mutex::default(),
+            opens: Mutex::new(opens),
             own_changes: OwnChanges::default(),
             recent_dirs: RecentDirs::default(),
             silent_told: AtomicBool::new(false),
@@ -150,7 +165,29 @@ impl MasterLink {
     }
 
     pub(crate) fn op(&self) -> Op<'_> {
-        Op { link: self, number: lock(&self.ops).begin() }
+        Op { link: self, number: lock(&self.ops).begin(), ends_later: false }
+    }
+
+    /// A number for what `call` makes of it, the same if a predecessor of this process asked for that.
+    fn op_for(&self, call: impl Fn(u64) -> MetaCall) -> (Op<'_>, MetaCall) {
+        let kept = self
+            .config
+            .kept
+            .as_ref()
+            .and_then(|_| kept::number_of(&call(0).to_bytes(), || lock(&self.ops).begin()));
+        let op = match kept {
+            Some(number) => Op { link: self, number, ends_later: true },
+            None => self.op(),
+        };
+        let call = call(op.number);
+        (op, call)
+    }
+
+    pub(crate) fn end_ops(&self, numbers: &[u64]) {
+        let mut ops = lock(&self.ops);
+        for number in numbers {
+            ops.end(*number);
+        }
     }
 
     fn request(&self, call: &MetaCall) -> Vec<u8> {
@@ -182,7 +219,8 @@ impl MasterLink {
 
     /// A fresh connection, registered, with all opens told if the master is another one than before.
     fn connect(&self) -> std::io::Result<LoneClient> {
-        let known = lock(&self.registration).is_some();
+        let kept = self.config.kept.as_deref();
+        let known = lock(&self.registration).is_some() || kept.is_some_and(Kept::is_registered);
         let stream = conn::dial(&self.config.master, &self.config.key, Door::Frames, DIAL_MAX)
             .map_err(|error| match error.kind() {
                 // It had our key before: a master that dies in the handshake looks the same.
@@ -212,8 +250,12 @@ impl MasterLink {
         if other_fs {
             return Err(refused(format!("{} is now another file system", self.config.master)));
         }
-        let restarted =
-            registration.as_ref().is_some_and(|known| known.welcome.nonce != welcome.nonce);
+        let before = match (registration.as_ref(), kept) {
+            (Some(known), _) => Some(known.welcome.nonce),
+            (None, Some(kept)) => kept.is_registered().then(|| kept.nonce()),
+            (None, None) => None,
+        };
+        let restarted = before.is_some_and(|before| before != welcome.nonce);
         if restarted {
             let opens: Vec<(InodeNo, u32)> =
                 lock(&self.opens).iter().map(|(ino, counts)| (*ino, counts.all)).collect();
@@ -230,6 +272,9 @@ impl MasterLink {
                 MetaReply::Done => {}
                 other => return Err(refused(format!("reopen was answered {other:?}"))),
             }
+        }
+        if let Some(kept) = kept {
+            kept.registered(welcome.nonce);
         }
         *registration = Some(Registration { welcome, welcomed_at: Instant::now() });
         Ok(connection)
@@ -386,8 +431,8 @@ impl MasterLink {
         }
         // These say nothing of the attributes they change.
         let says_nothing = matches!(change, Change::SetXattr { .. } | Change::RemoveXattr { .. });
-        let op = self.op();
-        let call = MetaCall::Change { op: op.number, part: 0, change };
+        let (_op, call) =
+            self.op_for(|op| MetaCall::Change { op, part: 0, change: change.clone() });
         let outcome = match self.call(&call) {
             Ok(MetaReply::Outcome(outcome)) => accepted(outcome),
             Ok(other) => Err(unexpected("change", &other)),
@@ -410,9 +455,10 @@ impl MasterLink {
 
     /// `open`: a file that is created is open, the caller counts it.
     pub(crate) fn change_names(&self, change: Change, open: bool) -> Result<Outcome> {
-        let op = self.op();
+        let (_op, call) =
+            self.op_for(|op| MetaCall::ChangeNames { op, change: change.clone(), open });
         let asked_at = Instant::now();
-        match self.call(&MetaCall::ChangeNames { op: op.number, change, open })? {
+        match self.call(&call)? {
             MetaReply::Changed { outcome, directories } => {
                 self.recent_dirs.learn(directories, asked_at);
                 accepted(outcome)
@@ -422,14 +468,14 @@ impl MasterLink {
     }
 
     pub(crate) fn truncate(&self, ino: InodeNo, size: u64) -> Result<Attr> {
-        let op = self.op();
-        self.attr_after("truncate", &MetaCall::Truncate { op: op.number, ino, size })
+        let (_op, call) = self.op_for(|op| MetaCall::Truncate { op, ino, size });
+        self.attr_after("truncate", &call)
     }
 
     /// Frees chunks `first..` that lie wholly behind the logged size, unless somebody else writes the file.
     pub(crate) fn free_unlogged(&self, ino: InodeNo, first: u64) -> Result<Attr> {
-        let op = self.op();
-        self.attr_after("freeing chunks", &MetaCall::FreeUnlogged { op: op.number, ino, first })
+        let (_op, call) = self.op_for(|op| MetaCall::FreeUnlogged { op, ino, first });
+        self.attr_after("freeing chunks", &call)
     }
 
     fn attr_after(&self, what: &str, call: &MetaCall) -> Result<Attr> {
@@ -522,6 +568,10 @@ impl MasterLink {
         let counts = opens.entry(ino).or_default();
         counts.all += 1;
         counts.write += u32::from(write);
+        if let Some(kept) = &self.config.kept {
+            kept.note_open(ino, counts.all, counts.write);
+            kept::opened(ino, write);
+        }
     }
 
     /// True if it was the last.
@@ -531,6 +581,9 @@ impl MasterLink {
         counts.all = counts.all.saturating_sub(1);
         counts.write = counts.write.saturating_sub(u32::from(write));
         let last = counts.all == 0;
+        if let Some(kept) = &self.config.kept {
+            kept.note_open(ino, counts.all, counts.write);
+        }
         if last {
             opens.remove(&ino);
         }

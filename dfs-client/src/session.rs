@@ -23,6 +23,7 @@ use crate::chunk_io::ChunkIo;
 use crate::error::{ClientError, Result};
 use crate::file::FileState;
 use crate::keeper;
+use crate::kept::{self, Kept};
 use crate::master_link::{MasterLink, accepted, unexpected};
 
 const PING_EVERY: Duration = Duration::from_secs(20);
@@ -47,6 +48,8 @@ pub struct SessionConfig {
     pub write_budget_bytes: u64,
     /// Bytes fetched ahead, of all files together.
     pub readahead_bytes: u64,
+    /// What outlives this process, if anything does.
+    pub kept: Option<Arc<Kept>>,
 }
 
 impl SessionConfig {
@@ -59,6 +62,7 @@ impl SessionConfig {
             io_deadline: Duration::from_secs(30),
             write_budget_bytes: 64 << 20,
             readahead_bytes: 64 << 20,
+            kept: None,
         }
     }
 }
@@ -106,6 +110,19 @@ impl fmt::Debug for Session {
             .field("master", &self.link.config().master)
             .field("client", &self.link.client())
             .finish_non_exhaustive()
+    }
+}
+
+/// See [`Session::begin_request`].
+#[derive(Debug)]
+pub struct RequestUnderWay {
+    link: Arc<MasterLink>,
+    kept: Arc<Kept>,
+}
+
+impl Drop for RequestUnderWay {
+    fn drop(&mut self) {
+        self.link.end_ops(&self.kept.end());
     }
 }
 
@@ -377,6 +394,7 @@ impl Session {
                 Ok(file.overlay(attr))
             }
             Err(error) => {
+                kept::not_opened();
                 self.link.uncount_open(ino, write);
                 Err(error)
             }
@@ -400,8 +418,34 @@ impl Session {
         self.link.own_changes.only_here(ino, since, now)
     }
 
+    /// This thread carries out the request `number` of the kernel, which is not 0, until what is answered is dropped: if the
+    /// session is kept, what is asked for then is asked for once, also by successors of this process.
+    #[must_use]
+    pub fn begin_request(&self, number: u64) -> Option<RequestUnderWay> {
+        let kept = self.config().kept.as_ref()?;
+        kept.begin(number);
+        Some(RequestUnderWay { link: Arc::clone(&self.link), kept: Arc::clone(kept) })
+    }
+
+    /// All that predecessors of this process left has been asked for again: what else they began was answered.
+    pub fn forget_left(&self) {
+        if let Some(kept) = &self.config().kept {
+            self.link.end_ops(&kept.forget_left());
+        }
+    }
+
+    /// To be called before bytes are written: an append of a predecessor is repeated first.
+    pub fn wait_for_left_appends(&self) {
+        if let Some(kept) = &self.config().kept {
+            kept.wait_for_appends();
+        }
+    }
+
     /// Takes an open back; the master hears of it a little later.
     pub fn release(&self, ino: InodeNo, write: bool) {
+        if !kept::release() {
+            return;
+        }
         if self.link.uncount_open(ino, write)
             && let Some(file) = self.known_file(ino)
         {

@@ -1,4 +1,4 @@
-//! fuser callbacks: decode, call, reply. The only module that knows fuser, with [`crate::mount`].
+//! fuser callbacks: decode, call, reply. The only module that knows fuser.
 
 #![expect(
     clippy::wildcard_enum_match_arm,
@@ -18,33 +18,24 @@ use dfs_client::error::OpenId;
 use dfs_core::command::SetTime;
 use dfs_core::ids::InodeNo;
 use fuser::{
-    BsdFileFlags, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, IoctlFlags, KernelConfig, LockOwner, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    BsdFileFlags, Config, CopyFileRangeFlags, FileHandle, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, MountOption, RenameFlags, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl,
+    ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL,
+    TimeOrNow, WriteFlags,
 };
 
 use crate::errno::Errno;
 use crate::fs::{FileSystem, KernelCache};
 use crate::metrics::Metrics;
-use crate::seam::{Call, Caller, OpenFlags, Operation, Reply, SetAttr};
-use crate::workers::{Readers, Workers};
+use crate::mount_point;
+use crate::seam::{Call, Caller, Cancelled, OpenFlags, Operation, Reply, SetAttr};
+use crate::transport::{
+    self, BACKGROUND_MAX, Connected, Dispatch, PAGES_LEAST, WRITE_BYTES_MAX, page_bytes,
+    pages_of_request, whole_write_max,
+};
 use convert::{dir_entry_attr, file_attr, file_type, fopen_flags, lock_kind, lock_type, set_time};
 
-/// Largest write of the kernel, in bytes.
-const WRITE_BYTES_MAX: u32 = 1 << 20;
-/// Pages of a request of the kernel: without `FUSE_MAX_PAGES`, and with it unless this machine says otherwise
-/// (`FUSE_DEFAULT_MAX_PAGES_PER_REQ` and `fuse_max_pages_limit` of Linux).
-const PAGES_LEAST: u32 = 32;
-const PAGES_USUAL: u32 = 256;
-/// Where it does.
-const PAGES_FILE: &str = "/proc/sys/fs/fuse/max_pages_limit";
-/// Requests without a waiting process (readahead, release, …) the kernel sends at once.
-const BACKGROUND_MAX: u16 = 128;
-/// Threads that answer when no reader is left, and lock waits; each waits most of the time.
-const WORKERS_MAX: usize = 64;
-const LOCK_WAITS_MAX: usize = 256;
-const LOCK_WAITS_IN_LINE_MAX: usize = 4096;
 /// fuser wants a generation; inode numbers are never used again.
 const GENERATION: Generation = Generation(0);
 /// Handles say nothing: all state is with the inode, or comes with each request.
@@ -53,22 +44,12 @@ const NO_HANDLE: FileHandle = FileHandle(0);
 /// The connection to the kernel.
 #[derive(Debug)]
 pub(crate) struct Adapter {
-    fs: Arc<FileSystem>,
-    metrics: Arc<Metrics>,
-    readers: Arc<Readers>,
-    workers: Workers,
-    lock_waits: Workers,
+    dispatch: Dispatch,
 }
 
 impl Adapter {
     pub(crate) fn new(fs: Arc<FileSystem>, metrics: Arc<Metrics>, readers: usize) -> Self {
-        Self {
-            fs,
-            metrics,
-            readers: Arc::new(Readers::new(readers)),
-            workers: Workers::new("dfs-answer", WORKERS_MAX, 0),
-            lock_waits: Workers::new("dfs-lock-wait", LOCK_WAITS_MAX, LOCK_WAITS_IN_LINE_MAX),
-        }
+        Self { dispatch: Dispatch::new(fs, metrics, readers) }
     }
 
     /// Answers a request here if another reader is free, else on a thread of its own.
@@ -78,52 +59,10 @@ impl Adapter {
     {
         let caller =
             Caller { unique: req.unique().0, uid: req.uid(), gid: req.gid(), pid: req.pid() };
-        let waits = operation.waits();
-        let call = Call { caller, operation, payload: payload.into() };
-        let place = if waits { None } else { self.readers.try_answer() };
-        if place.is_some() {
-            return reply(handle(&self.fs, &self.metrics, call));
-        }
-        let (fs, metrics) = (Arc::clone(&self.fs), Arc::clone(&self.metrics));
-        let call = call.into_owned();
-        let job = move || reply(handle(&fs, &metrics, call));
-        self.metrics.handed_over.inc();
-        let workers = if waits { &self.lock_waits } else { &self.workers };
-        if let Err(job) = workers.try_run(job) {
-            // More is waiting than there are threads: the queue waits with it.
-            job();
-        }
+        // fuser answers INTERRUPT itself.
+        let cancelled = Cancelled::default();
+        self.dispatch.answer(Call { caller, operation, payload: payload.into(), cancelled }, reply);
     }
-}
-
-/// A handler that panics must answer, or its process hangs for ever.
-fn handle(fs: &FileSystem, metrics: &Metrics, call: Call<'_>) -> Reply {
-    let operation = call.operation.name();
-    metrics.in_progress.inc();
-    let answered = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| fs.handle(call)));
-    metrics.in_progress.dec();
-    answered.unwrap_or_else(|_| {
-        metrics.panics.inc();
-        tracing::error!(operation, "handler panicked; answered EIO");
-        Reply::Failed(Errno::IO)
-    })
-}
-
-fn pages_of_request() -> u32 {
-    let said = std::fs::read_to_string(PAGES_FILE).ok();
-    said.and_then(|text| text.trim().parse().ok()).unwrap_or(PAGES_USUAL)
-}
-
-fn page_bytes() -> u32 {
-    u32::try_from(rustix::param::page_size()).unwrap_or(4096)
-}
-
-/// The longest write that comes whole, from whatever address its bytes are. The kernel cuts one where it would have
-/// more bytes than `max_write`, or lie on more pages than a request has; of the first and the last page an unaligned
-/// buffer may have a part only (`fuse_direct_io` of Linux).
-fn whole_write_max(pages: u32, page_bytes: u32) -> usize {
-    let request = WRITE_BYTES_MAX.min(pages.saturating_mul(page_bytes));
-    request.saturating_sub(page_bytes) as usize
 }
 
 fn ino(ino: INodeNo) -> InodeNo {
@@ -138,15 +77,8 @@ fn errno(errno: Errno) -> fuser::Errno {
     fuser::Errno::from_i32(errno.code())
 }
 
-/// The errno of a reply that is an error, or of one that does not fit the request.
 fn failure(reply: Reply) -> fuser::Errno {
-    match reply {
-        Reply::Failed(failed) => errno(failed),
-        other => {
-            tracing::error!(?other, "reply of another kind than the request; answered EIO");
-            errno(Errno::IO)
-        }
-    }
+    errno(transport::failure(&reply))
 }
 
 fn reply_done(reply: ReplyEmpty) -> impl FnOnce(Reply) + Send {
@@ -219,7 +151,7 @@ impl Filesystem for Adapter {
             }
         }
         let _ = config.set_max_write(WRITE_BYTES_MAX);
-        self.fs.set_whole_write_max(whole_write_max(pages, page_bytes()));
+        self.dispatch.fs.set_whole_write_max(whole_write_max(pages, page_bytes()));
         // The kernel says how much it allows; all of that.
         let _ = config.set_max_readahead(u32::MAX).or_else(|most| config.set_max_readahead(most));
         let _ = config.set_max_background(BACKGROUND_MAX);
@@ -415,7 +347,7 @@ impl Filesystem for Adapter {
         let direct = flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes();
         let (ino, open) = (ino(node), OpenId::from_bits(fh.0));
         let operation = Operation::Read { ino, open, offset, len: size, direct };
-        let under_way = self.fs.begin_read(ino, offset);
+        let under_way = self.dispatch.fs.begin_read(ino, offset);
         self.answer(req, operation, &[], move |answer| {
             match answer {
                 Reply::Data(buffer) => reply.data(buffer.as_slice()),
@@ -759,9 +691,50 @@ impl Filesystem for Adapter {
     }
 }
 
+/// Mounts at `at`.
+pub(crate) fn connect(
+    at: &Path,
+    read_only: bool,
+    readers: usize,
+    fs: Arc<FileSystem>,
+    metrics: Arc<Metrics>,
+) -> io::Result<Connected> {
+    let adapter = Adapter::new(fs, metrics, readers);
+    let mut session = fuser::Session::new(adapter, at, &fuse_config(readers, read_only))?;
+    let mut unmounter = session.unmount_callable();
+    Ok(Connected {
+        kernel: Box::new(Notifications(session.notifier())),
+        serve: Box::new(move || session.run()),
+        unmount: Box::new(move || unmounter.unmount()),
+    })
+}
+
+fn fuse_config(threads: usize, read_only: bool) -> Config {
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName("dfs".to_owned()),
+        // fuser drops `Subtype` where it mounts without fusermount3.
+        MountOption::CUSTOM("subtype=dfs".to_owned()),
+        MountOption::DefaultPermissions,
+        // Atimes are not kept on reads (docs/semantics.md): the kernel need not try.
+        MountOption::NoAtime,
+    ];
+    if read_only {
+        config.mount_options.push(MountOption::RO);
+    }
+    if rustix::process::geteuid().is_root() {
+        // fusermount3 refuses both to ordinary users.
+        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
+    }
+    config.acl = if mount_point::may_allow_other() { SessionACL::All } else { SessionACL::Owner };
+    config.n_threads = Some(threads);
+    config.clone_fd = true;
+    config
+}
+
 /// Tells the kernel what it must forget.
 #[derive(Debug)]
-pub(crate) struct Notifications(pub(crate) fuser::Notifier);
+struct Notifications(fuser::Notifier);
 
 impl KernelCache for Notifications {
     fn drop_attributes(&self, ino: InodeNo) {

@@ -191,6 +191,13 @@ impl<K: Eq + Hash> Hints<K> {
         }
     }
 
+    /// What it holds is not known: it says "perhaps" to every question.
+    #[must_use]
+    pub fn unknown() -> Self {
+        let inner = HintsInner { held: HashSet::new(), overflown: true };
+        Self { inner: Mutex::new(inner), entries_max: 0 }
+    }
+
     pub fn add(&self, key: K) {
         let mut inner = lock(&self.inner);
         if inner.held.len() < self.entries_max {

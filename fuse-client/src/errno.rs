@@ -25,6 +25,9 @@ impl Errno {
     pub const NO_SUCH_OFFSET: Self = Self(libc::ENXIO);
     /// The mount is going away.
     pub const NOT_CONNECTED: Self = Self(libc::ENOTCONN);
+    /// The kernel does without the request from now on.
+    pub const UNKNOWN: Self = Self(libc::ENOSYS);
+    pub const INTERRUPTED: Self = Self(libc::EINTR);
     pub const NOT_SUPPORTED: Self = Self(libc::EOPNOTSUPP);
 
     #[must_use]

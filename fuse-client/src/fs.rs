@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use dfs_client::ClientError;
 use dfs_client::deadline::Deadline;
-use dfs_client::session::{LockRequest, Session};
+use dfs_client::session::{LockRequest, RequestUnderWay, Session};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::Attr;
@@ -34,6 +34,9 @@ use crate::seam::{Call, Entry, Operation, Reply};
 const PAGE_VERSIONS_MAX: usize = 65_536;
 /// Locks and unsynced files remembered before every close asks the master.
 const HINTS_MAX: usize = 16_384;
+
+/// Numbers of opens of one process; far more than it makes.
+const OPENS_SHIFT: u32 = 40;
 
 /// Files just created that are remembered.
 const BARE_MAX: usize = 4096;
@@ -52,6 +55,8 @@ pub struct Options {
     pub lifetimes: Lifetimes,
     /// A waiting lock ends after this (DECISIONS 11).
     pub lock_wait_max: Duration,
+    /// Nothing may be in this process's memory only: what is written is on the servers before it is answered.
+    pub write_through: bool,
 }
 
 /// One mount.
@@ -86,6 +91,10 @@ type Answer = Result<Reply, Errno>;
 impl FileSystem {
     #[must_use]
     pub fn new(session: Arc<Session>, options: Options, metrics: Arc<Metrics>) -> Self {
+        let generation = session.config().kept.as_ref().map_or(1, |kept| kept.generation());
+        // A predecessor took locks and opened files that are not known here.
+        let follows = 1 < generation;
+        let first_open = (generation - 1) << OPENS_SHIFT | 1;
         Self {
             session,
             options,
@@ -95,11 +104,11 @@ impl FileSystem {
             buffers: Buffers::default(),
             pages: PageVersions::new(PAGE_VERSIONS_MAX),
             sizes: KernelSizes::new(PAGE_VERSIONS_MAX),
-            opens: std::sync::atomic::AtomicU64::new(1),
-            locked: locked::Locked::new(HINTS_MAX),
+            opens: std::sync::atomic::AtomicU64::new(first_open),
+            locked: locked::Locked::new(HINTS_MAX, follows),
             releases: releases::Releases::default(),
             reads: Arc::default(),
-            unsynced: Hints::new(HINTS_MAX),
+            unsynced: if follows { Hints::unknown() } else { Hints::new(HINTS_MAX) },
             listings: directories::Listings::default(),
             whole_write_max: std::sync::atomic::AtomicUsize::new(usize::MAX),
             stopping: std::sync::atomic::AtomicBool::new(false),
@@ -152,7 +161,7 @@ impl FileSystem {
     }
 
     fn perform(&self, call: Call<'_>) -> Answer {
-        let Call { caller, operation, payload } = call;
+        let Call { caller, operation, payload, cancelled } = call;
         match operation {
             Operation::Lookup { parent, name } => self.lookup(parent, &name),
             Operation::GetAttr { ino } => self.get_attr(ino),
@@ -207,7 +216,7 @@ impl FileSystem {
             }
             Operation::SetLock { ino, open, owner, start, end, kind, pid, wait } => {
                 let request = LockRequest { ino, owner, start, end, kind, pid };
-                self.set_lock(request, open, wait)
+                self.set_lock(request, open, wait, &cancelled)
             }
             Operation::Fallocate { ino, offset, len, mode } => {
                 self.fallocate(caller, ino, offset, len, mode)
@@ -236,6 +245,24 @@ impl FileSystem {
     fn attr_reply(&self, attr: Attr) -> Reply {
         self.sizes.told(attr.ino, attr.size);
         Reply::Attr { attr, ttl: self.options.lifetimes.attr }
+    }
+
+    /// What this request asks for is asked for once, also by another process, until what is answered is dropped: after the
+    /// answer.
+    pub(crate) fn begin_request(&self, call: &Call<'_>) -> Option<RequestUnderWay> {
+        if call.operation.only_asks() {
+            return None;
+        }
+        let under_way = self.session.begin_request(call.caller.unique)?;
+        if call.operation.changes_bytes() {
+            self.session.wait_for_left_appends();
+        }
+        Some(under_way)
+    }
+
+    /// The kernel has sent again all that a predecessor of this process did not answer.
+    pub(crate) fn forget_left(&self) {
+        self.session.forget_left();
     }
 
     /// A read has been taken from the kernel's queue; kept until it is answered.

@@ -13,15 +13,17 @@ use dfs_client::session::{Session, SessionConfig};
 use dfs_service::conn::ClusterKey;
 use dfs_service::memory::{self, Trimmer};
 use dfs_service::shutdown::Shutdown;
-use fuser::{Config, MountOption, SessionACL};
 
-use crate::adapter::{Adapter, Notifications};
+use crate::adapter;
 use crate::cache::Lifetimes;
 use crate::fs::{FileSystem, Options};
+use crate::held::Held;
 use crate::metrics::Metrics;
 use crate::mount_point;
 use crate::mount_table;
+use crate::native;
 use crate::pages::{self, Mounted};
+use crate::transport::{Connected, Transport};
 
 /// The kernel reads this far ahead of a sequential reader.
 const READAHEAD_KIB: u32 = 4096;
@@ -48,6 +50,9 @@ pub struct MountConfig {
     pub write_budget_bytes: Option<u64>,
     pub readahead_bytes: Option<u64>,
     pub read_only: bool,
+    pub transport: Transport,
+    /// The descriptor of a holder, which has mounted or will: see [`crate::hold`].
+    pub held_by: Option<i32>,
     /// Where metrics and health are served, if at all; port 0 takes a free one, written to the file.
     pub metrics: Option<SocketAddr>,
     pub metrics_file: Option<PathBuf>,
@@ -80,6 +85,8 @@ impl MountConfig {
             write_budget_bytes: None,
             readahead_bytes: None,
             read_only: false,
+            transport: Transport::Auto,
+            held_by: None,
             metrics: None,
             metrics_file: None,
             ready: Box::new(|| ()),
@@ -103,6 +110,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         write_budget_bytes,
         readahead_bytes,
         read_only,
+        transport,
+        held_by,
         metrics: listen,
         metrics_file,
         ready,
@@ -110,8 +119,13 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     memory::keep_little();
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let place = mount_point::prepare(&mount_point)?;
-    let at = place.at.clone();
+    let held = held_by.map(Held::new).transpose()?;
+    // What is held may be mounted already, and waits for us: it must not be looked at.
+    let place = match held {
+        Some(_) => None,
+        None => Some(mount_point::prepare(&mount_point)?),
+    };
+    let at = place.as_ref().map_or(mount_point, |place| place.at.clone());
 
     let metrics = Arc::new(Metrics::new());
     let mounted = Arc::new(OnceLock::new());
@@ -125,9 +139,12 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
             .and_then(|()| std::fs::rename(&draft, path))
             .with_context(|| format!("write {}", path.display()))?;
     }
-    let mut session_config =
-        SessionConfig::new(master.clone(), key, format!("mount {}", at.display()));
+    let transport = if held.is_some() { Transport::Native } else { transport.chosen() };
+    let holder = if held.is_some() { ", held" } else { "" };
+    let name = format!("mount {}, {}{holder}", at.display(), transport.name());
+    let mut session_config = SessionConfig::new(master.clone(), key, name);
     session_config.server_wait = server_wait;
+    session_config.kept = held.as_ref().map(|held| Arc::clone(&held.kept));
     if let Some(bytes) = write_budget_bytes {
         session_config.write_budget_bytes = bytes;
     }
@@ -136,18 +153,33 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     }
     let session =
         Session::connect(session_config).with_context(|| format!("connect to master {master}"))?;
-    let options = Options { lifetimes, lock_wait_max };
+    let lock_wait_max = match transport {
+        // A wait that can be interrupted needs no end (DECISIONS 11).
+        Transport::Native => Duration::MAX,
+        Transport::Auto | Transport::Fuser => lock_wait_max,
+    };
+    let options = Options { lifetimes, lock_wait_max, write_through: held.is_some() };
     let fs = Arc::new(FileSystem::new(Arc::clone(&session), options, Arc::clone(&metrics)));
 
-    let adapter = Adapter::new(Arc::clone(&fs), Arc::clone(&metrics), threads);
     // Not before all else is ready, which takes as long as the master is away.
-    place.clear()?;
-    let mut connection = fuser::Session::new(adapter, &at, &fuse_config(threads, read_only))
-        .with_context(|| format!("mount {}", at.display()))?;
-    fs.set_kernel(Box::new(Notifications(connection.notifier())));
-    let mut unmounter = connection.unmount_callable();
+    if let Some(place) = place {
+        place.clear()?;
+    }
+    let (served_fs, counted) = (Arc::clone(&fs), Arc::clone(&metrics));
+    let connected = match (held, transport) {
+        (Some(held), _) => native::attach(held, &at, threads, served_fs, counted)?,
+        (None, Transport::Native) => native::connect(&at, read_only, threads, served_fs, counted)?,
+        (None, Transport::Auto | Transport::Fuser) => {
+            adapter::connect(&at, read_only, threads, served_fs, counted)
+                .with_context(|| format!("mount {}", at.display()))?
+        }
+    };
+    let Connected { kernel, serve, mut unmount } = connected;
+    fs.set_kernel(kernel);
     tune_readahead(&at);
-    tracing::info!(at = %at.display(), %master, client = %session.client(), "mounted");
+    tracing::info!(
+        at = %at.display(), %master, client = %session.client(), transport = transport.name(), "mounted"
+    );
 
     let ended = Shutdown::new();
     let serving = std::thread::Builder::new()
@@ -155,7 +187,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         .spawn({
             let ended = ended.clone();
             move || {
-                let result = connection.run();
+                let result = serve();
                 ended.ask();
                 result
             }
@@ -181,7 +213,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
         if let Err(error) = session.sync_all() {
             tracing::error!(%error, see = error.page().map(tracing::field::display), "not all written data could be sent before unmounting");
         }
-        if let Err(error) = unmounter.unmount() {
+        if let Err(error) = unmount() {
             tracing::warn!(%error, at = %at.display(), "still in use; detached, its users see ENOTCONN");
             mount_point::detach(&at).with_context(|| format!("unmount {}", at.display()))?;
         }
@@ -200,31 +232,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     synced
 }
 
-fn fuse_config(threads: usize, read_only: bool) -> Config {
-    let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName("dfs".to_owned()),
-        // fuser drops `Subtype` where it mounts without fusermount3.
-        MountOption::CUSTOM("subtype=dfs".to_owned()),
-        MountOption::DefaultPermissions,
-        // Atimes are not kept on reads (docs/semantics.md): the kernel need not try.
-        MountOption::NoAtime,
-    ];
-    if read_only {
-        config.mount_options.push(MountOption::RO);
-    }
-    if rustix::process::geteuid().is_root() {
-        // fusermount3 refuses both to ordinary users.
-        config.mount_options.extend([MountOption::Dev, MountOption::Suid]);
-    }
-    config.acl = if mount_point::may_allow_other() { SessionACL::All } else { SessionACL::Owner };
-    config.n_threads = Some(threads);
-    config.clone_fd = true;
-    config
-}
-
 /// The kernel's default of 128 KiB keeps a single reader from using more than one chunkserver.
-fn tune_readahead(at: &std::path::Path) {
+pub(crate) fn tune_readahead(at: &std::path::Path) {
     let device = match mount_table::mounted_at(at) {
         Ok(Some(mounted)) => mounted.device,
         Ok(None) => return,

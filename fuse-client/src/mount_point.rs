@@ -99,6 +99,19 @@ fn as_listed(path: &Path) -> anyhow::Result<PathBuf> {
     }
 }
 
+/// Takes off what is mounted at `path`, unless somebody uses it.
+pub(crate) fn unmount(path: &Path) -> std::io::Result<()> {
+    match rustix::mount::unmount(path, rustix::mount::UnmountFlags::empty()) {
+        Err(rustix::io::Errno::PERM) => {
+            let output = Command::new("fusermount3").arg("-u").arg("--").arg(path).output()?;
+            let said = String::from_utf8_lossy(&output.stderr);
+            let failed = || Err(std::io::Error::other(format!("fusermount3 -u: {}", said.trim())));
+            if output.status.success() { Ok(()) } else { failed() }
+        }
+        unmounted => Ok(unmounted?),
+    }
+}
+
 /// Takes what is mounted at `path` out of the tree now, whoever still uses it.
 pub(crate) fn detach(path: &Path) -> anyhow::Result<()> {
     let detached = rustix::mount::unmount(path, rustix::mount::UnmountFlags::DETACH);

@@ -1,11 +1,12 @@
 //! Operation in, reply out: all that a transport and the file system know of each other.
 //!
-//! The transport (today fuser in [`crate::adapter`]) decodes a request of the kernel into a [`Call`], hands it to
+//! A transport ([`crate::native`] or fuser in [`crate::adapter`]) decodes a request of the kernel into a [`Call`], hands it to
 //! [`crate::fs::FileSystem::handle`] on any thread, and encodes the [`Reply`]. Neither side keeps a table of what
 //! the kernel holds: node ids are inode numbers, file handles say nothing, directory offsets are the master's cookies.
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use dfs_client::error::OpenId;
@@ -22,14 +23,30 @@ pub struct Call<'a> {
     pub caller: Caller,
     pub operation: Operation,
     pub payload: Cow<'a, [u8]>,
+    pub cancelled: Cancelled,
+}
+
+/// Whether the program that asked was sent a signal: what waits by design ends then.
+#[derive(Clone, Debug, Default)]
+pub struct Cancelled(Arc<AtomicBool>);
+
+impl Cancelled {
+    pub fn cancel(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    #[must_use]
+    pub fn is_cancelled(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
 }
 
 impl Call<'_> {
     /// The same call, free of the transport's buffers, so that another thread can answer it.
     #[must_use]
     pub fn into_owned(self) -> Call<'static> {
-        let Call { caller, operation, payload } = self;
-        Call { caller, operation, payload: Cow::Owned(payload.into_owned()) }
+        let Call { caller, operation, payload, cancelled } = self;
+        Call { caller, operation, payload: Cow::Owned(payload.into_owned()), cancelled }
     }
 }
 
@@ -303,6 +320,55 @@ impl Operation {
     #[must_use]
     pub fn waits(&self) -> bool {
         matches!(self, Self::SetLock { wait: true, .. })
+    }
+
+    /// Whether it changes nothing, not even what is open: asked twice it does no more than asked once.
+    #[must_use]
+    pub fn only_asks(&self) -> bool {
+        match self {
+            Self::Lookup { .. }
+            | Self::GetAttr { .. }
+            | Self::ReadLink { .. }
+            | Self::Read { .. }
+            | Self::ReadDir { .. }
+            | Self::Statfs
+            | Self::GetXattr { .. }
+            | Self::ListXattr { .. }
+            | Self::GetLock { .. }
+            | Self::Seek { .. }
+            | Self::Ioctl
+            | Self::OpenDir { .. }
+            | Self::ReleaseDir { .. }
+            | Self::FsyncDir { .. } => true,
+            Self::SetLock { .. }
+            | Self::SetAttr { .. }
+            | Self::Mknod { .. }
+            | Self::Mkdir { .. }
+            | Self::Symlink { .. }
+            | Self::Link { .. }
+            | Self::Unlink { .. }
+            | Self::Rmdir { .. }
+            | Self::Rename { .. }
+            | Self::Create { .. }
+            // It is counted until its release, which the kernel does not send for an open that failed.
+            | Self::Open { .. }
+            | Self::Write { .. }
+            | Self::Flush { .. }
+            | Self::Release { .. }
+            | Self::Fsync { .. }
+            | Self::SetXattr { .. }
+            | Self::RemoveXattr { .. }
+            | Self::Fallocate { .. }
+            | Self::CopyRange { .. } => false,
+        }
+    }
+
+    /// Whether it sends operations on chunks.
+    #[must_use]
+    pub fn changes_bytes(&self) -> bool {
+        self.leaves_bytes()
+            || matches!(self, Self::SetAttr { set: SetAttr { size: Some(_), .. }, .. })
+            || matches!(self, Self::Open { flags, .. } if flags.has(libc::O_TRUNC))
     }
 
     /// Whether bytes are in this process's memory only when it is answered.

@@ -2,13 +2,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use fuse_client::MountConfig;
 use fuse_client::cache::Lifetimes;
+use fuse_client::{HoldConfig, MountConfig, Transport};
 
-use crate::args::{ClusterArgs, MountArgs, PagesArgs};
+use crate::args::{ClusterArgs, MountArgs, PagesArgs, TransportName};
 use crate::cluster::check_address;
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};
@@ -17,6 +18,10 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     let MountArgs {
         targets,
         read_only,
+        transport,
+        hold,
+        pid_dir: _,
+        held_by,
         threads,
         write_buffer,
         readahead,
@@ -56,12 +61,37 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
         );
     }
     let target = cluster::target(&named)?;
-    let made = Arc::new(mount_point::Made::at(&path)?);
-    // A wrong address should be said now, not after the five minutes for which a mount waits for its servers.
-    admin::check_reachable(&target)?;
+    if *hold && *transport == TransportName::Fuser {
+        return fail_usage(
+            "usage: mount --hold: the fuser library cannot take a mount over",
+            "leave out --transport fuser",
+        );
+    }
+    // The path of a held mount is the holder's concern: there is nobody yet who would answer a look at it.
+    let made = match held_by {
+        Some(_) => None,
+        None => Some(Arc::new(mount_point::Made::at(&path)?)),
+    };
+    let at = match &made {
+        Some(made) => made.at.clone(),
+        None => mount_point::absolute(&path)?,
+    };
+    if held_by.is_none() {
+        // A wrong address should be said now, not after the five minutes for which a mount waits for its servers.
+        admin::check_reachable(&target)?;
+    }
     dfs_service::log::init()?;
-    let mut config = MountConfig::new(target.master, target.key, made.at.clone());
+    if let (true, Some(made)) = (hold, &made) {
+        return hold_mount(args, made);
+    }
+    let mut config = MountConfig::new(target.master, target.key, at.clone());
+    config.held_by = *held_by;
     config.read_only = *read_only;
+    config.transport = match transport {
+        TransportName::Auto => Transport::Auto,
+        TransportName::Native => Transport::Native,
+        TransportName::Fuser => Transport::Fuser,
+    };
     config.metrics = *metrics;
     config.metrics_file.clone_from(metrics_file);
     let Lifetimes { attr, entry } = Lifetimes::default();
@@ -75,9 +105,34 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     if let Some(wait) = cluster.server_wait {
         config.server_wait = wait;
     }
-    let kept = Arc::clone(&made);
-    config.ready = Box::new(move || kept.keep());
-    fuse_client::run(config).with_context(|| format!("mount {}", made.at.display()))
+    if let Some(made) = made {
+        config.ready = Box::new(move || made.keep());
+    }
+    fuse_client::run(config).with_context(|| format!("mount {}", at.display()))
+}
+
+/// Threads that read requests, without `--threads`.
+const THREADS: u32 = 4;
+
+/// Its clients are this program with the same arguments, and a descriptor.
+fn hold_mount(args: &MountArgs, made: &Arc<mount_point::Made>) -> anyhow::Result<()> {
+    let program = std::env::current_exe().context("find this program")?;
+    let words: Vec<OsString> =
+        std::env::args_os().skip(1).filter(|word| word != "--hold").collect();
+    let kept = Arc::clone(made);
+    let config = HoldConfig {
+        mount_point: made.at.clone(),
+        read_only: args.read_only,
+        readers: usize::try_from(args.threads.unwrap_or(THREADS))?,
+        client: Box::new(move |descriptor| {
+            let mut client = Command::new(&program);
+            client.args(&words).arg("--held-by").arg(descriptor.to_string());
+            client
+        }),
+        pid_dir: args.pid_dir.clone(),
+        ready: Box::new(move || kept.keep()),
+    };
+    fuse_client::hold(config).with_context(|| format!("mount {}", made.at.display()))
 }
 
 fn evict(cluster: &ClusterArgs, client: &OsStr) -> anyhow::Result<()> {

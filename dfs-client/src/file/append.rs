@@ -15,6 +15,7 @@ use dfs_core::namespace::{Attr, FILE_BYTES_MAX, INLINE_BYTES_MAX, NamespaceError
 use super::{FileState, LAYOUT_KNOWN, WRITE_PIECE, small};
 use crate::chunk_writer::{Appended, Order};
 use crate::error::{ClientError, Result};
+use crate::kept::{self, Begun};
 use crate::session::lock;
 
 #[derive(Default)]
@@ -185,7 +186,9 @@ impl FileState {
         // Never from memory: if another mount made the file longer by truncate(2), its primary does not know yet.
         // The logged size is enough; of bytes beyond it the primary knows.
         let mut attr = self.io.link.getattr(self.ino)?;
-        while attr.inline {
+        // Logged by a predecessor of this process perhaps, though the file may have been moved to chunks since.
+        let mut may_be_logged = kept::has_unrepeated();
+        while attr.inline || may_be_logged {
             let append = Change::InlineWrite {
                 ino: self.ino,
                 offset: 0,
@@ -194,12 +197,14 @@ impl FileState {
                 mtime: None,
                 kill_priv: self.lock().pending.kill_priv,
             };
+            let fits = attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX;
             // What cannot fit is not even asked.
-            let answer = if attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX {
+            let answer = if fits || std::mem::take(&mut may_be_logged) {
                 self.io.link.change(append)
             } else {
                 Err(NamespaceError::LayoutChanged.into())
             };
+            may_be_logged = false;
             match answer {
                 Ok(Outcome::Appended { offset, attr }) => {
                     self.learn(attr, None, true);
@@ -241,6 +246,11 @@ impl FileState {
         }
         let mut size = attr.size.max(self.pending_end(attr.cuts));
         let mut begin = None;
+        let mut again = kept::begun_append().filter(|begun| begun.ino == self.ino);
+        let (mut done, data) = match again {
+            Some(Begun { done, .. }) => (done, data.get(small(done)..).unwrap_or_default()),
+            None => (0, data),
+        };
         let _none_freed = self.nothing_freed();
         self.lock().pending.appended = true;
         // One operation crosses at most one chunk's end: longer ones are not atomic.
@@ -250,7 +260,11 @@ impl FileState {
             // bytes. The chunk's primary knows.
             let mut at_end = !record && 0 < size && size.is_multiple_of(chunk_size);
             let at = loop {
-                let index = size / chunk_size - u64::from(at_end);
+                let begun = again.take();
+                let index = match begun {
+                    Some(Begun { index, .. }) => index,
+                    None => size / chunk_size - u64::from(at_end),
+                };
                 if FILE_BYTES_MAX / chunk_size <= index {
                     return Err(NamespaceError::FileTooLarge.into());
                 }
@@ -259,8 +273,14 @@ impl FileState {
                     inner.pending.marked = true;
                     self.writer_in(&mut inner, index, chunk_size)
                 };
-                let at_least = (size - index * chunk_size, attr.cuts);
-                match writer.append(Arc::clone(&piece), record, at_least)? {
+                let at_least = (size.saturating_sub(index * chunk_size), attr.cuts);
+                let appended = match begun {
+                    Some(Begun { counter, .. }) => {
+                        writer.append_again(Arc::clone(&piece), record, attr.cuts, counter)?
+                    }
+                    None => writer.append(Arc::clone(&piece), record, at_least, done)?,
+                };
+                match appended {
                     Appended::At { offset, .. } => break index * chunk_size + offset,
                     Appended::Crossing { offset, len, counter, order } => {
                         // Less than the piece: that is what makes it a crossing.
@@ -283,6 +303,7 @@ impl FileState {
                 }
             };
             begin.get_or_insert(at);
+            done += piece.len() as u64;
             size = at + piece.len() as u64;
             self.wrote(&mut self.lock(), attr.cuts, size);
         }

@@ -135,12 +135,19 @@ impl FileSystem {
                 let (bytes, most) = (data.len() as u64, most as u64);
                 return Err(ClientError::RecordTooLong { bytes, most }.into());
             }
-            if stable { file.append(data).map(|_offset| ())? } else { file.append_behind(data)? }
+            if stable || self.options.write_through {
+                file.append(data)?;
+            } else {
+                file.append_behind(data)?;
+            }
         } else {
             file.write(offset, data)?;
             if stable {
                 file.fsync()?;
             }
+        }
+        if self.options.write_through {
+            file.flush()?;
         }
         self.listings.outdate();
         // Where an append went, the kernel does not know either: it adds to what it believes.
@@ -218,6 +225,9 @@ impl FileSystem {
             // COLLAPSE_RANGE, INSERT_RANGE, UNSHARE_RANGE, and what is not invented yet.
             _ => return Err(Errno::NOT_SUPPORTED),
         }
+        if self.options.write_through {
+            file.flush()?;
+        }
         if !keep_size {
             self.sizes.reaches(ino, offset.saturating_add(len));
         }
@@ -267,6 +277,9 @@ impl FileSystem {
                 Err(_) if 0 < copied => break,
                 Err(error) => return Err(error.into()),
             }
+        }
+        if self.options.write_through {
+            target.flush()?;
         }
         self.sizes.reaches(to, to_offset.saturating_add(copied));
         self.unsynced.add(to);

@@ -42,8 +42,10 @@ struct Held {
 pub(super) struct Unlocking(Option<u64>);
 
 impl Locked {
-    pub(super) fn new(entries_max: usize) -> Self {
-        Self { inner: Mutex::default(), entries_max }
+    /// `others`: locks were taken that are not known here.
+    pub(super) fn new(entries_max: usize, others: bool) -> Self {
+        let inner = Inner { overflown: others, ..Inner::default() };
+        Self { inner: Mutex::new(inner), entries_max }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -113,14 +115,14 @@ mod tests {
 
     #[test]
     fn a_file_that_got_the_owner_of_a_closed_one_keeps_its_lock() {
-        let locked = Locked::new(10);
+        let locked = Locked::new(10, false);
         locked.note(KEY, open(1), true);
         // Closed, and the address is already the next one's, which asks before the release is handled.
         locked.note(KEY, open(2), true);
         assert!(locked.begin_unlock(&KEY, Some(open(1))).is_none());
         assert!(locked.begin_unlock(&KEY, Some(open(2))).is_some());
         // Or while the unlock is under way.
-        let locked = Locked::new(10);
+        let locked = Locked::new(10, false);
         locked.note(KEY, open(1), true);
         let unlocking = locked.begin_unlock(&KEY, Some(open(1))).unwrap();
         locked.note(KEY, open(2), true);
@@ -132,7 +134,7 @@ mod tests {
 
     #[test]
     fn a_lock_that_is_granted_while_another_thread_closes_is_known() {
-        let locked = Locked::new(10);
+        let locked = Locked::new(10, false);
         locked.note(KEY, open(1), true);
         // Asked for before, granted after the unlock of the close.
         let unlocking = locked.begin_unlock(&KEY, None).unwrap();
@@ -143,7 +145,7 @@ mod tests {
 
     #[test]
     fn a_lock_whose_descriptor_was_closed_may_be_on_its_way_back() {
-        let locked = Locked::new(10);
+        let locked = Locked::new(10, false);
         let other = (KEY.0, 100);
         locked.note(KEY, open(1), true);
         assert!(!locked.may_be_closing(&other));
@@ -167,7 +169,7 @@ mod tests {
 
     #[test]
     fn a_full_table_says_perhaps_of_those_it_does_not_know() {
-        let locked = Locked::new(1);
+        let locked = Locked::new(1, false);
         assert!(locked.begin_unlock(&KEY, None).is_none());
         locked.note((InodeNo(1), 1), open(1), true);
         locked.note(KEY, open(2), true);

@@ -14,7 +14,7 @@ use dfs_core::namespace::NamespaceError;
 use super::locked::Key;
 use super::{Answer, FileSystem};
 use crate::errno::Errno;
-use crate::seam::{HeldLock, Reply};
+use crate::seam::{Cancelled, HeldLock, Reply};
 
 /// How often a lock is asked for that others close as often.
 const LOCK_TRIES: u32 = 4;
@@ -42,12 +42,18 @@ impl FileSystem {
     }
 
     /// Locks or unlocks through `open`.
-    pub(super) fn set_lock(&self, request: LockRequest, open: OpenId, wait: bool) -> Answer {
+    pub(super) fn set_lock(
+        &self,
+        request: LockRequest,
+        open: OpenId,
+        wait: bool,
+        cancelled: &Cancelled,
+    ) -> Answer {
         let key = (request.ino, request.owner);
         let is_whole = request.start == 0 && i64::MAX as u64 <= request.end;
         if request.kind.is_some() {
             self.locked.note(key, open, is_whole);
-            self.ask_for_lock(request, wait)?;
+            self.ask_for_lock(request, wait, cancelled)?;
             self.locked.note(key, open, is_whole);
             self.forget_cached(request.ino)?;
             return Ok(Reply::Done);
@@ -83,9 +89,14 @@ impl FileSystem {
         Ok(flushed?)
     }
 
-    fn ask_for_lock(&self, request: LockRequest, wait: bool) -> Result<(), Errno> {
+    fn ask_for_lock(
+        &self,
+        request: LockRequest,
+        wait: bool,
+        cancelled: &Cancelled,
+    ) -> Result<(), Errno> {
         let wait_max = wait.then_some(self.options.lock_wait_max);
-        let stopping = || self.stopping.load(Ordering::Acquire);
+        let stopping = || self.stopping.load(Ordering::Acquire) || cancelled.is_cancelled();
         let ask = || self.session.set_lock(request, wait_max, &stopping);
         match self.behind_releases((request.ino, request.owner), ask) {
             Err(ClientError::Refused(NamespaceError::Locked)) if wait => {

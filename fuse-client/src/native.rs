@@ -1,0 +1,362 @@
+//! Our own transport, on `/dev/fuse` itself: several readers, each with a descriptor and a buffer of its own.
+//!
+//! A reader never waits for a server while it is the last one (see [`crate::workers`]), and an answer goes out on the
+//! descriptor that its request came in on. What this adds to the other transport: interrupts, `statx(2)` with the time
+//! of birth.
+
+mod abi;
+mod device;
+mod interrupts;
+mod memory;
+pub(crate) mod passing;
+mod reply;
+mod request;
+
+use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use dfs_core::ids::InodeNo;
+use rustix::io::Errno as OsErrno;
+
+use crate::errno::Errno;
+use crate::fs::{FileSystem, KernelCache};
+use crate::held::{Granted, Held};
+use crate::metrics::Metrics;
+use crate::mount_point;
+use crate::seam::{Call, Operation};
+use crate::transport::{
+    BACKGROUND_MAX, Connected, Dispatch, PAGES_LEAST, WRITE_BYTES_MAX, page_bytes,
+    pages_of_request, whole_write_max,
+};
+use interrupts::Interrupts;
+use memory::Resident;
+use reply::{Encoded, Writer, encode};
+use request::{Body, Header, Init, decode_body, decode_header};
+
+pub(crate) use abi::INIT_OUT_BYTES;
+pub(crate) use device::{clone as clone_device, mount as mount_device};
+
+/// Header and arguments of the longest request: `FUSE_MIN_READ_BUFFER` is more than any has before its data.
+const HEAD_BYTES: usize = 8192;
+
+/// Between two looks at whether a takeover is over.
+const ORDER_LOOK: Duration = Duration::from_millis(500);
+/// Between the reading of a request and its beginning, at most.
+const ORDER_SLACK: Duration = Duration::from_secs(2);
+
+/// What is asked of the kernel, if it has it. Without `FUSE_ASYNC_DIO`: it makes programs that cannot even be killed of
+/// those that wait for a direct read.
+const WANTED: u64 = abi::init::ASYNC_READ
+    | abi::init::BIG_WRITES
+    | abi::init::MAX_PAGES
+    | abi::init::ATOMIC_O_TRUNC
+    | abi::init::DONT_MASK
+    | abi::init::POSIX_LOCKS
+    | abi::init::FLOCK_LOCKS
+    | abi::init::POSIX_ACL
+    | abi::init::DO_READDIRPLUS
+    | abi::init::READDIRPLUS_AUTO
+    | abi::init::PARALLEL_DIROPS
+    | abi::init::HANDLE_KILLPRIV_V2
+    | abi::init::CACHE_SYMLINKS
+    | abi::init::INIT_EXT
+    // O_APPEND files are opened past the cache and may still be mapped (DECISIONS 9).
+    | abi::init::DIRECT_IO_ALLOW_MMAP
+    | abi::init::HAS_RESEND;
+
+/// Mounts at `at`.
+pub(crate) fn connect(
+    at: &Path,
+    read_only: bool,
+    readers: usize,
+    fs: Arc<FileSystem>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Connected> {
+    let device = Arc::new(device::mount(at, read_only)?);
+    let first = greet(&device, &fs, |_| Ok(()));
+    let serving = first.and_then(|()| {
+        let clones = (1..readers).map(|_| device::clone(device.as_fd()));
+        // Only root may open the device; one descriptor serves all readers, a little slower.
+        let clones = clones.map_while(Result::ok).map(Arc::new);
+        let descriptors = std::iter::once(Arc::clone(&device)).chain(clones).collect();
+        serving(descriptors, readers, fs, metrics)
+    });
+    let serving = serving.inspect_err(|_| {
+        // What nobody serves must not stay.
+        let _gone = mount_point::detach(at);
+    })?;
+    let at: PathBuf = at.to_owned();
+    Ok(Connected {
+        kernel: Box::new(Notifications(Arc::clone(&device))),
+        serve: Box::new(move || serving.run()),
+        unmount: Box::new(move || mount_point::unmount(&at)),
+    })
+}
+
+/// Serves what a holder mounted at `at`, perhaps after others.
+pub(crate) fn attach(
+    held: Held,
+    at: &Path,
+    readers: usize,
+    fs: Arc<FileSystem>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Connected> {
+    let Granted { descriptors, init } = held.want()?;
+    let descriptors: Vec<Arc<OwnedFd>> = descriptors.into_iter().map(Arc::new).collect();
+    let device = Arc::clone(descriptors.first().context("the holder sent no descriptor")?);
+    // Only now: whoever had the mount before has ended, and cannot answer any more.
+    if 1 < held.kept.generation() {
+        device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
+            .context("have everything unanswered sent again")?;
+    }
+    match init {
+        Some(agreed) => {
+            fs.set_whole_write_max(whole_write_max(agreed_pages(&agreed), page_bytes()))
+        }
+        None => greet(&device, &fs, |answer| held.keep_init(answer))?,
+    }
+    let serving = serving(descriptors, readers, fs, metrics)?;
+    let at: PathBuf = at.to_owned();
+    Ok(Connected {
+        kernel: Box::new(Notifications(Arc::clone(&device))),
+        serve: Box::new(move || {
+            let (shared, queue) = (Arc::clone(&serving.shared), Arc::clone(&device));
+            std::thread::Builder::new()
+                .name("dfs-forget".to_owned())
+                .spawn(move || shared.forget_left(&queue))?;
+            held.serving();
+            serving.run()
+        }),
+        unmount: Box::new(move || mount_point::unmount(&at)),
+    })
+}
+
+/// Pages of a request, as an answer to INIT agreed upon.
+fn agreed_pages(answer: &[u8]) -> u32 {
+    let flags =
+        answer.get(12..16).and_then(|flags| flags.try_into().ok()).map_or(0, u32::from_ne_bytes);
+    if u64::from(flags) & abi::init::MAX_PAGES == 0 { PAGES_LEAST } else { pages_of_request() }
+}
+
+/// Answers INIT, the first request of a connection. `keep` has the answer before the kernel.
+fn greet(
+    device: &OwnedFd,
+    fs: &FileSystem,
+    keep: impl FnOnce(&[u8]) -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let mut buffer = vec![0; HEAD_BYTES];
+    loop {
+        let len = device::read(device.as_fd(), &mut buffer).context("read the first request")?;
+        let len = len.context("it was unmounted at once")?;
+        let malformed = |_| anyhow::anyhow!("the kernel's first request makes no sense");
+        let (header, body) = decode_header(buffer.get(..len).unwrap_or(&[])).map_err(malformed)?;
+        let Body::Init(init) = decode_body(&header, body).map_err(malformed)? else {
+            anyhow::bail!("the kernel's first request is not INIT but {}", header.opcode)
+        };
+        let Init { major, minor, .. } = init;
+        anyhow::ensure!(
+            major >= abi::MAJOR && (major > abi::MAJOR || abi::MINOR_LEAST <= minor),
+            "this kernel's FUSE {major}.{minor} is older than {}.{}; use --transport fuser",
+            abi::MAJOR,
+            abi::MINOR_LEAST
+        );
+        if major > abi::MAJOR {
+            // It asks again with ours.
+            let mut ours = Writer::default();
+            ours.u32(abi::MAJOR).zeros(INIT_OUT_BYTES - 4);
+            device::write(device.as_fd(), header.unique, 0, &ours.0)?;
+            continue;
+        }
+        let (answer, pages) = init_answer(init);
+        fs.set_whole_write_max(whole_write_max(pages, page_bytes()));
+        keep(&answer)?;
+        device::write(device.as_fd(), header.unique, 0, &answer).context("answer INIT")?;
+        return Ok(());
+    }
+}
+
+/// `fuse_init_out`, and how many pages a request may have.
+fn init_answer(Init { minor, readahead_max, flags, .. }: Init) -> (Vec<u8>, u32) {
+    let missing = WANTED & !flags;
+    if missing != 0 {
+        tracing::warn!(
+            missing = format_args!("{missing:#x}"),
+            "this kernel's FUSE lacks a feature"
+        );
+    }
+    let agreed = WANTED & flags;
+    let pages = if agreed & abi::init::MAX_PAGES == 0 { PAGES_LEAST } else { pages_of_request() };
+    let pages_wanted = WRITE_BYTES_MAX.max(readahead_max).div_ceil(page_bytes().max(1));
+    let [low, high] =
+        [agreed & u64::from(u32::MAX), agreed >> 32].map(|half| u32::try_from(half).unwrap_or(0));
+    let mut out = Writer::default();
+    out.u32(abi::MAJOR).u32(abi::MINOR.min(minor)).u32(readahead_max).u32(low);
+    out.u16(BACKGROUND_MAX).u16(BACKGROUND_MAX).u32(WRITE_BYTES_MAX).u32(1);
+    out.u16(u16::try_from(pages_wanted).unwrap_or(u16::MAX)).u16(0).u32(high);
+    // No stacking, and no time limit of requests: that would end a mount on which a program waits for a lock.
+    out.zeros(INIT_OUT_BYTES - out.0.len());
+    (out.0, pages)
+}
+
+/// All readers of one connection.
+struct Serving {
+    shared: Arc<Shared>,
+    readers: Vec<(Arc<OwnedFd>, Resident)>,
+}
+
+struct Shared {
+    dispatch: Dispatch,
+    interrupts: Arc<Interrupts>,
+    /// A request came that was not sent before: those that were have all been read.
+    went_on: AtomicBool,
+}
+
+fn serving(
+    descriptors: Vec<Arc<OwnedFd>>,
+    count: usize,
+    fs: Arc<FileSystem>,
+    metrics: Arc<Metrics>,
+) -> anyhow::Result<Serving> {
+    let mut readers = Vec::with_capacity(count);
+    for number in 0..count {
+        let descriptor = descriptors.get(number).or_else(|| descriptors.first());
+        let descriptor = Arc::clone(descriptor.context("no descriptor of the mount")?);
+        let buffer =
+            Resident::new(WRITE_BYTES_MAX as usize + HEAD_BYTES).context("memory for requests")?;
+        if !buffer.locked && number == 0 {
+            tracing::info!("memory for requests is not locked: raise the limit (ulimit -l)");
+        }
+        readers.push((descriptor, buffer));
+    }
+    let dispatch = Dispatch::new(fs, metrics, count);
+    let shared = Shared { dispatch, interrupts: Arc::default(), went_on: AtomicBool::new(false) };
+    Ok(Serving { shared: Arc::new(shared), readers })
+}
+
+impl Serving {
+    /// Until the mount is gone.
+    fn run(self) -> io::Result<()> {
+        let Self { shared, readers } = self;
+        std::thread::scope(|scope| {
+            let mut threads = Vec::with_capacity(readers.len());
+            for (number, (descriptor, buffer)) in readers.into_iter().enumerate() {
+                let shared = Arc::clone(&shared);
+                let run = move || shared.read_requests(&descriptor, buffer);
+                let thread = std::thread::Builder::new().name(format!("dfs-fuse-{number}"));
+                threads.push(thread.spawn_scoped(scope, run)?);
+            }
+            let ended = threads.into_iter().map(|thread| {
+                thread.join().unwrap_or_else(|_| Err(io::Error::other("a reader panicked")))
+            });
+            ended.fold(Ok(()), Result::and)
+        })
+    }
+}
+
+impl Shared {
+    fn read_requests(&self, device: &Arc<OwnedFd>, mut buffer: Resident) -> io::Result<()> {
+        let buffer = buffer.as_mut_slice();
+        while let Some(len) = device::read(device.as_fd(), buffer)? {
+            self.take(device, buffer.get(..len).unwrap_or(&[]));
+        }
+        Ok(())
+    }
+
+    /// Waits until everything that was sent again has been begun with, and forgets what else predecessors left.
+    fn forget_left(&self, device: &OwnedFd) {
+        // What was sent before comes first.
+        while !self.went_on.load(Ordering::Acquire) && !device::is_drained(device.as_fd()) {
+            std::thread::sleep(ORDER_LOOK);
+        }
+        std::thread::sleep(ORDER_SLACK);
+        self.dispatch.fs.forget_left();
+    }
+
+    fn take(&self, device: &Arc<OwnedFd>, bytes: &[u8]) {
+        let Ok((header, body)) = decode_header(bytes) else {
+            // Nobody can be answered: there is no number.
+            return tracing::error!(bytes = bytes.len(), "a request of the kernel has no header");
+        };
+        match decode_body(&header, body) {
+            Ok(Body::Call { operation, payload, shape }) => {
+                if header.unique & abi::UNIQUE_RESENT == 0 {
+                    self.went_on.store(true, Ordering::Release);
+                }
+                let caller = header.caller();
+                let under_way = match &operation {
+                    Operation::Read { ino, offset, .. } => {
+                        Some(self.dispatch.fs.begin_read(*ino, *offset))
+                    }
+                    _ => None,
+                };
+                let registered = self.interrupts.begin(device, header.unique, caller, &operation);
+                let cancelled = registered.cancelled();
+                self.dispatch.answer(
+                    Call { caller, operation, payload, cancelled },
+                    move |answer| {
+                        registered.answer(encode(answer, shape));
+                        drop(under_way);
+                    },
+                );
+            }
+            Ok(Body::Interrupt { unique }) => self.interrupts.interrupt(unique),
+            Ok(Body::Forget) => {}
+            Ok(Body::Destroy) => respond(device, header.unique, &Encoded::Bytes(Vec::new())),
+            Ok(Body::Unknown) => respond(device, header.unique, &Encoded::Failed(Errno::UNKNOWN)),
+            Ok(Body::Init(_)) | Err(request::Malformed) => {
+                let Header { opcode, .. } = header;
+                tracing::error!(opcode, "a request of the kernel makes no sense; answered EINVAL");
+                respond(device, header.unique, &Encoded::Failed(Errno::INVALID));
+            }
+        }
+    }
+}
+
+/// On the descriptor of the request.
+fn respond(device: &OwnedFd, unique: u64, answer: &Encoded) {
+    let error = match answer {
+        Encoded::Failed(errno) => -errno.code(),
+        Encoded::Bytes(_) | Encoded::Data(_) => 0,
+    };
+    match device::write(device.as_fd(), unique, error, answer.bytes()) {
+        // ENOENT: it was interrupted, or somebody else answered; ENODEV: unmounted.
+        Ok(()) | Err(OsErrno::NOENT | OsErrno::NODEV) => {}
+        Err(error) => tracing::error!(unique, %error, "the kernel did not take an answer"),
+    }
+}
+
+/// Tells the kernel what it must forget.
+#[derive(Debug)]
+struct Notifications(Arc<OwnedFd>);
+
+impl Notifications {
+    /// `offset` -1 leaves the pages.
+    fn drop_cached(&self, ino: InodeNo, offset: i64) -> rustix::io::Result<()> {
+        let mut body = Writer::default();
+        body.u64(ino.0).u64(offset.cast_unsigned()).u64(0);
+        match device::write(self.0.as_fd(), 0, abi::NOTIFY_INVAL_INODE, &body.0) {
+            // Nothing was cached.
+            Err(OsErrno::NOENT) => Ok(()),
+            told => told,
+        }
+    }
+}
+
+impl KernelCache for Notifications {
+    fn drop_attributes(&self, ino: InodeNo) {
+        if let Err(error) = self.drop_cached(ino, -1) {
+            tracing::warn!(ino = ino.0, %error, "kernel did not drop cached attributes");
+        }
+    }
+
+    fn drop_inode(&self, ino: InodeNo) {
+        if let Err(error) = self.drop_cached(ino, 0) {
+            tracing::warn!(ino = ino.0, %error, "kernel did not drop cached pages");
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Mounts that outlive their clients: programs use one while the process that serves it is killed, again and again.
+//!
+//! `DFS_MOUNT_KILLS` and `DFS_MOUNT_SEED` choose how often and when.
+#![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
+
+mod programs;
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+use tests::{Cluster, Random, is_running, no_fuse, setting, signal, skipped, wait_until};
+
+use programs::{Outcome, Programs};
+
+/// A held mount of a cluster.
+struct Held {
+    cluster: Cluster,
+    at: PathBuf,
+}
+
+impl Held {
+    fn start() -> Self {
+        let mut cluster = Cluster::start();
+        let pids = cluster.scratch().join("pids");
+        std::fs::create_dir(&pids).unwrap();
+        let at = cluster.mount_with("held", &["--hold", "--pid-dir", pids.to_str().unwrap()]);
+        Self { cluster, at }
+    }
+
+    fn pid(&self, name: &str) -> u32 {
+        let path = self.cluster.scratch().join("pids").join(name);
+        std::fs::read_to_string(path).unwrap().trim().parse().unwrap()
+    }
+
+    fn client(&self) -> u32 {
+        self.pid("mount.pid")
+    }
+
+    fn kill_client(&self) {
+        signal(self.client(), Signal::KILL);
+    }
+
+    fn log(&self) -> String {
+        std::fs::read_to_string(self.cluster.scratch().join("held.log")).unwrap()
+    }
+
+    /// Clients so far.
+    fn generations(&self) -> usize {
+        self.log().matches("a client serves").count()
+    }
+}
+
+/// Runs the programs and `disturb` beside them, and checks what they left.
+fn run_beside(at: &Path, disturb: impl FnOnce()) -> Vec<Outcome> {
+    let programs = Programs::prepare(at);
+    let outcomes = std::thread::scope(|scope| {
+        let running = programs.start(scope);
+        disturb();
+        programs.stop();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect::<Vec<_>>()
+    });
+    let left = programs.check(&outcomes);
+    outcomes.into_iter().chain(left).collect()
+}
+
+fn errors(outcomes: &[Outcome]) -> Vec<&String> {
+    outcomes.iter().flat_map(|outcome| &outcome.errors).collect()
+}
+
+fn say(outcomes: &[Outcome], kills: u64) {
+    let calls: u64 = outcomes.iter().map(|outcome| outcome.calls).sum();
+    let longest = outcomes.iter().map(|outcome| outcome.longest).max().unwrap_or_default();
+    println!(
+        "{kills} kills, {calls} calls, {} errors, longest {longest:?}",
+        errors(outcomes).len()
+    );
+}
+
+#[test]
+fn programs_see_nothing_of_clients_that_are_killed() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let held = Held::start();
+    let kills = setting("DFS_MOUNT_KILLS", 40);
+    let mut random = Random::new(setting("DFS_MOUNT_SEED", 1), 1);
+    let before = held.generations();
+    let outcomes = run_beside(&held.at, || {
+        for kill in 0..kills {
+            // Some are killed while they take over.
+            let pause = if kill % 4 == 3 { 5 + random.below(60) } else { 80 + random.below(400) };
+            std::thread::sleep(Duration::from_millis(pause));
+            held.kill_client();
+        }
+        wait_until("the last client serves", || {
+            is_running(held.client()) && std::fs::metadata(&held.at).is_ok()
+        });
+    });
+    say(&outcomes, kills);
+    assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
+    assert!(before + 10 < held.generations(), "clients took over: {}", held.log());
+}
+
+#[test]
+fn a_lock_wait_and_an_unlinked_file_outlive_the_client() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let held = Held::start();
+    let path = held.at.join("locked");
+    let holder = std::fs::File::create(&path).unwrap();
+    holder.lock().unwrap();
+    let nameless = std::fs::File::options()
+        .create(true)
+        .truncate(true)
+        .read(true)
+        .write(true)
+        .open(held.at.join("gone"))
+        .unwrap();
+    nameless.write_all_at(b"still here", 0).unwrap();
+    std::fs::remove_file(held.at.join("gone")).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            let file = std::fs::File::open(&path).unwrap();
+            file.lock().unwrap();
+        });
+        std::thread::sleep(Duration::from_millis(300));
+        held.kill_client();
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!waiting.is_finished(), "the lock was granted twice");
+        let mut bytes = [0; 10];
+        nameless.read_exact_at(&mut bytes, 0).unwrap();
+        assert_eq!(&bytes, b"still here");
+        holder.unlock().unwrap();
+        waiting.join().unwrap();
+    });
+}
+
+#[test]
+fn an_unmount_ends_holder_and_client_and_a_stop_of_the_holder_unmounts() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let mut held = Held::start();
+    let (holder, client) = (held.pid("mount-holder.pid"), held.client());
+    std::fs::write(held.at.join("a"), "1").unwrap();
+    signal(holder, Signal::TERM);
+    held.cluster.wait_for_mounts_to_end();
+    wait_until("the client ends", || !is_running(client));
+    assert!(!tests::is_mounted(&held.at));
+    assert_eq!(std::fs::read(held.cluster.mount().join("a")).unwrap(), b"1");
+}
+
+/// The tests above would pass if kills did nothing: without a holder they do.
+#[test]
+fn without_a_holder_programs_see_the_kill() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let cluster = Cluster::start();
+    let outcomes = run_beside(&cluster.mount(), || {
+        std::thread::sleep(Duration::from_millis(500));
+        cluster.kill("mount");
+    });
+    assert!(!errors(&outcomes).is_empty(), "{outcomes:?}");
+}
+
+/// Nor would they tell whether what is kept counts: without it a request that is sent again is a new one.
+#[test]
+fn without_what_is_kept_effects_happen_twice() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let held = Held::start();
+    let holder = held.pid("mount-holder.pid");
+    let memory = kept_memory(holder);
+    let began = Instant::now();
+    let outcomes = run_beside(&held.at, || {
+        for _ in 0..60 {
+            std::thread::sleep(Duration::from_millis(150));
+            signal(holder, Signal::STOP);
+            let client = held.client();
+            signal(client, Signal::KILL);
+            // A zombie has nothing open: the holder would wait for it.
+            std::thread::sleep(Duration::from_millis(30));
+            forget_requests(&memory);
+            signal(holder, Signal::CONT);
+        }
+    });
+    let found = errors(&outcomes);
+    println!("{} errors in {:?}", found.len(), began.elapsed());
+    assert!(!found.is_empty(), "nothing happened twice");
+}
+
+fn kept_memory(holder: u32) -> PathBuf {
+    let descriptors = std::fs::read_dir(format!("/proc/{holder}/fd")).unwrap();
+    descriptors
+        .map(|entry| entry.unwrap().path())
+        .find(|path| std::fs::read_link(path).unwrap().to_string_lossy().contains("dfs-kept"))
+        .expect("the holder's memory")
+}
+
+/// Takes out all that is kept of requests under way (`dfs_client::kept`).
+fn forget_requests(memory: &Path) {
+    let memory = std::fs::File::options().write(true).open(memory).unwrap();
+    memory.write_all_at(&vec![0; 1024 * 32 * 8], 64 * 8).unwrap();
+}
