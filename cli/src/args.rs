@@ -280,6 +280,9 @@ pub(crate) struct UpArgs {
     /// What happens to a process that ends by itself
     #[arg(long, value_enum, default_value = "on-failure")]
     pub restart: Restart,
+    /// The mount outlives the process that serves it, as with `dfs mount --hold`
+    #[arg(long, env = "DFS_HOLD")]
+    pub hold: bool,
     /// Go on in the background once the mount answers
     #[arg(long)]
     pub detach: bool,

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! DIR/cluster.json        addresses, mount path, numbers; DIR/cluster.key  0600
-//! DIR/run/ROLE.pid        master, cs-1, …, mount, supervisor; ROLE.addr  address it serves; ROLE.metrics  of its metrics;
+//! DIR/run/ROLE.pid        master, cs-1, …, mount (mount-holder, if it is held), supervisor; ROLE.addr  address it serves; ROLE.metrics  of its metrics;
 //!                         lock  held by the supervisor
 //! DIR/log/ROLE.log        DIR/data/ROLE  what the servers keep          DIR/mnt  the mount, unless named otherwise
 //! ```
@@ -218,6 +218,10 @@ impl ClusterDir {
 
     pub(crate) fn key_file(&self) -> PathBuf {
         self.root.join("cluster.key")
+    }
+
+    pub(crate) fn run(&self) -> PathBuf {
+        self.root.join("run")
     }
 
     pub(crate) fn lock_file(&self) -> PathBuf {

@@ -55,6 +55,8 @@ pub(crate) struct Plan {
     pub accept_loss: bool,
     /// For `dfs shell`: such a master, and no mount.
     pub exercise: bool,
+    /// The mount outlives its client: `run/mount.pid` names the client then, `run/mount-holder.pid` whoever starts it.
+    pub hold: bool,
     /// How long the mount waits for servers, if not as usual.
     pub server_wait: Option<Duration>,
 }
@@ -202,7 +204,7 @@ impl Supervisor {
 
     /// The arguments a person would type for this process.
     fn arguments(&self, role: Role) -> Vec<String> {
-        let Plan { dir, file, accept_loss, exercise, server_wait, .. } = &self.plan;
+        let Plan { dir, file, accept_loss, exercise, hold, server_wait, .. } = &self.plan;
         let text = |path: &Path| path.to_string_lossy().into_owned();
         let key = text(&dir.key_file());
         let mut arguments: Vec<String> = match role {
@@ -256,6 +258,9 @@ impl Supervisor {
         if *accept_loss && role != Role::Mount {
             arguments.push("--accept-loss".into());
         }
+        if *hold && role == Role::Mount {
+            arguments.extend(["--hold".into(), "--pid-dir".into(), text(&dir.run())]);
+        }
         if let Some(wait) = server_wait
             && role == Role::Mount
         {
@@ -291,7 +296,10 @@ impl Supervisor {
             .process_group(0)
             .spawn()
             .with_context(|| format!("start {role}"))?;
-        write_pid(dir, role, child.id())?;
+        // A holder writes its own and its client's.
+        if role != Role::Mount || !self.plan.hold {
+            write_pid(dir, role, child.id())?;
+        }
         let now = Instant::now();
         match self.watched.iter_mut().find(|watched| watched.role == role) {
             Some(watched) => {

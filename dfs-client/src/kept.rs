@@ -42,6 +42,9 @@ const NEXT_OP: usize = 1;
 const NONCE: usize = 2;
 const REGISTERED: usize = 3;
 
+/// In the place of an append's counter: the record is stored, and only the answer to the kernel may be missing.
+const STORED: u64 = u64::MAX;
+
 const OPEN_COUNTED: u64 = 1;
 const OPEN_WRITES: u64 = 2;
 const RELEASED: u64 = 4;
@@ -98,6 +101,8 @@ struct Active {
     slot: usize,
     /// Remembered operations that were asked again.
     repeated: u32,
+    /// A predecessor began with it.
+    follows: bool,
 }
 
 thread_local! {
@@ -157,7 +162,7 @@ impl Kept {
                 continue;
             }
             slots.left.insert(request, slot);
-            if self.word(slot, 6).load(Ordering::Acquire) != 0 {
+            if !matches!(self.word(slot, 6).load(Ordering::Acquire), 0 | STORED) {
                 slots.appends.insert(request);
             }
             // It is opened again. The mark goes first: one count too many keeps a file for too long, one too few loses it.
@@ -216,7 +221,7 @@ impl Kept {
         let places = lock(&self.opens);
         places.by_inode.get(&ino).map_or((0, 0), |place| {
             let counts = self.open_word(*place, 1).load(Ordering::Acquire);
-            ((counts >> 32) as u32, (counts & u64::from(u32::MAX)) as u32)
+            halves(counts)
         })
     }
 
@@ -274,8 +279,8 @@ impl Kept {
         let slot = {
             let mut slots = lock(&self.slots);
             match slots.left.remove(&request) {
-                Some(slot) => Some(slot),
-                None => slots.free.pop().inspect(|slot| {
+                Some(slot) => Some((slot, true)),
+                None => slots.free.pop().map(|slot| (slot, false)).inspect(|(slot, _)| {
                     for word in 1..8 {
                         self.word(*slot, word).store(0, Ordering::Relaxed);
                     }
@@ -284,9 +289,9 @@ impl Kept {
             }
         };
         // There are more slots than threads.
-        let Some(slot) = slot else { return };
+        let Some((slot, follows)) = slot else { return };
         let kept = Arc::clone(self);
-        ACTIVE.set(Some(Active { kept, slot, repeated: 0 }));
+        ACTIVE.set(Some(Active { kept, slot, repeated: 0, follows }));
     }
 
     /// It is answered. Numbers of its operations, whose results nobody asks for again.
@@ -369,6 +374,11 @@ pub(crate) fn has_unrepeated() -> bool {
         .unwrap_or(false)
 }
 
+/// Whether a predecessor began with this request.
+pub(crate) fn is_repeated() -> bool {
+    active(|active| active.follows).unwrap_or(false)
+}
+
 /// The request opened `ino`, which is counted.
 pub(crate) fn opened(ino: InodeNo, write: bool) {
     active(|active| {
@@ -405,12 +415,30 @@ pub(crate) fn append(begun: Begun) {
     });
 }
 
-/// What the request appended the last time, if it did.
+/// Opens, and those for writing.
+fn halves(counts: u64) -> (u32, u32) {
+    // Each half fits.
+    let half = |half| u32::try_from(half).unwrap_or(u32::MAX);
+    (half(counts >> 32), half(counts & u64::from(u32::MAX)))
+}
+
+/// The request's record is stored.
+pub(crate) fn appended() {
+    active(|active| active.kept.word(active.slot, 6).store(STORED, Ordering::Release));
+}
+
+/// Whether it was by a predecessor.
+pub(crate) fn is_appended() -> bool {
+    active(|active| active.kept.word(active.slot, 6).load(Ordering::Acquire) == STORED)
+        .unwrap_or(false)
+}
+
+/// What the request appended the last time, if it did and has no answer.
 pub(crate) fn begun_append() -> Option<Begun> {
     active(|active| {
         let word = |word| active.kept.word(active.slot, word).load(Ordering::Acquire);
         let (ino, index, counter, done) = (InodeNo(word(4)), word(5), word(6), word(7));
-        (counter != 0).then_some(Begun { ino, index, counter, done })
+        (!matches!(counter, 0 | STORED)).then_some(Begun { ino, index, counter, done })
     })
     .flatten()
 }

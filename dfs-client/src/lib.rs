@@ -10,6 +10,7 @@ pub mod file;
 pub mod session;
 
 mod budget;
+pub mod cancel;
 mod chunk_io;
 mod chunk_writer;
 mod jobs;

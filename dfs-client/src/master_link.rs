@@ -25,6 +25,7 @@ use dfs_proto::meta_rpc::{MetaCall, MetaFailure, MetaReply, MetaRequest, Welcome
 use dfs_service::conn::{self, Door};
 use dfs_service::page::Page;
 
+use crate::cancel;
 use crate::deadline::left_of;
 use crate::error::{ClientError, Result};
 use crate::kept::{self, Kept, Ops};
@@ -300,9 +301,23 @@ impl MasterLink {
         call: &MetaCall,
         deadline: Duration,
     ) -> std::io::Result<MetaReply> {
+        self.attempt_noting(call, deadline, &mut false)
+    }
+
+    /// `sent` is set while it may have been carried out though nothing was answered.
+    fn attempt_noting(
+        &self,
+        call: &MetaCall,
+        deadline: Duration,
+        sent: &mut bool,
+    ) -> std::io::Result<MetaReply> {
         let mut connection = self.take_connection(deadline)?;
+        let before = std::mem::replace(sent, true);
         match self.call_on(&mut connection, call, deadline) {
             Ok(reply) => {
+                if matches!(reply, MetaReply::Failed(_)) {
+                    *sent = before;
+                }
                 self.pool.give_back(connection);
                 *lock(&self.asked_at) = Instant::now();
                 Ok(reply)
@@ -334,12 +349,15 @@ impl MasterLink {
         let began = Instant::now();
         let mut backoff = Backoff::default();
         let mut told = Told(None);
+        // What a predecessor of this process sent may have been carried out, too.
+        let mut sent = kept::is_repeated();
         loop {
             if self.is_closed() {
                 return Err(ClientError::Closed);
             }
             let left = wait.saturating_sub(began.elapsed()).max(ATTEMPT_LEAST);
-            let (pause_ms, give_up) = match self.attempt(call, deadline.min(left)) {
+            let (pause_ms, give_up) = match self.attempt_noting(call, deadline.min(left), &mut sent)
+            {
                 Ok(MetaReply::Failed(failure)) => match failure {
                     MetaFailure::Refused(NamespaceError::Busy) => {
                         (backoff.next_ms(random()), NamespaceError::Busy.into())
@@ -414,7 +432,10 @@ impl MasterLink {
             }
             // A last attempt is made when the wait is over, not a pause later.
             let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
-            std::thread::sleep(Duration::from_millis(pause_ms.clamp(1, 1000)).min(left));
+            let pause = Duration::from_millis(pause_ms.clamp(1, 1000)).min(left);
+            if cancel::sleep(pause) && !sent {
+                return Err(ClientError::Interrupted);
+            }
         }
     }
 

@@ -72,6 +72,7 @@ pub struct FileSystem {
     pages: PageVersions,
     sizes: KernelSizes,
     locked: locked::Locked,
+    lock_waits: locks::Waits,
     releases: releases::Releases,
     reads: Arc<reads::Reads>,
     /// Written here and perhaps not stable: a rename over an existing name makes them so first (DECISIONS 7).
@@ -106,6 +107,7 @@ impl FileSystem {
             sizes: KernelSizes::new(PAGE_VERSIONS_MAX),
             opens: std::sync::atomic::AtomicU64::new(first_open),
             locked: locked::Locked::new(HINTS_MAX, follows),
+            lock_waits: locks::Waits::default(),
             releases: releases::Releases::default(),
             reads: Arc::default(),
             unsynced: if follows { Hints::unknown() } else { Hints::new(HINTS_MAX) },
@@ -144,6 +146,7 @@ impl FileSystem {
         // A lock is waited for by asking again and again.
         let until =
             (!call.operation.waits()).then(|| Deadline::begin(self.session.config().server_wait));
+        let watch = call.operation.may_be_given_up().then(|| call.cancelled.watch());
         let answer = match call.operation.leaves_bytes() {
             true => {
                 let ended = self.last_bytes_taken.read().unwrap_or_else(PoisonError::into_inner);
@@ -151,7 +154,7 @@ impl FileSystem {
             }
             false => self.perform(call),
         };
-        drop(until);
+        drop((until, watch));
         let failed = match &answer {
             Err(errno) => Some(*errno),
             Ok(_) => None,

@@ -32,7 +32,7 @@ use crate::mount::tune_readahead;
 use crate::mount_point;
 use crate::mount_table::mounted_at;
 use crate::native::passing::{self, Message};
-use crate::native::{INIT_OUT_BYTES, clone_device, mount_device};
+use crate::native::{INIT_OUT_BYTES, clone_device, mount_device, warn_of_time_limits};
 
 /// How often signals are looked at.
 const LOOK: Duration = Duration::from_millis(100);
@@ -118,9 +118,15 @@ pub fn hold(config: HoldConfig) -> anyhow::Result<()> {
         let mut serving = holder.start(&mut client)?;
         let status = holder.attend(&mut serving, &shutdown)?;
         let Client { process, started, served, .. } = serving;
-        if status.success() || holder.descriptors.is_empty() {
-            anyhow::ensure!(status.success(), "the client ended before it was mounted ({status})");
+        if status.success() {
             return Ok(());
+        }
+        if holder.ready.is_some() {
+            // None has served yet: the next one would not either.
+            if !holder.descriptors.is_empty() {
+                let _gone = mount_point::detach(&holder.at);
+            }
+            anyhow::bail!("the client ended before it served ({status}); what it said is above");
         }
         if shutdown.is_asked() || !holder.is_mounted() {
             let _gone = mount_point::detach(&holder.at);
@@ -218,6 +224,7 @@ impl Holder {
 
     fn mount(&mut self) -> anyhow::Result<()> {
         self.place.clear()?;
+        warn_of_time_limits();
         let device = mount_device(&self.at, self.read_only)?;
         let clones = (1..self.readers).map(|_| clone_device(device.as_fd()));
         // Without clones one descriptor serves all readers, a little slower.

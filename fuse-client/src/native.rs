@@ -39,7 +39,7 @@ use reply::{Encoded, Writer, encode};
 use request::{Body, Header, Init, decode_body, decode_header};
 
 pub(crate) use abi::INIT_OUT_BYTES;
-pub(crate) use device::{clone as clone_device, mount as mount_device};
+pub(crate) use device::{clone as clone_device, mount as mount_device, warn_of_time_limits};
 
 /// Header and arguments of the longest request: `FUSE_MIN_READ_BUFFER` is more than any has before its data.
 const HEAD_BYTES: usize = 8192;
@@ -77,9 +77,10 @@ pub(crate) fn connect(
     fs: Arc<FileSystem>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<Connected> {
+    device::warn_of_time_limits();
     let device = Arc::new(device::mount(at, read_only)?);
     let first = greet(&device, &fs, |_| Ok(()));
-    let serving = first.and_then(|()| {
+    let serving = first.and_then(|_offered| {
         let clones = (1..readers).map(|_| device::clone(device.as_fd()));
         // Only root may open the device; one descriptor serves all readers, a little slower.
         let clones = clones.map_while(Result::ok).map(Arc::new);
@@ -118,7 +119,13 @@ pub(crate) fn attach(
         Some(agreed) => {
             fs.set_whole_write_max(whole_write_max(agreed_pages(&agreed), page_bytes()))
         }
-        None => greet(&device, &fs, |answer| held.keep_init(answer))?,
+        None => {
+            let offered = greet(&device, &fs, |answer| held.keep_init(answer))?;
+            anyhow::ensure!(
+                offered & abi::init::HAS_RESEND != 0,
+                "a held mount needs FUSE_NOTIFY_RESEND, which Linux has from 6.9 on; leave out --hold"
+            );
+        }
     }
     let serving = serving(descriptors, readers, fs, metrics)?;
     let at: PathBuf = at.to_owned();
@@ -143,12 +150,12 @@ fn agreed_pages(answer: &[u8]) -> u32 {
     if u64::from(flags) & abi::init::MAX_PAGES == 0 { PAGES_LEAST } else { pages_of_request() }
 }
 
-/// Answers INIT, the first request of a connection. `keep` has the answer before the kernel.
+/// Answers INIT, the first request of a connection: what the kernel offered. `keep` has the answer before the kernel.
 fn greet(
     device: &OwnedFd,
     fs: &FileSystem,
     keep: impl FnOnce(&[u8]) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<u64> {
     let mut buffer = vec![0; HEAD_BYTES];
     loop {
         let len = device::read(device.as_fd(), &mut buffer).context("read the first request")?;
@@ -158,7 +165,7 @@ fn greet(
         let Body::Init(init) = decode_body(&header, body).map_err(malformed)? else {
             anyhow::bail!("the kernel's first request is not INIT but {}", header.opcode)
         };
-        let Init { major, minor, .. } = init;
+        let Init { major, minor, flags, .. } = init;
         anyhow::ensure!(
             major >= abi::MAJOR && (major > abi::MAJOR || abi::MINOR_LEAST <= minor),
             "this kernel's FUSE {major}.{minor} is older than {}.{}; use --transport fuser",
@@ -176,7 +183,7 @@ fn greet(
         fs.set_whole_write_max(whole_write_max(pages, page_bytes()));
         keep(&answer)?;
         device::write(device.as_fd(), header.unique, 0, &answer).context("answer INIT")?;
-        return Ok(());
+        return Ok(flags);
     }
 }
 
@@ -288,11 +295,10 @@ impl Shared {
                     self.went_on.store(true, Ordering::Release);
                 }
                 let caller = header.caller();
-                let under_way = match &operation {
-                    Operation::Read { ino, offset, .. } => {
-                        Some(self.dispatch.fs.begin_read(*ino, *offset))
-                    }
-                    _ => None,
+                let under_way = if let Operation::Read { ino, offset, .. } = &operation {
+                    Some(self.dispatch.fs.begin_read(*ino, *offset))
+                } else {
+                    None
                 };
                 let registered = self.interrupts.begin(device, header.unique, caller, &operation);
                 let cancelled = registered.cancelled();

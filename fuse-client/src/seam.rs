@@ -6,9 +6,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+pub use dfs_client::cancel::Cancelled;
 use dfs_client::error::OpenId;
 use dfs_core::command::{LockKind, SetTime};
 use dfs_core::ids::InodeNo;
@@ -24,21 +24,6 @@ pub struct Call<'a> {
     pub operation: Operation,
     pub payload: Cow<'a, [u8]>,
     pub cancelled: Cancelled,
-}
-
-/// Whether the program that asked was sent a signal: what waits by design ends then.
-#[derive(Clone, Debug, Default)]
-pub struct Cancelled(Arc<AtomicBool>);
-
-impl Cancelled {
-    pub fn cancel(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-
-    #[must_use]
-    pub fn is_cancelled(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
 }
 
 impl Call<'_> {
@@ -361,6 +346,27 @@ impl Operation {
             | Self::Fallocate { .. }
             | Self::CopyRange { .. } => false,
         }
+    }
+
+    /// Whether it is one change of a name or of attributes: a program that was sent a signal may be answered EINTR as long as nothing
+    /// of it was sent.
+    #[must_use]
+    pub fn may_be_given_up(&self) -> bool {
+        matches!(
+            self,
+            Self::SetAttr { .. }
+                | Self::Mknod { .. }
+                | Self::Mkdir { .. }
+                | Self::Symlink { .. }
+                | Self::Link { .. }
+                | Self::Unlink { .. }
+                | Self::Rmdir { .. }
+                | Self::Rename { .. }
+                | Self::Create { .. }
+                | Self::Open { .. }
+                | Self::SetXattr { .. }
+                | Self::RemoveXattr { .. }
+        )
     }
 
     /// Whether it sends operations on chunks.

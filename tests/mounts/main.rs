@@ -3,6 +3,7 @@
 //! `DFS_MOUNT_KILLS` and `DFS_MOUNT_SEED` choose how often and when.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod interrupts;
 mod programs;
 
 use std::os::unix::fs::FileExt as _;
@@ -53,8 +54,8 @@ impl Held {
 }
 
 /// Runs the programs and `disturb` beside them, and checks what they left.
-fn run_beside(at: &Path, disturb: impl FnOnce()) -> Vec<Outcome> {
-    let programs = Programs::prepare(at);
+fn run_beside(at: &Path, other: Option<&Path>, disturb: impl FnOnce()) -> Vec<Outcome> {
+    let programs = Programs::prepare(at, other);
     let outcomes = std::thread::scope(|scope| {
         let running = programs.start(scope);
         disturb();
@@ -87,7 +88,9 @@ fn programs_see_nothing_of_clients_that_are_killed() {
     let kills = setting("DFS_MOUNT_KILLS", 40);
     let mut random = Random::new(setting("DFS_MOUNT_SEED", 1), 1);
     let before = held.generations();
-    let outcomes = run_beside(&held.at, || {
+    let other = held.cluster.mount();
+    held.cluster.dfs(["mkdir", "/append", "--chunk-size", "64KiB"]);
+    let outcomes = run_beside(&held.at, Some(&other), || {
         for kill in 0..kills {
             // Some are killed while they take over.
             let pause = if kill % 4 == 3 { 5 + random.below(60) } else { 80 + random.below(400) };
@@ -153,6 +156,26 @@ fn an_unmount_ends_holder_and_client_and_a_stop_of_the_holder_unmounts() {
     assert_eq!(std::fs::read(held.cluster.mount().join("a")).unwrap(), b"1");
 }
 
+#[test]
+fn up_holds_its_mount_and_down_ends_all_of_it() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let cluster = Cluster::start();
+    cluster.down();
+    cluster.dfs(["up", "--detach", "--hold"]);
+    let (client, holder) = (cluster.pid("mount").unwrap(), cluster.pid("mount-holder").unwrap());
+    assert_ne!(client, holder);
+    std::fs::write(cluster.mount().join("a"), "1").unwrap();
+    cluster.kill("mount");
+    assert_eq!(std::fs::read(cluster.mount().join("a")).unwrap(), b"1");
+    std::fs::write(cluster.mount().join("b"), "2").unwrap();
+    let next = cluster.pid("mount").unwrap();
+    assert!(next != client && is_running(next) && is_running(holder));
+    cluster.down();
+    assert!(!is_running(next) && !is_running(holder) && !tests::is_mounted(&cluster.mount()));
+}
+
 /// The tests above would pass if kills did nothing: without a holder they do.
 #[test]
 fn without_a_holder_programs_see_the_kill() {
@@ -160,7 +183,7 @@ fn without_a_holder_programs_see_the_kill() {
         return skipped(&reason);
     }
     let cluster = Cluster::start();
-    let outcomes = run_beside(&cluster.mount(), || {
+    let outcomes = run_beside(&cluster.mount(), None, || {
         std::thread::sleep(Duration::from_millis(500));
         cluster.kill("mount");
     });
@@ -177,7 +200,7 @@ fn without_what_is_kept_effects_happen_twice() {
     let holder = held.pid("mount-holder.pid");
     let memory = kept_memory(holder);
     let began = Instant::now();
-    let outcomes = run_beside(&held.at, || {
+    let outcomes = run_beside(&held.at, None, || {
         for _ in 0..60 {
             std::thread::sleep(Duration::from_millis(150));
             signal(holder, Signal::STOP);

@@ -28,6 +28,7 @@ type Round = fn(&mut Calls<'_>, u64) -> io::Result<()>;
 
 pub(crate) struct Programs {
     root: PathBuf,
+    other: PathBuf,
     stop: AtomicBool,
 }
 
@@ -39,16 +40,18 @@ struct Calls<'a> {
 }
 
 /// Each with how many do it at once.
-const ROUNDS: [(&str, Round, usize); 9] = [
+const ROUNDS: [(&str, Round, usize); 11] = [
     ("names", names, 2),
     ("directories", directories, 1),
-    ("append", append, 2),
+    ("append", append, 3),
     ("overwrite", overwrite, 1),
     ("counter", counter, 3),
     ("listing", listing, 1),
     ("large", large, 1),
     ("truncate", truncate, 1),
     ("nameless", nameless, 1),
+    ("mapped", mapped, 1),
+    ("direct", direct, 1),
 ];
 
 impl Calls<'_> {
@@ -70,16 +73,19 @@ fn expect(what: &str, holds: bool) -> io::Result<()> {
 }
 
 impl Programs {
-    pub(crate) fn prepare(root: &Path) -> Self {
+    /// In `root`; what is appended comes through `other` too, another mount, if there is one.
+    pub(crate) fn prepare(root: &Path, other: Option<&Path>) -> Self {
         for (name, _, _) in ROUNDS {
-            fs::create_dir(root.join(name)).unwrap();
+            // That of the records has chunks of its own size.
+            fs::create_dir_all(root.join(name)).unwrap();
         }
         for number in 0..LISTED {
             File::create(root.join("listing").join(format!("entry-{number:04}"))).unwrap();
         }
         fs::write(root.join("counter/value"), "0").unwrap();
         fs::write(root.join("large/file"), pattern(LARGE_BYTES)).unwrap();
-        Self { root: root.to_owned(), stop: AtomicBool::new(false) }
+        let other = other.unwrap_or(root).to_owned();
+        Self { root: root.to_owned(), other, stop: AtomicBool::new(false) }
     }
 
     pub(crate) fn start<'scope>(
@@ -100,7 +106,8 @@ impl Programs {
     }
 
     fn run(&self, name: &'static str, member: usize, round: Round) -> Outcome {
-        let dir = self.root.join(name);
+        let root = if name == "append" && member == 2 { &self.other } else { &self.root };
+        let dir = root.join(name);
         let mut calls =
             Calls { dir: &dir, member, outcome: Outcome { name, ..Outcome::default() } };
         while !self.stop.load(Ordering::Acquire) && calls.outcome.errors.is_empty() {
@@ -178,7 +185,9 @@ fn append(calls: &mut Calls<'_>, number: u64) -> io::Result<()> {
     let (path, record) = (calls.dir.join("log"), record(calls.member, number));
     let mut file = calls.call("open", || File::options().create(true).append(true).open(&path))?;
     let written = calls.call("append", || file.write(&record))?;
-    expect("the whole record", written == RECORD)
+    expect("the whole record", written == RECORD)?;
+    // Of the other mount, which writes behind: stable before the next one.
+    if calls.member == 2 { calls.call("fsync", || file.sync_all()) } else { Ok(()) }
 }
 
 /// Each record of `counts[member]` is there once, and in order of its member.
@@ -269,6 +278,56 @@ fn nameless(calls: &mut Calls<'_>, number: u64) -> io::Result<()> {
     calls.call("write", || file.write_all_at(&content, 0))?;
     calls.call("unlink", || fs::remove_file(&path))?;
     let mut read = vec![0; content.len()];
+    calls.call("read", || file.read_exact_at(&mut read, 0))?;
+    expect("content", read == content)
+}
+
+/// Shared pages that are made dirty, written back, and read past the cache.
+#[expect(unsafe_code, reason = "mmap(2)")]
+fn mapped(calls: &mut Calls<'_>, number: u64) -> io::Result<()> {
+    const BYTES: usize = 64 << 10;
+    let path = calls.dir.join("file");
+    let options =
+        || File::options().create(true).truncate(false).read(true).write(true).open(&path);
+    let file = calls.call("open", options)?;
+    calls.call("truncate", || file.set_len(BYTES as u64))?;
+    let content: Vec<u8> = number.to_le_bytes().repeat(BYTES / 8);
+    calls.call("map, write and sync", || {
+        use std::os::fd::AsRawFd as _;
+        let (protection, shared) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping of a file of this size that nobody else cuts, used and unmapped here only.
+        unsafe {
+            let at =
+                libc::mmap(std::ptr::null_mut(), BYTES, protection, shared, file.as_raw_fd(), 0);
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            std::ptr::copy_nonoverlapping(content.as_ptr(), at.cast::<u8>(), BYTES);
+            let synced = libc::msync(at, BYTES, libc::MS_SYNC);
+            let failed = io::Error::last_os_error();
+            libc::munmap(at, BYTES);
+            if synced == 0 { Ok(()) } else { Err(failed) }
+        }
+    })?;
+    drop(file);
+    let read = calls.call("read", || fs::read(&path))?;
+    expect("what was mapped", read == content)
+}
+
+fn direct(calls: &mut Calls<'_>, number: u64) -> io::Result<()> {
+    use std::os::unix::fs::OpenOptionsExt as _;
+    const BYTES: usize = 128 << 10;
+    let path = calls.dir.join("file");
+    let options = || {
+        let mut options = File::options();
+        options.create(true).truncate(false).read(true).write(true);
+        options.custom_flags(libc::O_DIRECT).open(&path)
+    };
+    let file = calls.call("open", options)?;
+    let content: Vec<u8> = number.to_le_bytes().repeat(BYTES / 8);
+    calls.call("write", || file.write_all_at(&content, 0))?;
+    calls.call("fsync", || file.sync_all())?;
+    let mut read = vec![0; BYTES];
     calls.call("read", || file.read_exact_at(&mut read, 0))?;
     expect("content", read == content)
 }

@@ -133,6 +133,7 @@ fn start(root: &Path, servers: u32, shutdown: &Shutdown) -> anyhow::Result<Super
         restart: Restart::Never,
         accept_loss: false,
         exercise: true,
+        hold: false,
         server_wait: None,
     };
     Supervisor::start(plan, lock, shutdown, &mut |_| ())

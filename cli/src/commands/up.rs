@@ -179,6 +179,7 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
         scrub_period,
         restart,
         accept_loss,
+        hold,
         detach: _,
     } = wanted.args;
     let remembered = dir.read()?;
@@ -249,6 +250,7 @@ fn plan(dir: &ClusterDir, wanted: &Wanted<'_>, say: &mut dyn FnMut(&str)) -> any
         restart: *restart,
         accept_loss: *accept_loss,
         exercise: false,
+        hold: *hold,
         server_wait: wanted.cluster.server_wait,
     })
 }
@@ -354,6 +356,7 @@ fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<
         scrub_period,
         restart,
         detach: _,
+        hold,
         accept_loss,
     } = wanted.args;
     let mut arguments: Vec<OsString> =
@@ -380,6 +383,9 @@ fn supervise_arguments(dir: &ClusterDir, wanted: &Wanted<'_>) -> anyhow::Result<
     }
     if let Some(wait) = server_wait {
         arguments.extend(["--server-wait".into(), format!("{}ms", wait.as_millis()).into()]);
+    }
+    if *hold {
+        arguments.push("--hold".into());
     }
     if *accept_loss {
         arguments.push("--accept-loss".into());

@@ -174,11 +174,13 @@ impl FileState {
         let _open = self.shared();
         self.tell_writer()?;
         self.acknowledge()?;
-        if data.is_empty() {
+        if data.is_empty() || kept::is_appended() {
             return self.size();
         }
         self.readahead.clear();
-        self.append_now(data, &mut 0)
+        let offset = self.append_now(data, &mut 0)?;
+        kept::appended();
+        Ok(offset)
     }
 
     /// `room`: how much of the write budget the caller holds for `data`; what goes over to others is taken off.

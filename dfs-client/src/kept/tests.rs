@@ -110,6 +110,24 @@ fn a_release_takes_back_one_open_however_often_it_is_asked() {
 }
 
 #[test]
+fn a_record_that_is_stored_keeps_nobody_waiting() {
+    let words = memory();
+    let (kept, _) = attach(words, 1);
+    kept.begin(100);
+    append(Begun { ino: INO, index: 3, counter: 9, done: 0 });
+    appended();
+    die();
+    let (kept, _) = attach(words, 2);
+    kept.wait_for_appends();
+    kept.begin(100);
+    assert!(is_appended() && begun_append().is_none());
+    kept.end();
+    kept.begin(101);
+    assert!(!is_appended());
+    kept.end();
+}
+
+#[test]
 fn memory_of_another_layout_is_refused() {
     let words = memory();
     words[0].store(LAYOUT + 1, Ordering::Release);

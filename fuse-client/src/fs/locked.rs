@@ -67,6 +67,12 @@ impl Locked {
         }
     }
 
+    /// Whether `key` may have a lock already.
+    pub(super) fn may_hold(&self, key: &Key) -> bool {
+        let inner = self.lock();
+        inner.overflown || inner.held.contains_key(key)
+    }
+
     /// An unlock of all of `key` begins; `None`: there is nothing to unlock. `closed`: by the end of this open only.
     pub(super) fn begin_unlock(&self, key: &Key, closed: Option<OpenId>) -> Option<Unlocking> {
         let inner = self.lock();

@@ -2,6 +2,7 @@
 //! its bytes visible to others.
 
 use std::sync::atomic::Ordering;
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use dfs_client::ClientError;
@@ -22,6 +23,51 @@ const LOCK_TRIES: u32 = 4;
 /// How long the RELEASE of an open of which a descriptor was closed is waited for, when a lock of this mount is in the
 /// way: a machine with more to do than processors may let it lie between the kernel's queue and us.
 const RELEASE_WAIT_MAX: Duration = Duration::from_millis(250);
+
+/// Waits for locks, and those of them that their programs have left: what is asked next for the same owner waits until they
+/// are over.
+#[derive(Debug, Default)]
+pub(super) struct Waits {
+    under_way: Mutex<Vec<(Key, Cancelled)>>,
+    ended: Condvar,
+}
+
+/// One wait; over when dropped.
+struct Wait<'a> {
+    waits: &'a Waits,
+    cancelled: Option<Cancelled>,
+}
+
+impl Waits {
+    fn begin(&self, key: Key, cancelled: &Cancelled, may_leave: bool) -> Wait<'_> {
+        if !may_leave {
+            return Wait { waits: self, cancelled: None };
+        }
+        self.under_way
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((key, cancelled.clone()));
+        cancelled.may_leave();
+        Wait { waits: self, cancelled: Some(cancelled.clone()) }
+    }
+
+    fn let_the_left_end(&self, key: Key) {
+        let mut under_way = self.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        while under_way.iter().any(|(other, cancelled)| *other == key && cancelled.has_left()) {
+            under_way = self.ended.wait(under_way).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl Drop for Wait<'_> {
+    fn drop(&mut self) {
+        let Some(mine) = &self.cancelled else { return };
+        let mut under_way = self.waits.under_way.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.retain(|(_, cancelled)| !cancelled.is_same(mine));
+        drop(under_way);
+        self.waits.ended.notify_all();
+    }
+}
 
 impl FileSystem {
     pub(super) fn get_lock(
@@ -51,9 +97,22 @@ impl FileSystem {
     ) -> Answer {
         let key = (request.ino, request.owner);
         let is_whole = request.start == 0 && i64::MAX as u64 <= request.end;
+        self.lock_waits.let_the_left_end(key);
         if request.kind.is_some() {
+            // Of an owner with other locks here, giving this one back might take of those.
+            let may_leave = wait && !self.locked.may_hold(&key);
             self.locked.note(key, open, is_whole);
-            self.ask_for_lock(request, wait, cancelled)?;
+            let waiting = self.lock_waits.begin(key, cancelled, may_leave);
+            let asked = self.ask_for_lock(request, wait, cancelled);
+            if !cancelled.stays() {
+                // The program was told that it was interrupted, and does not know of the lock.
+                if asked.is_ok() {
+                    self.unlock(LockRequest { kind: None, ..request })?;
+                }
+                return Err(Errno::INTERRUPTED);
+            }
+            drop(waiting);
+            asked?;
             self.locked.note(key, open, is_whole);
             self.forget_cached(request.ino)?;
             return Ok(Reply::Done);

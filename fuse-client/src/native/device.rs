@@ -52,6 +52,21 @@ pub(crate) fn mount(at: &Path, read_only: bool) -> anyhow::Result<OwnedFd> {
     Ok(device)
 }
 
+/// Says so if an administrator set a limit that ends mounts on which a program waits for a lock.
+pub(crate) fn warn_of_time_limits() {
+    for name in ["default_request_timeout", "max_request_timeout"] {
+        let path = format!("/proc/sys/fs/fuse/{name}");
+        let seconds = std::fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+        if let Some(seconds @ 1_u64..) = seconds {
+            tracing::warn!(
+                seconds,
+                path,
+                "the kernel ends this mount when a request takes longer than that, such as a wait for a lock; set it to 0"
+            );
+        }
+    }
+}
+
 /// For ordinary users fusermount3 mounts, which is set-uid, and sends the connection back.
 fn mount_by_helper(at: &Path, options: &str, read_only: bool) -> anyhow::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair().context("make a socket pair")?;

@@ -122,11 +122,9 @@ impl UnderWay {
     fn interrupt(&self) {
         let now = match self.kind {
             Kind::Asks => true,
-            Kind::WaitsForLock => {
-                self.cancelled.cancel();
-                false
-            }
-            Kind::Changes => is_killed(self.pid),
+            Kind::WaitsForLock => self.cancelled.cancel(),
+            // A program that was killed does not care how it ends; another one waits for what was sent.
+            Kind::Changes => self.cancelled.cancel() || is_killed(self.pid),
         };
         if now {
             self.answer(&Encoded::Failed(Errno::INTERRUPTED));
