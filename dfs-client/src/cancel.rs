@@ -21,7 +21,7 @@ const LOOK: Duration = Duration::from_millis(5);
 pub struct Cancelled(Arc<AtomicU8>);
 
 thread_local! {
-    static MINE: RefCell<Option<Cancelled>> = const { RefCell::new(None) };
+    static MINE: RefCell<Option<(Cancelled, bool)>> = const { RefCell::new(None) };
 }
 
 impl Cancelled {
@@ -63,17 +63,18 @@ impl Cancelled {
         self.0.load(Ordering::Acquire) == LEFT
     }
 
-    /// While what is answered lives, this thread's requests to the master end when it is cancelled, unless one was sent.
+    /// While what is answered lives, this thread's requests to the master end when it is cancelled; unless one was sent, if
+    /// they change something.
     #[must_use]
-    pub fn watch(&self) -> Watch {
-        Watch { before: MINE.replace(Some(self.clone())) }
+    pub fn watch(&self, changes: bool) -> Watch {
+        Watch { before: MINE.replace(Some((self.clone(), changes))) }
     }
 }
 
 /// See [`Cancelled::watch`].
 #[derive(Debug)]
 pub struct Watch {
-    before: Option<Cancelled>,
+    before: Option<(Cancelled, bool)>,
 }
 
 impl Drop for Watch {
@@ -82,9 +83,11 @@ impl Drop for Watch {
     }
 }
 
-/// Sleeps for `pause`; true, and sooner, if this thread's call was cancelled.
-pub(crate) fn sleep(pause: Duration) -> bool {
-    let Some(mine) = MINE.with_borrow(Clone::clone) else {
+/// Sleeps for `pause`; true, and sooner, if this thread's call was cancelled and may end. `sent`: it may have been
+/// carried out.
+pub(crate) fn sleep(pause: Duration, sent: bool) -> bool {
+    let mine = MINE.with_borrow(Clone::clone).filter(|(_, changes)| !(*changes && sent));
+    let Some((mine, _)) = mine else {
         std::thread::sleep(pause);
         return false;
     };
@@ -124,14 +127,17 @@ mod tests {
         const LONG: Duration = Duration::from_secs(3600);
         let (mine, other) = (Cancelled::default(), Cancelled::default());
         let _other_call = other.cancel();
-        assert!(!sleep(Duration::from_millis(1)));
-        let watch = mine.watch();
-        assert!(!sleep(Duration::from_millis(1)));
+        assert!(!sleep(Duration::from_millis(1), false));
+        let watch = mine.watch(true);
+        assert!(!sleep(Duration::from_millis(1), false));
         std::thread::scope(|scope| {
             scope.spawn(|| mine.cancel());
-            assert!(sleep(LONG));
+            assert!(sleep(LONG, false));
         });
+        assert!(!sleep(Duration::from_millis(1), true), "it may have been carried out");
         drop(watch);
-        assert!(!sleep(Duration::from_millis(1)));
+        assert!(!sleep(Duration::from_millis(1), false));
+        let _watch = mine.watch(false);
+        assert!(sleep(LONG, true), "it changes nothing");
     }
 }

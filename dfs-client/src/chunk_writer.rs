@@ -9,6 +9,7 @@
     reason = "an answer of any other kind is refused as one"
 )]
 
+mod append;
 mod body;
 mod cut;
 mod refused;
@@ -34,7 +35,6 @@ use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
 use crate::deadline::Deadline;
 use crate::error::{ClientError, Result};
 use crate::jobs::Job;
-use crate::kept::{self, Begun};
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
 use body::Body;
@@ -222,98 +222,6 @@ impl ChunkWriter {
             state.queue.push(Body::Zero { offset, len }, 0);
         }
         self.pump();
-    }
-
-    /// Appends `data`; returns when it is stable on every member. `done`: bytes of the same call that went before.
-    pub(crate) fn append(
-        self: &Arc<Self>,
-        data: Arc<Vec<u8>>,
-        record: bool,
-        (at_least, cuts): (u64, u64),
-        done: u64,
-    ) -> Result<Appended> {
-        let counter = {
-            let mut state = self.lock();
-            if state.layout.is_some() && cuts < state.cuts {
-                return Ok(Appended::Moved);
-            }
-            seal(&mut state);
-            // The caller holds these bytes: they are not part of the budget.
-            state.queue.push(Body::Append { data, record, at_least, cuts }, 0)
-        };
-        kept::append(Begun { ino: self.ino, index: self.index, counter, done });
-        self.pump_as(true);
-        self.wait_appended(counter)
-    }
-
-    fn wait_appended(&self, counter: u64) -> Result<Appended> {
-        let mut state = self.lock();
-        loop {
-            if let Some(answer) = state.appends.remove(&counter) {
-                return answer;
-            }
-            if state.retired {
-                return Ok(Appended::Moved);
-            }
-            state = self.wait(state);
-        }
-    }
-
-    /// As [`Self::append`] of what a predecessor of this process began under this number: the servers answer what they
-    /// did then. Nobody else writes to the chunk meanwhile.
-    pub(crate) fn append_again(
-        self: &Arc<Self>,
-        data: Arc<Vec<u8>>,
-        record: bool,
-        cuts: u64,
-        counter: u64,
-    ) -> Result<Appended> {
-        {
-            let mut state = self.lock();
-            if !state.queue.is_empty() || !state.dirty.is_empty() {
-                return Err(ClientError::OutcomeUnknown);
-            }
-            state.queue = ResendQueue::new(counter);
-            state.queue.push(Body::Append { data, record, at_least: 0, cuts }, 0);
-        }
-        self.pump_as(true);
-        let answer = self.wait_appended(counter);
-        let mut state = self.lock();
-        if state.queue.is_empty() {
-            state.queue = ResendQueue::new(self.io.first_counter());
-        }
-        drop(state);
-        answer
-    }
-
-    /// Takes the rest of an append that crossed into this chunk, bytes that the caller has already taken from the budget.
-    pub(crate) fn carry(self: &Arc<Self>, rest: &[u8], order: Order) {
-        let bytes = rest.len() as u64;
-        let again = {
-            let mut state = self.lock();
-            if state.retired {
-                state.error.get_or_insert(ClientError::OutcomeUnknown);
-                return self.io.budget.give_back(bytes);
-            }
-            self.held.fetch_add(bytes, Ordering::AcqRel);
-            seal(&mut state);
-            state.queue.push(Body::Carried { data: Arc::new(rest.to_vec()), order }, bytes);
-            // By a layout of after a truncation it must not go out whole.
-            let again = order.begun < state.cuts && state.layout.is_some() && !state.recovering;
-            state.recovering |= again;
-            again
-        };
-        if again { Arc::clone(self).recover(None) } else { self.pump() }
-    }
-
-    /// The rest of an append that crossed the chunk's end is stable, or given up.
-    pub(crate) fn crossed(self: &Arc<Self>, counter: u64) {
-        let mut state = self.lock();
-        state.crossing.remove(&counter);
-        if state.gap.is_some() {
-            drop(state);
-            self.later(Job::Pump);
-        }
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {

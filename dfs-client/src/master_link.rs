@@ -433,7 +433,7 @@ impl MasterLink {
             // A last attempt is made when the wait is over, not a pause later.
             let left = wait.saturating_sub(began.elapsed()).max(Duration::from_millis(1));
             let pause = Duration::from_millis(pause_ms.clamp(1, 1000)).min(left);
-            if cancel::sleep(pause) && !sent {
+            if cancel::sleep(pause, sent) {
                 return Err(ClientError::Interrupted);
             }
         }

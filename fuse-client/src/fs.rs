@@ -146,7 +146,9 @@ impl FileSystem {
         // A lock is waited for by asking again and again.
         let until =
             (!call.operation.waits()).then(|| Deadline::begin(self.session.config().server_wait));
-        let watch = call.operation.may_be_given_up().then(|| call.cancelled.watch());
+        let only_asks = call.operation.only_asks();
+        let watch = only_asks || call.operation.may_be_given_up();
+        let watch = watch.then(|| call.cancelled.watch(!only_asks));
         let answer = match call.operation.leaves_bytes() {
             true => {
                 let ended = self.last_bytes_taken.read().unwrap_or_else(PoisonError::into_inner);

@@ -77,7 +77,7 @@ pub(crate) fn connect(
     fs: Arc<FileSystem>,
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<Connected> {
-    device::warn_of_time_limits();
+    warn_of_time_limits();
     let device = Arc::new(device::mount(at, read_only)?);
     let first = greet(&device, &fs, |_| Ok(()));
     let serving = first.and_then(|_offered| {

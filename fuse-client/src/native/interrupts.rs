@@ -121,7 +121,11 @@ impl Interrupts {
 impl UnderWay {
     fn interrupt(&self) {
         let now = match self.kind {
-            Kind::Asks => true,
+            Kind::Asks => {
+                // Whoever is finding the answer need not go on.
+                let _not_leavable = self.cancelled.cancel();
+                true
+            }
             Kind::WaitsForLock => self.cancelled.cancel(),
             // A program that was killed does not care how it ends; another one waits for what was sent.
             Kind::Changes => self.cancelled.cancel() || is_killed(self.pid),

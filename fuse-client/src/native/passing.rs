@@ -105,15 +105,17 @@ pub(super) fn receive_bytes(socket: BorrowedFd<'_>) -> io::Result<(Vec<u8>, Vec<
 }
 
 #[cfg(test)]
+mod fuzz;
+
+#[cfg(test)]
 mod tests {
     use std::os::fd::AsFd as _;
 
     use rustix::net::{AddressFamily, SocketFlags, SocketType};
 
     use super::*;
-    use crate::fuzz_engine::Target;
 
-    fn messages() -> Vec<Message> {
+    pub(super) fn messages() -> Vec<Message> {
         let body = vec![7; 64];
         vec![
             Message::Start(body.clone()),
@@ -142,15 +144,5 @@ mod tests {
         }
         drop(one);
         assert_eq!(receive(other.as_fd()).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
-    }
-
-    #[test]
-    fn fuzz_holder_message() {
-        let valid = messages().iter().map(Message::encode).collect();
-        Target::new("holder_message", valid).prefixes_may_be_valid().run(|bytes| {
-            let Some(message) = Message::decode(bytes) else { return false };
-            assert_eq!(message.encode(), bytes);
-            true
-        });
     }
 }
