@@ -516,16 +516,6 @@ pub(crate) struct AppendArgs {
     pub output: OutputArgs,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(crate) enum TransportName {
-    /// Whichever is best here
-    Auto,
-    /// On /dev/fuse itself: a program that waits can be interrupted
-    Native,
-    /// Over the fuser library
-    Fuser,
-}
-
 #[derive(Args, Debug)]
 #[command(
     override_usage = "dfs mount [OPTIONS] MASTER PATH\n       dfs mount [OPTIONS] --dir DIR PATH",
@@ -545,7 +535,7 @@ pub(crate) struct MountArgs {
     pub read_only: bool,
     /// How requests of the kernel come in
     #[arg(long, value_enum, default_value = "auto", env = "DFS_TRANSPORT")]
-    pub transport: TransportName,
+    pub transport: crate::commands::mount::TransportName,
     /// The mount outlives the process that serves it: killed or replaced, it is followed by another one, and programs go
     /// on. What is written is on the servers before write returns; own transport only
     #[arg(long)]

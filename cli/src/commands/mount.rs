@@ -9,10 +9,20 @@ use anyhow::Context as _;
 use fuse_client::cache::Lifetimes;
 use fuse_client::{HoldConfig, MountConfig, Transport};
 
-use crate::args::{ClusterArgs, MountArgs, PagesArgs, TransportName};
+use crate::args::{ClusterArgs, MountArgs, PagesArgs};
 use crate::cluster::check_address;
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum TransportName {
+    /// Whichever is best here
+    Auto,
+    /// On /dev/fuse itself: a program that waits can be interrupted
+    Native,
+    /// Over the fuser library
+    Fuser,
+}
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
     let MountArgs {
