@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use tests::{Cluster, Random, is_running, no_fuse, setting, signal, skipped, wait_until};
+use tests::{Cluster, Options, Random, is_running, no_fuse, setting, signal, skipped, wait_until};
 
 use programs::{Outcome, Programs};
 
@@ -23,7 +23,10 @@ struct Held {
 
 impl Held {
     fn start() -> Self {
-        let mut cluster = Cluster::start();
+        Self::start_on(Cluster::start())
+    }
+
+    fn start_on(mut cluster: Cluster) -> Self {
         let pids = cluster.scratch().join("pids");
         std::fs::create_dir(&pids).unwrap();
         let at = cluster.mount_with("held", &["--hold", "--pid-dir", pids.to_str().unwrap()]);
@@ -104,6 +107,31 @@ fn programs_see_nothing_of_clients_that_are_killed() {
     say(&outcomes, kills);
     assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
     assert!(before + 10 < held.generations(), "clients took over: {}", held.log());
+}
+
+#[test]
+fn servers_may_be_killed_with_the_client() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let options = Options { restart: "on-failure", ..Options::default() };
+    let held = Held::start_on(Cluster::start_with(options));
+    let mut random = Random::new(setting("DFS_MOUNT_SEED", 1), 2);
+    let outcomes = run_beside(&held.at, None, || {
+        for role in ["cs-1", "master", "cs-2", "master", "cs-3", "master"] {
+            std::thread::sleep(Duration::from_millis(500 + random.below(1000)));
+            let (server, client) = (held.cluster.pid(role).unwrap(), held.client());
+            signal(server, Signal::KILL);
+            std::thread::sleep(Duration::from_millis(random.below(30)));
+            signal(client, Signal::KILL);
+            wait_until("both are there again", || {
+                let now = held.cluster.pid(role);
+                now.is_some_and(|now| now != server && is_running(now)) && held.client() != client
+            });
+        }
+    });
+    say(&outcomes, 6);
+    assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
 }
 
 #[test]

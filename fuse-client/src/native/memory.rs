@@ -21,13 +21,13 @@ unsafe impl Send for Resident {}
 
 impl Resident {
     #[expect(unsafe_code, reason = "mmap(2), for memory that is locked from the start")]
-    pub(super) fn new(bytes: usize) -> io::Result<Self> {
+    pub(super) fn new(size: usize) -> io::Result<Self> {
         let map = |flags| {
             // SAFETY: a new private mapping at an address of the kernel's choice touches nothing that exists.
             let at = unsafe {
                 libc::mmap(
                     std::ptr::null_mut(),
-                    bytes,
+                    size,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_POPULATE | flags,
                     -1,
@@ -37,10 +37,10 @@ impl Resident {
             if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<u8>()) }
         };
         if let Some(at) = map(libc::MAP_LOCKED) {
-            return Ok(Self { at, bytes, locked: true });
+            return Ok(Self { at, bytes: size, locked: true });
         }
         let at = map(0).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { at, bytes, locked: false })
+        Ok(Self { at, bytes: size, locked: false })
     }
 
     #[expect(unsafe_code, reason = "the mapping as bytes")]
