@@ -44,11 +44,20 @@ impl Master {
         ino: InodeNo,
         size: u64,
     ) -> Result<Outcome, MetaFailure> {
-        // One at a time per file; a repeated request waits for the first and then finds its answer.
+        self.while_truncating(ino, size, || self.truncate_alone(id, results, ino, size))
+    }
+
+    /// One at a time per file; a repeated request waits for the first and then finds its answer.
+    fn while_truncating(
+        &self,
+        ino: InodeNo,
+        size: u64,
+        then: impl FnOnce() -> Result<Outcome, MetaFailure>,
+    ) -> Result<Outcome, MetaFailure> {
         if !self.begin_truncating(ino, size) {
             return Err(MetaFailure::Busy { retry_after_ms: 10 });
         }
-        let outcome = self.truncate_alone(id, results, ino, size);
+        let outcome = then();
         lock(&self.truncating).remove(&ino);
         outcome
     }
@@ -126,12 +135,7 @@ impl Master {
         ino: InodeNo,
         size: u64,
     ) -> Result<Outcome, MetaFailure> {
-        if !self.begin_truncating(ino, size) {
-            return Err(MetaFailure::Busy { retry_after_ms: 10 });
-        }
-        let outcome = self.grow_alone(id, results, ino, size);
-        lock(&self.truncating).remove(&ino);
-        outcome
+        self.while_truncating(ino, size, || self.grow_alone(id, results, ino, size))
     }
 
     fn grow_alone(
@@ -229,10 +233,7 @@ impl Master {
         results: &Results,
         (ino, first, count): (InodeNo, u64, u64),
     ) -> Result<Outcome, MetaFailure> {
-        self.begin_freeing(ino, first)?;
-        let outcome = self.free_alone(id, results, (ino, first, count));
-        lock(&self.truncating).remove(&ino);
-        outcome
+        self.while_freeing(ino, first, || self.free_alone(id, results, (ino, first, count)))
     }
 
     /// Frees chunks from `first` on that lie wholly behind the logged size of `ino`, unless somebody else writes it: what
@@ -247,10 +248,7 @@ impl Master {
         ino: InodeNo,
         first: u64,
     ) -> Result<Outcome, MetaFailure> {
-        self.begin_freeing(ino, first)?;
-        let outcome = self.free_unlogged_alone(id, results, ino, first);
-        lock(&self.truncating).remove(&ino);
-        outcome
+        self.while_freeing(ino, first, || self.free_unlogged_alone(id, results, ino, first))
     }
 
     fn free_unlogged_alone(
@@ -282,12 +280,14 @@ impl Master {
     }
 
     /// No layouts at or behind chunk `first` are given out from here on.
-    fn begin_freeing(&self, ino: InodeNo, first: u64) -> Result<(), MetaFailure> {
+    fn while_freeing(
+        &self,
+        ino: InodeNo,
+        first: u64,
+        then: impl FnOnce() -> Result<Outcome, MetaFailure>,
+    ) -> Result<Outcome, MetaFailure> {
         let chunk_size = self.inode(ino)?.layout.chunk_size.max(1);
-        if !self.begin_truncating(ino, first.saturating_mul(chunk_size).saturating_add(1)) {
-            return Err(MetaFailure::Busy { retry_after_ms: 10 });
-        }
-        Ok(())
+        self.while_truncating(ino, first.saturating_mul(chunk_size).saturating_add(1), then)
     }
 
     fn free_alone(
