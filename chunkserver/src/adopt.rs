@@ -90,6 +90,12 @@ pub(crate) fn adopt(
         let adopted = node.store.adopt_self(chunk, version);
         return adopted.map(|report| (report, 0)).map_err(|e| e.to_string().into());
     }
+    // The same operations in the same order: on a full disk there is no room for a copy, and none is needed.
+    if have.position == source.position && have.digest == source.digest && !have.not_current {
+        let adopted = node.store.adopt_self(chunk, version).map_err(|e| e.to_string())?;
+        tracing::info!(chunk = chunk.0, version = version.0, source = %source.server, copied = 0, "adopted");
+        return Ok((adopted, 0));
+    }
     copy(node, chunk, version, spec, source)
 }
 

@@ -12,6 +12,8 @@ mod harness;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use chunkserver::store::{ChunkSpec, ClientTable, Position};
@@ -284,6 +286,42 @@ fn a_source_that_went_on_is_refused() {
     assert_eq!(cluster.content(2, 1, 2), b"onetwo");
     // A version that was not promised cannot be taken up.
     assert!(cluster.adopt(2, 3, 0, &promised).is_err());
+}
+
+/// Inode numbers of the files of chunks below `dir`.
+fn chunk_files(dir: &Path) -> Vec<u64> {
+    let list = |path: &Path| std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap());
+    // Chunks are in directories of two digits.
+    let of_chunks = list(dir).filter(|entry| entry.file_name().len() == 2);
+    of_chunks
+        .flat_map(|entry| list(&entry.path()))
+        .map(|file| file.metadata().unwrap().ino())
+        .collect()
+}
+
+/// On a full disk there is no room for a copy, and none is needed.
+#[test]
+fn a_member_that_has_what_the_source_has_takes_up_its_own_file() {
+    let cluster = Cluster::new(2);
+    let layout = cluster.layout(1, 1, &[0, 1]);
+    let client = cluster.client(0, 1);
+    client.write(&layout, 1, 0, &pattern(1, 300_000)).unwrap();
+    let promised = cluster.promise(0, 1, 2, false).unwrap();
+    let other = cluster.promise(1, 1, 2, false).unwrap();
+    assert_eq!((other.seq, other.digest), (promised.seq, promised.digest));
+    let files = || chunk_files(cluster.dirs[1].path());
+    let before = files();
+    assert_eq!(before.len(), 1);
+    let adopted = cluster.adopt(1, 2, 0, &promised).unwrap();
+    assert_eq!((adopted.version, adopted.seq, adopted.digest), (2, 0, promised.digest));
+    assert_eq!(files(), before, "another file took its place");
+    cluster.adopt(0, 2, 0, &promised).unwrap();
+    let layout = cluster.layout(1, 2, &[0, 1]);
+    cluster.client(0, 2).write(&layout, 1, 300_000, b"goes on").unwrap();
+    for index in 0..2 {
+        let content = cluster.content(index, 1, 2);
+        assert!(content[..300_000] == pattern(1, 300_000) && content[300_000..] == *b"goes on");
+    }
 }
 
 #[test]

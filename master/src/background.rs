@@ -8,7 +8,7 @@ use std::time::Duration;
 use dfs_core::chunk::Member;
 use dfs_core::cluster::{Liveness, running};
 use dfs_core::command::Change;
-use dfs_core::ids::{ChunkId, ClientId, InodeNo, ServerId};
+use dfs_core::ids::{ChunkId, ClientId, Epoch, InodeNo, ServerId};
 use dfs_core::meta::{self, Client, Key, MetaStore, Record};
 use dfs_core::time::Timestamp;
 use dfs_service::page::Page;
@@ -22,6 +22,7 @@ use crate::state::{Master, lock, now};
 use crate::trash;
 
 const TICK: Duration = Duration::from_millis(250);
+const FIRST_REIGN: Epoch = Epoch(1);
 const RECLAIM_PAUSE: Duration = Duration::from_millis(20);
 const RECLAIM_BATCH: usize = 256;
 const STORED_BATCH: usize = 512;
@@ -150,7 +151,8 @@ fn reclaim_orphans(master: &Arc<Master>) {
 /// Whether nobody can have something open that this reign has not heard of: each client of an earlier one has said what
 /// it has open, or has ended. One that was stopped for a minute is still expected.
 fn opens_are_known(master: &Master) -> bool {
-    if master.uptime_ms() < GRACE_MS {
+    // Before the first reign there was nobody who could.
+    if FIRST_REIGN < master.epoch && master.uptime_ms() < GRACE_MS {
         return false;
     }
     if master.opens_known.load(Ordering::Acquire) {

@@ -12,7 +12,7 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::{ChunkId, ChunkVersion};
 use dfs_core::job::JobId;
 use dfs_core::plan::reconfigure::{
-    PromiseReport, Source, choose_source, choose_source_beside, plan,
+    PromiseReport, Source, choose_source, choose_source_beside, members_after, plan,
 };
 use dfs_proto::control::{AdoptRequest, PromiseRequest, ReplicaReport};
 use dfs_service::canary;
@@ -225,9 +225,7 @@ impl Master {
                 ));
             }
         }
-        let leaver = leaver.filter(|_| preparing.learner.is_some());
-        let members: Vec<Member> =
-            everybody.iter().copied().filter(|member| Some(*member) != leaver).collect();
+        let members = members_after(preparing, leaver, self.min_replicas);
         let primary = match &source {
             // The old primary has the connections; otherwise whoever was first.
             _ if members.iter().any(|member| member.server == record.active.primary) => {

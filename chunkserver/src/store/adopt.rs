@@ -33,6 +33,8 @@ pub struct AdoptWriter {
     file: Arc<dyn DiskFile>,
     /// Checksum and length of each block that is there.
     blocks: BTreeMap<u64, (u32, u64)>,
+    /// Bytes of the disk that are set aside for what is still to come.
+    reserved: u64,
     finished: bool,
 }
 
@@ -61,9 +63,12 @@ impl AdoptWriter {
             return Err(StoreError::TooLarge { chunk, asked: from_len, limit });
         }
         engine.check_space(from_len.saturating_sub(old_len))?;
+        // The old one stays until the copy is whole.
+        engine.check_room_for_copy(from_len)?;
         let attempt = ATTEMPT.fetch_add(1, Ordering::Relaxed);
         let path = format!("{}.{}.{attempt}{ADOPT_SUFFIX}", chunk_path(chunk), version.0);
         let file = engine.disk.open(&path, OpenMode::New).map_err(|e| engine.write_error(e, 0))?;
+        engine.accounts.reserve(from_len);
         Ok(Self {
             engine,
             chunk,
@@ -72,6 +77,7 @@ impl AdoptWriter {
             path,
             file,
             blocks: BTreeMap::new(),
+            reserved: from_len,
             finished: false,
         })
     }
@@ -98,6 +104,9 @@ impl AdoptWriter {
         }
         let written = self.file.write_at(DATA_AT + index * size, data);
         written.map_err(|err| self.engine.write_error(err, len))?;
+        let taken = len.min(self.reserved);
+        self.reserved -= taken;
+        self.engine.accounts.give_back(taken);
         self.blocks.insert(index, (crc, len));
         Ok(())
     }
@@ -209,6 +218,7 @@ impl AdoptWriter {
 
 impl Drop for AdoptWriter {
     fn drop(&mut self) {
+        self.engine.accounts.give_back(self.reserved);
         if !self.finished {
             // What stays is removed at the next start.
             let _ = self.engine.disk.remove(&self.path);

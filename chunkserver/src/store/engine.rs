@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use dfs_core::ids::{ChunkId, ChunkVersion, ClientId};
@@ -46,8 +46,8 @@ pub(super) struct Engine {
     pub(super) pending_bytes: AtomicU64,
     /// Chunks with bulk data that is not synced.
     pub(super) bulk: Mutex<BTreeSet<ChunkId>>,
-    /// The disk was too full to put an operation in place: writes are refused until that works.
-    pub(super) stuck: AtomicBool,
+    /// The disk was too full to put their operations in place: writes are refused until that works.
+    pub(super) stuck: Mutex<BTreeSet<ChunkId>>,
     /// Chunks whose file was made again, and of which nobody was told yet.
     pub(super) made_again: Mutex<BTreeSet<ChunkId>>,
     pub(super) checkpoint_turn: Mutex<()>,

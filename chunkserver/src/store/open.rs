@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, RwLock};
 
 use dfs_core::ids::{ChunkId, DiskId};
@@ -205,7 +205,7 @@ fn open_with_room(
         pending: Mutex::new(BTreeSet::new()),
         pending_bytes: AtomicU64::new(0),
         bulk: Mutex::new(BTreeSet::new()),
-        stuck: AtomicBool::new(false),
+        stuck: Mutex::new(BTreeSet::new()),
         checkpoint_turn: Mutex::new(()),
         accounts,
         signal: Signal::default(),

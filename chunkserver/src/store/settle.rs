@@ -119,7 +119,7 @@ impl Engine {
                 if !is_full(&err) {
                     return Err(self.fate.fatal("put an operation in place", &err).into());
                 }
-                self.stuck.store(true, Ordering::Relaxed);
+                lock(&self.stuck).insert(chunk);
                 tracing::warn!(?chunk, %err, see = %Page::FullDisk, "operation waits in the journal for space");
                 return Ok(());
             }
@@ -129,7 +129,7 @@ impl Engine {
             self.pending_bytes.fetch_sub(effect.bytes(), Ordering::Relaxed);
             state.pending.pop_front();
         }
-        self.stuck.store(false, Ordering::Relaxed);
+        lock(&self.stuck).remove(&chunk);
         lock(&self.pending).remove(&chunk);
         Ok(())
     }
@@ -156,5 +156,6 @@ impl Engine {
         state.snapshot = None;
         lock(&self.pending).remove(&chunk);
         lock(&self.bulk).remove(&chunk);
+        lock(&self.stuck).remove(&chunk);
     }
 }

@@ -52,6 +52,14 @@ impl Accounts {
         subtract(&self.chunk_bytes, rounded(len) + CHUNK_OVERHEAD_BYTES);
     }
 
+    pub(super) fn reserve(&self, bytes: u64) {
+        self.reserved_bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn give_back(&self, bytes: u64) {
+        subtract(&self.reserved_bytes, bytes);
+    }
+
     pub(super) fn add_quarantined(&self, bytes: u64) {
         self.quarantine_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -67,7 +75,7 @@ pub struct SpaceCredit {
 impl SpaceCredit {
     pub(super) fn take(engine: &Arc<Engine>, bytes: u64) -> Result<Self, StoreError> {
         let accounts = &engine.accounts;
-        accounts.reserved_bytes.fetch_add(bytes, Ordering::Relaxed);
+        accounts.reserve(bytes);
         let credit = Self { engine: Arc::clone(engine), bytes };
         // Credits count as used, this one too: two takers of the last bytes may both be refused, never both served.
         let short = engine.free_or_purge(0)?;
@@ -85,7 +93,7 @@ impl SpaceCredit {
 
 impl Drop for SpaceCredit {
     fn drop(&mut self) {
-        subtract(&self.engine.accounts.reserved_bytes, self.bytes);
+        self.engine.accounts.give_back(self.bytes);
     }
 }
 
@@ -147,13 +155,28 @@ impl Engine {
         Ok(None)
     }
 
+    /// Whether the disk has room for a copy of `bytes`, perhaps after removing quarantined replicas. Into the reserve it may
+    /// go, not into what was promised to others.
+    pub(super) fn check_room_for_copy(&self, bytes: u64) -> Result<(), StoreError> {
+        let wanted = || self.accounts.reserved_bytes.load(Ordering::Relaxed).saturating_add(bytes);
+        if self.disk.space()?.free_bytes < wanted() {
+            self.purge_until(wanted())?;
+        }
+        let free_bytes = self.disk.space()?.free_bytes;
+        if free_bytes < wanted() {
+            return Err(StoreError::NoSpace { free_bytes, need: bytes });
+        }
+        Ok(())
+    }
+
     /// Refuses growth beyond a set capacity, and everything while an operation waits for the disk to have room. Into
     /// the reserve it may go: the primary asked for credit, and a member must not refuse what others have applied.
     pub(super) fn check_space(&self, need: u64) -> Result<(), StoreError> {
-        if self.stuck.load(Ordering::Relaxed) {
+        let is_stuck = || !lock(&self.stuck).is_empty();
+        if is_stuck() {
             self.settle_all()?;
         }
-        let stuck = self.stuck.load(Ordering::Relaxed);
+        let stuck = is_stuck();
         let used = self.accounts.chunk_bytes.load(Ordering::Relaxed);
         let full = self.config.capacity_bytes.is_some_and(|capacity| capacity < used + need);
         if stuck || full {

@@ -76,6 +76,20 @@ pub fn plan(
     Ok(Preparing { version: chunk.next_version, members, learner, after_wait })
 }
 
+/// The members of the configuration that everybody in `preparing` has taken up. `leaver` gives its place to the learner;
+/// it stays if there is none, and if fewer than `min_replicas` would be left: what it holds is needed then, full or not.
+#[must_use]
+pub fn members_after(
+    preparing: &Preparing,
+    leaver: Option<Member>,
+    min_replicas: u32,
+) -> Vec<Member> {
+    let everybody = preparing.members.iter().copied().chain(preparing.learner);
+    let rest: Vec<Member> = everybody.clone().filter(|member| Some(*member) != leaver).collect();
+    let may_leave = preparing.learner.is_some() && min_replicas as usize <= rest.len();
+    if may_leave { rest } else { everybody.collect() }
+}
+
 /// What the reports allow.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Source {
@@ -253,6 +267,26 @@ mod tests {
         assert_eq!([beside(&[]), beside(&[2])], [Some(reports[0]); 2]);
         assert_eq!(beside(&[1]), Some(reports[1]));
         assert_eq!(beside(&[1, 2]), None, "one rebooted, the other lost what it had");
+    }
+
+    #[test]
+    fn a_leaver_goes_only_if_enough_are_left_without_it() {
+        let after = |members: &[u32], learner: Option<u32>, leaver: u32| {
+            let preparing = Preparing {
+                version: ChunkVersion(5),
+                members: members.iter().copied().map(member).collect(),
+                learner: learner.map(member),
+                after_wait: false,
+            };
+            let left = members_after(&preparing, Some(member(leaver)), 2);
+            left.iter().map(|member| member.server.0).collect::<Vec<_>>()
+        };
+        let ids = |numbers: &[u32]| numbers.iter().map(|n| member(*n).server.0).collect::<Vec<_>>();
+        assert_eq!(after(&[1, 2, 3], Some(4), 1), ids(&[2, 3, 4]));
+        assert_eq!(after(&[1, 2], Some(4), 2), ids(&[1, 4]));
+        assert_eq!(after(&[1, 2, 3], None, 1), ids(&[1, 2, 3]), "nobody takes its place");
+        // The other member could not take up the version: one copy would be all.
+        assert_eq!(after(&[1], Some(4), 1), ids(&[1, 4]));
     }
 
     #[test]

@@ -350,6 +350,52 @@ fn a_full_disk_refuses_and_changes_nothing_until_there_is_room() {
     assert_eq!(store.report(other).unwrap().position, position(V1, 1));
 }
 
+/// It was the only one that waited for room: nobody else would ever say that there is some.
+#[test]
+fn writes_go_on_when_the_chunk_that_waited_for_room_is_gone() {
+    let disk = FaultyDisk::new(4);
+    let store = open(&disk, 1).unwrap();
+    let other = ChunkId(2);
+    let write_other = |seq, offset| {
+        let write = Mutation::Write { offset, data: b"data" };
+        store.apply(other, V1, seq, &spec(SIZE), NOBODY, write)
+    };
+    write_other(1, 0).unwrap();
+    write(&store, 1, 0, &pattern(20_000, 5)).unwrap();
+    store.sync_blocking(CHUNK).unwrap();
+    store.sync_blocking(other).unwrap();
+    let zero = Mutation::Zero { offset: 0, len: 20_000 };
+    store.apply(CHUNK, V1, 2, &spec(SIZE), NOBODY, zero).unwrap();
+    write(&store, 3, 9_000, b"in a hole").unwrap();
+    disk.set_full(true);
+    store.sync_blocking(CHUNK).unwrap();
+    let refused = write_other(2, 12_288);
+    assert!(matches!(refused, Err(StoreError::NoSpace { .. })), "{refused:?}");
+    store.quarantine(CHUNK).unwrap();
+    disk.set_full(false);
+    write_other(2, 12_288).unwrap();
+}
+
+#[test]
+fn a_copy_is_not_begun_on_a_disk_without_room_for_it() {
+    let disk = FaultyDisk::new(4);
+    let store = open(&disk, 1).unwrap();
+    write(&store, 1, 0, &pattern(20_000, 5)).unwrap();
+    store.sync_blocking(CHUNK).unwrap();
+    let v2 = ChunkVersion(2);
+    store.promise(CHUNK, v2, None).unwrap();
+    let before = store.space().free_bytes;
+    disk.set_full(true);
+    let begin = || store.adopt_begin(CHUNK, v2, position(V1, 2), 150_000, &spec(SIZE));
+    assert!(matches!(begin(), Err(StoreError::NoSpace { need: 150_000, .. })));
+    disk.set_full(false);
+    let copy = begin().unwrap();
+    assert_eq!(store.space().free_bytes, before - 150_000);
+    // What it set aside is given back.
+    drop(copy);
+    assert_eq!(store.space().free_bytes, before);
+}
+
 #[test]
 fn a_failed_sync_is_fatal_and_nothing_is_acknowledged_after_it() {
     let disk = FaultyDisk::new(8);
