@@ -546,6 +546,9 @@ pub(crate) struct MountArgs {
     /// The descriptor of a holder, which started this process
     #[arg(long, hide = true, value_name = "N")]
     pub held_by: Option<i32>,
+    /// For tests: a file that says where the process that serves is to end
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub exercise: Option<PathBuf>,
     /// Threads that serve the kernel, at least 2
     #[arg(long, value_name = "N", value_parser = whole::<u32>(2..=64))]
     pub threads: Option<u32>,

@@ -12,6 +12,7 @@
 mod append;
 mod body;
 mod cut;
+mod placed;
 mod refused;
 mod silence;
 mod trouble;
@@ -34,12 +35,14 @@ use dfs_proto::meta_rpc::ChunkLayout;
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL};
 use crate::deadline::Deadline;
 use crate::error::{ClientError, Result};
+use crate::exercise::{self, Point};
 use crate::jobs::Job;
 use crate::servers::{Lane, reply_of};
 use crate::session::{lock, random, spawn};
 use body::Body;
 pub(crate) use body::{Appended, Order};
 use cut::refuse;
+pub(crate) use placed::Placed;
 pub(crate) use refused::Refused;
 use trouble::{Failure, Trouble, failed_member};
 
@@ -72,7 +75,7 @@ struct State {
     /// Since when nothing was acknowledged although it was tried.
     troubled_since: Option<Instant>,
     backoff: Backoff,
-    /// Answers of appends that somebody waits for.
+    /// Answers of operations that somebody waits for, each by itself: of appends, and others that came to nothing.
     appends: BTreeMap<u64, Result<Appended>>,
     /// Appends that crossed the end and whose rest is not stable yet: servers must remember them.
     crossing: BTreeSet<u64>,
@@ -151,6 +154,10 @@ impl ChunkWriter {
         lock(&self.state)
     }
 
+    fn add_held(&self, bytes: u64) {
+        self.held.fetch_add(bytes, Ordering::AcqRel);
+    }
+
     fn free(&self, bytes: u64) {
         self.held.fetch_sub(bytes, Ordering::AcqRel);
         self.io.budget.give_back(bytes);
@@ -219,7 +226,7 @@ impl ChunkWriter {
         {
             let mut state = self.lock();
             seal(&mut state);
-            state.queue.push(Body::Zero { offset, len }, 0);
+            state.queue.push(Body::Zero { offset, len, awaited: false }, 0);
         }
         self.pump();
     }
@@ -448,6 +455,7 @@ impl ChunkWriter {
             let writer = Arc::clone(self);
             let on_reply = Box::new(move |reply| writer.on_reply(attempt, counter, reply));
             let data = body.data().map(|data| data.as_slice());
+            exercise::reached(Point::Sent);
             let sent = self.send(&layout, &args, data, on_reply);
             self.lock().sending = false;
             if let Err(error) = sent {
@@ -669,7 +677,8 @@ impl ChunkWriter {
                     freed = gone;
                     state.queue = ResendQueue::new(next.max(self.io.first_counter()));
                     for (counter, body, bytes) in unanswered {
-                        if body.is_append() {
+                        if body.is_awaited() {
+                            freed += bytes;
                             state.appends.insert(counter, Ok(Appended::Moved));
                         } else {
                             state.queue.push(body, bytes);
@@ -719,7 +728,7 @@ fn begin_sync(state: &mut State, upto: u64) -> Option<BegunSync> {
 
 fn push_extent(queue: &mut ResendQueue<Body>, offset: u64, extent: Vec<u8>) {
     let bytes = extent.len() as u64;
-    queue.push(Body::Write { offset, data: Arc::new(extent) }, bytes);
+    queue.push(Body::Write { offset, data: Arc::new(extent), awaited: false }, bytes);
 }
 
 /// Makes operations of all dirty bytes.

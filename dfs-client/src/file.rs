@@ -5,6 +5,8 @@
 
 mod append;
 mod commit;
+mod memory;
+mod once;
 pub mod records;
 pub mod search;
 mod size;
@@ -24,10 +26,13 @@ use dfs_core::time::WallTime;
 use crate::chunk_io::{ChunkIo, LAYOUT_TTL, Patience, fill};
 use crate::chunk_writer::{ChunkWriter, Refused};
 use crate::error::{ClientError, Kept, Result};
+use crate::kept;
 use crate::readahead::Readahead;
 use crate::session::{Session, lock, spawn};
 use append::Gathered;
 use commit::Until;
+use memory::Memory;
+pub(crate) use memory::Moment;
 
 /// Attributes are asked for again at the end of the file if they are older.
 const END_FRESH: Duration = Duration::from_millis(100);
@@ -43,14 +48,6 @@ const LATE: Duration = Duration::from_secs(2);
 const DEFER_MAX: Duration = Duration::from_secs(1);
 /// One piece taken from the write budget at a time.
 const WRITE_PIECE: usize = 1 << 20;
-
-/// What is known of the file, as of `at`.
-struct Known {
-    attr: Attr,
-    at: Instant,
-    /// Inline content, if it was fetched.
-    content: Option<Vec<u8>>,
-}
 
 #[derive(Default)]
 struct Pending {
@@ -85,6 +82,19 @@ impl Pending {
         self.inline.bytes() + self.sending.bytes()
     }
 
+    /// Reads inline content of `size` bytes with what is pending; answers how many bytes.
+    fn lay_over(&self, size: u64, content: &[u8], offset: u64, buf: &mut [u8]) -> usize {
+        let size = size.max(self.end);
+        if size <= offset {
+            return 0;
+        }
+        let len = small((size - offset).min(buf.len() as u64));
+        fill(&mut buf[..len], content.get(small(offset)..).unwrap_or_default());
+        self.sending.overlay(offset, &mut buf[..len]);
+        self.inline.overlay(offset, &mut buf[..len]);
+        len
+    }
+
     /// Everything for inline content that was not logged, in one, and how many bytes it holds of the write budget.
     fn take_inline(&mut self) -> (DirtyExtents, u64) {
         let held = self.inline_bytes();
@@ -107,7 +117,7 @@ struct Logged {
 }
 
 struct Inner {
-    known: Option<Known>,
+    memory: Memory,
     pending: Pending,
     writers: BTreeMap<u64, Arc<ChunkWriter>>,
     error: Kept,
@@ -167,7 +177,7 @@ impl FileState {
             gate: RwLock::new(()),
             commit: Mutex::new(()),
             inner: Mutex::new(Inner {
-                known: None,
+                memory: Memory::default(),
                 pending: Pending::default(),
                 writers: BTreeMap::new(),
                 error: Kept::default(),
@@ -195,30 +205,31 @@ impl FileState {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whoever shares the gate may wait for others to repeat what predecessors of this process began, and these share it.
     fn alone(&self) -> RwLockWriteGuard<'_, ()> {
+        self.wait_for_begun();
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 
     // What is known.
 
-    /// Fresh attributes came with an open.
-    pub(crate) fn opened(&self, attr: &Attr, content: Option<Vec<u8>>) {
-        self.learn(attr.clone(), content, true);
+    /// Before the master is asked.
+    pub(crate) fn asking(&self) -> Moment {
+        self.lock().memory.now()
+    }
+
+    /// Attributes came with an open.
+    pub(crate) fn opened(&self, asked: Moment, attr: &Attr, content: Option<Vec<u8>>) {
+        self.learn(asked, attr.clone(), content, true);
     }
 
     /// `own`: the change number may have moved by this client's own commit only.
-    fn learn(&self, attr: Attr, content: Option<Vec<u8>>, foreign: bool) {
-        let mut inner = self.lock();
-        let now = Instant::now();
-        inner.touched = now;
-        let changed = inner.known.as_ref().is_none_or(|known| known.attr.change != attr.change);
-        let kept = match (content, inner.known.take()) {
-            (Some(content), _) => Some(content),
-            (None, Some(known)) if !changed => known.content,
-            (None, _) => None,
+    fn learn(&self, asked: Moment, attr: Attr, content: Option<Vec<u8>>, foreign: bool) {
+        let changed = {
+            let mut inner = self.lock();
+            inner.touched = Instant::now();
+            inner.memory.learn(asked, attr, content)
         };
-        inner.known = Some(Known { attr, at: now, content: kept });
-        drop(inner);
         if changed && foreign {
             self.io.forget_layouts(self.ino);
             self.readahead.clear();
@@ -227,7 +238,7 @@ impl FileState {
 
     /// What is known, asked for if it is older than `age`.
     fn known_attr(&self, age: Duration) -> Result<Attr> {
-        if let Some(known) = self.lock().known.as_ref().filter(|known| known.at.elapsed() <= age) {
+        if let Some(known) = self.lock().memory.known(age) {
             return Ok(known.attr.clone());
         }
         self.refresh()
@@ -235,15 +246,16 @@ impl FileState {
 
     /// What is known is too little for a reader: it is asked for again.
     pub(crate) fn forget_attr(&self) {
-        self.lock().known = None;
+        self.lock().memory.forget();
     }
 
     fn refresh(&self) -> Result<Attr> {
+        let asked = self.asking();
         let mut attr = self.io.link.getattr(self.ino)?;
         if attr.writing {
             attr.size = attr.size.max(self.io.tail_size(&attr));
         }
-        self.learn(attr.clone(), None, true);
+        self.learn(asked, attr.clone(), None, true);
         Ok(attr)
     }
 
@@ -275,7 +287,7 @@ impl FileState {
 
     /// Forgets what may be older than the master's state: after a lock was granted, or the change number moved.
     pub fn invalidate(&self) {
-        self.lock().known = None;
+        self.lock().memory.forget();
         self.io.forget_layouts(self.ino);
         self.readahead.clear();
     }
@@ -305,7 +317,7 @@ impl FileState {
     /// # Errors
     /// As there.
     pub fn read_now(&self, offset: u64, buf: &mut [u8]) -> Result<usize> {
-        self.lock().known = None;
+        self.lock().memory.forget();
         self.read_as(offset, buf, Ahead::Passed)
     }
 
@@ -329,6 +341,9 @@ impl FileState {
                     return Ok(read);
                 }
                 attr = self.refresh()?;
+                if attr.inline && self.lock().writers.is_empty() {
+                    continue;
+                }
             }
             let size = reach(&attr);
             if size <= offset {
@@ -359,34 +374,33 @@ impl FileState {
 
     /// `None`: the content is no longer inline.
     fn read_inline(&self, offset: u64, buf: &mut [u8]) -> Result<Option<usize>> {
-        let fetched = self.lock().known.as_ref().is_some_and(|known| {
-            known.content.is_some() && known.attr.inline && known.at.elapsed() <= INLINE_FRESH
-        });
-        if !fetched && self.lock().writers.is_empty() {
+        loop {
+            let asked = {
+                let inner = self.lock();
+                // Written beyond what can be inline: it is on its way into chunks.
+                if !inner.writers.is_empty() {
+                    drop(inner);
+                    self.acknowledge_written()?;
+                    return Ok(None);
+                }
+                if let Some((size, content)) = inner.memory.content(INLINE_FRESH) {
+                    return Ok(Some(inner.pending.lay_over(size, content, offset, buf)));
+                }
+                inner.memory.now()
+            };
             let (attr, content) = self.io.link.read_inline(self.ino)?;
             if !attr.inline {
                 return Ok(None);
             }
-            self.learn(attr, content, true);
+            let size = attr.size;
+            self.learn(asked, attr, content.clone(), true);
+            let inner = self.lock();
+            // What was pending when this was asked for may be in neither.
+            if inner.writers.is_empty() && !inner.memory.logged_since(asked) {
+                let content = content.unwrap_or_default();
+                return Ok(Some(inner.pending.lay_over(size, &content, offset, buf)));
+            }
         }
-        let inner = self.lock();
-        // Written beyond what can be inline: it is on its way into chunks.
-        if !inner.writers.is_empty() {
-            drop(inner);
-            self.acknowledge_written()?;
-            return Ok(None);
-        }
-        let Some(known) = &inner.known else { return Ok(None) };
-        let size = known.attr.size.max(inner.pending.end);
-        if size <= offset {
-            return Ok(Some(0));
-        }
-        let len = small((size - offset).min(buf.len() as u64));
-        let content = known.content.as_deref().unwrap_or_default();
-        fill(&mut buf[..len], content.get(small(offset)..).unwrap_or_default());
-        inner.pending.sending.overlay(offset, &mut buf[..len]);
-        inner.pending.inline.overlay(offset, &mut buf[..len]);
-        Ok(Some(len))
     }
 
     /// False: some of it is stored nowhere, and zeros are in its place.
@@ -455,7 +469,7 @@ impl FileState {
 
     // Writing.
 
-    /// Takes `data` for `offset`: written behind, in order. Waits while too much is pending.
+    /// Takes `data` for `offset`: written behind, in order, unless the session is kept. Waits while too much is pending.
     ///
     /// # Errors
     /// `FileTooLarge`; an earlier write's error, once.
@@ -464,6 +478,9 @@ impl FileState {
         let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
         if data.is_empty() {
             return Ok(());
+        }
+        if self.is_kept() {
+            return self.write_once(offset, data);
         }
         let _open = self.shared();
         self.settle_appends();
@@ -477,7 +494,10 @@ impl FileState {
         if attr.inline {
             self.leave_inline(&attr)?;
         }
-        self.write_chunks(&attr, offset, data)
+        let written = self.write_chunks(&attr, offset, data);
+        // A reader may have begun to fetch what was there before these bytes were pending.
+        self.readahead.clear();
+        written
     }
 
     /// False: the content is on its way into chunks.
@@ -566,7 +586,7 @@ impl FileState {
             Some((known, before)) if cuts == known => Some((known, before.max(end))),
             Some(_) | None => Some((cuts, end)),
         };
-        inner.pending.mtime = Some(self.io.link.wall_now());
+        inner.pending.mtime = Some(kept::time(|| self.io.link.wall_now()));
         inner.pending.writes += 1;
         inner.touched = Instant::now();
     }

@@ -2,14 +2,20 @@
 //!
 //! Kept are the numbers of operations under way, by the request of the kernel that they belong to, and what is open. A
 //! request that is carried out again asks with the numbers of the first time, and the master answers what it recorded
-//! then (DECISIONS 4); a record appended to a chunk is asked for again by its chunk's counter. What a request began is
-//! forgotten when it is answered, or when the kernel did not send it to the successor.
+//! then (DECISIONS 4); an operation on a chunk is asked for again by its chunk's counter, and answered by the servers,
+//! which take the counters of a client in order: so all that predecessors began on a file is repeated before anything
+//! new is done to its chunks. What a request began is forgotten when it is answered, or when the kernel did not send it
+//! to the successor.
 //!
 //! ```text
 //! words      0 layout, 1 next operation, 2 nonce of the master's reign, 3 registered
-//! from 64    SLOTS times SLOT_WORDS: 0 request (0: free), 1 operations, 2 and 3 open, 4 to 7 append, 8 … (hash, number)
+//! from 64    SLOTS times SLOT_WORDS: 0 request (0: free), 1 operations, 2 and 3 open, 4 to 7 operation on a chunk,
+//!            8 … (hash, number), 28 to 31 the request again, time and cuts as it first saw them, which of the two it did
 //! then       OPENS times 2: inode (0: free), opens << 32 | of these for writing
 //! ```
+//!
+//! Programs before these last four words had room for two more operations there, and repeat appends only; they and this
+//! one can follow each other.
 
 use std::cell::RefCell;
 use std::collections::{BTreeSet, HashMap};
@@ -20,7 +26,9 @@ use std::time::Duration;
 use dfs_core::client::ops::OpCounters;
 use dfs_core::ids::{ClientId, InodeNo};
 use dfs_core::results::{AWAITED_MAX, Results};
+use dfs_core::time::WallTime;
 
+use crate::exercise;
 use crate::session::lock;
 
 /// Number of this layout. Another program reads it, so it never changes its meaning.
@@ -29,8 +37,9 @@ const HEAD_WORDS: usize = 64;
 /// Requests under way; more than a mount has threads.
 const SLOTS: usize = 1024;
 const SLOT_WORDS: usize = 32;
-/// Operations of one request that are remembered.
-const OPS_MAX: usize = 12;
+/// Operations of one request that are remembered, and that programs of before may have left.
+const OPS_MAX: usize = 10;
+const OPS_LEFT_MAX: usize = 12;
 /// Files open at once that are remembered.
 const OPENS: usize = 32_768;
 /// Size of the memory.
@@ -45,17 +54,23 @@ const REGISTERED: usize = 3;
 /// In the place of an append's counter: the record is stored, and only the answer to the kernel may be missing.
 const STORED: u64 = u64::MAX;
 
+/// What a request saw first.
+const SEEN_BY: usize = 28;
+const SEEN_TIME: usize = 29;
+const SEEN_CUTS: usize = 30;
+const SEEN_WHICH: usize = 31;
+
 const OPEN_COUNTED: u64 = 1;
 const OPEN_WRITES: u64 = 2;
 const RELEASED: u64 = 4;
 
-/// An append to a chunk that was begun.
+/// An operation on a chunk that was begun.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Begun {
     pub(crate) ino: InodeNo,
     pub(crate) index: u64,
     pub(crate) counter: u64,
-    /// Bytes of the request that were stored before it.
+    /// Of an append: bytes of the request that were stored before it. Otherwise the place in the file.
     pub(crate) done: u64,
 }
 
@@ -66,7 +81,7 @@ pub struct Kept {
     generation: u64,
     slots: Mutex<Slots>,
     opens: Mutex<Places>,
-    /// An append that a predecessor began was repeated or forgotten.
+    /// An operation that a predecessor began was repeated or forgotten.
     repeated: Condvar,
 }
 
@@ -75,8 +90,8 @@ struct Slots {
     free: Vec<usize>,
     /// Left by a predecessor, by request.
     left: HashMap<u64, usize>,
-    /// Requests of a predecessor with an append that are not answered yet.
-    appends: BTreeSet<u64>,
+    /// Operations on chunks that predecessors began and nobody repeated yet: inode, counter, request.
+    begun: BTreeSet<(InodeNo, u64, u64)>,
 }
 
 #[derive(Default)]
@@ -103,6 +118,8 @@ struct Active {
     repeated: u32,
     /// A predecessor began with it.
     follows: bool,
+    /// The operation on a chunk that it began last, until it is repeated.
+    begun: Option<Begun>,
 }
 
 thread_local! {
@@ -162,8 +179,8 @@ impl Kept {
                 continue;
             }
             slots.left.insert(request, slot);
-            if !matches!(self.word(slot, 6).load(Ordering::Acquire), 0 | STORED) {
-                slots.appends.insert(request);
+            if let Some(Begun { ino, counter, .. }) = self.begun_in(slot) {
+                slots.begun.insert((ino, counter, request));
             }
             // It is opened again. The mark goes first: one count too many keeps a file for too long, one too few loses it.
             let open = self.word(slot, 3).load(Ordering::Acquire);
@@ -270,7 +287,7 @@ impl Kept {
 
     fn numbers(&self, slot: usize) -> Vec<u64> {
         let count = self.word(slot, 1).load(Ordering::Acquire);
-        let count = usize::try_from(count).unwrap_or(OPS_MAX).min(OPS_MAX);
+        let count = usize::try_from(count).unwrap_or(OPS_LEFT_MAX).min(OPS_LEFT_MAX);
         (0..count).map(|op| self.word(slot, 9 + 2 * op).load(Ordering::Acquire)).collect()
     }
 
@@ -281,7 +298,7 @@ impl Kept {
             match slots.left.remove(&request) {
                 Some(slot) => Some((slot, true)),
                 None => slots.free.pop().map(|slot| (slot, false)).inspect(|(slot, _)| {
-                    for word in 1..8 {
+                    for word in (1..8).chain([SEEN_BY]) {
                         self.word(*slot, word).store(0, Ordering::Relaxed);
                     }
                     self.word(*slot, 0).store(request, Ordering::Release);
@@ -290,51 +307,115 @@ impl Kept {
         };
         // There are more slots than threads.
         let Some((slot, follows)) = slot else { return };
+        let begun = if follows { self.begun_in(slot) } else { None };
         let kept = Arc::clone(self);
-        ACTIVE.set(Some(Active { kept, slot, repeated: 0, follows }));
+        ACTIVE.set(Some(Active { kept, slot, repeated: 0, follows, begun }));
     }
 
     /// It is answered. Numbers of its operations, whose results nobody asks for again.
     pub(crate) fn end(&self) -> Vec<u64> {
-        let Some(Active { slot, .. }) = ACTIVE.take() else { return Vec::new() };
+        let Some(Active { slot, begun, .. }) = ACTIVE.take() else { return Vec::new() };
         let request = self.word(slot, 0).load(Ordering::Acquire);
         let numbers = self.numbers(slot);
         self.word(slot, 0).store(0, Ordering::Release);
-        let mut slots = lock(&self.slots);
-        slots.free.push(slot);
-        if slots.appends.remove(&request) {
-            self.repeated.notify_all();
+        if let Some(begun) = begun {
+            self.is_repeated(begun, request);
         }
+        lock(&self.slots).free.push(slot);
         numbers
     }
 
-    /// What predecessors left and the kernel did not ask for again was answered. Numbers as [`Self::end`].
-    pub(crate) fn forget_left(&self) -> Vec<u64> {
+    /// What predecessors left and the kernel did not ask for again, by `resent`, was answered. Numbers as [`Self::end`].
+    pub(crate) fn forget_left_but(&self, resent: &[u64]) -> Vec<u64> {
+        let is_without = exercise::is_without("records");
+        let is_kept = |request: &u64| resent.contains(request) && !is_without;
         let mut slots = lock(&self.slots);
-        let left = std::mem::take(&mut slots.left);
+        let (kept, left) =
+            std::mem::take(&mut slots.left).into_iter().partition(|(request, _)| is_kept(request));
+        slots.left = kept;
+        let left: HashMap<u64, usize> = left;
         let mut numbers = Vec::new();
         for (request, slot) in left {
             numbers.extend(self.numbers(slot));
             self.word(slot, 0).store(0, Ordering::Release);
             slots.free.push(slot);
-            slots.appends.remove(&request);
+            slots.begun.retain(|(_, _, of)| *of != request);
         }
         self.repeated.notify_all();
         numbers
     }
 
-    /// Waits until what a predecessor appended last is known: later operations on its chunk would be taken for an
-    /// answer that came. Whoever repeats one does not wait.
-    pub(crate) fn wait_for_appends(&self) {
-        if begun_append().is_some() {
-            return;
-        }
+    /// The operation on a chunk that the request of this slot began.
+    fn begun_in(&self, slot: usize) -> Option<Begun> {
+        let word = |word| self.word(slot, word).load(Ordering::Acquire);
+        let (ino, index, counter, done) = (InodeNo(word(4)), word(5), word(6), word(7));
+        (!matches!(counter, 0 | STORED)).then_some(Begun { ino, index, counter, done })
+    }
+
+    fn is_repeated(&self, Begun { ino, counter, .. }: Begun, request: u64) {
+        lock(&self.slots).begun.remove(&(ino, counter, request));
+        self.repeated.notify_all();
+    }
+
+    pub(crate) fn is_left(&self, request: u64) -> bool {
+        lock(&self.slots).left.contains_key(&request)
+    }
+
+    /// By the number of the operation on a chunk that it began.
+    pub(crate) fn left_place(&self, request: u64) -> u64 {
+        let left = lock(&self.slots).left.get(&request).copied();
+        left.and_then(|slot| self.begun_in(slot)).map_or(u64::MAX, |begun| begun.counter)
+    }
+
+    /// Waits until everything that others began on the file is repeated: with a later operation on its chunk a server
+    /// would take it for done.
+    pub(crate) fn wait_for_begun(&self, ino: InodeNo) {
+        self.wait_for_begun_below(ino, u64::MAX);
+    }
+
+    /// As [`Self::wait_for_begun`], for what was begun before `counter`: by whoever repeats that one.
+    pub(crate) fn wait_for_begun_below(&self, ino: InodeNo, counter: u64) {
+        let own = active(|active| active.kept.word(active.slot, 0).load(Ordering::Acquire));
+        let own = own.unwrap_or(0);
         let mut slots = lock(&self.slots);
-        while !slots.appends.is_empty() {
+        let until = (ino, counter, own);
+        while slots.begun.range((ino, 0, 0)..until).any(|(_, _, request)| *request != own) {
             let waited = self.repeated.wait_timeout(slots, Duration::from_millis(100));
             slots = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
+}
+
+/// What this request saw first, now or in an earlier process: `now` if that is this time.
+fn first_seen(place: usize, flag: u64, now: impl FnOnce() -> u64) -> u64 {
+    let slot = active(|active| (Arc::clone(&active.kept), active.slot));
+    // Of a request with so many operations an earlier program may have left others there.
+    let slot = slot.filter(|(kept, slot)| kept.numbers(*slot).len() <= OPS_MAX);
+    let Some((kept, slot)) = slot else { return now() };
+    let word = |word| kept.word(slot, word);
+    let request = word(0).load(Ordering::Acquire);
+    if word(SEEN_BY).load(Ordering::Acquire) != request {
+        word(SEEN_WHICH).store(0, Ordering::Release);
+        word(SEEN_BY).store(request, Ordering::Release);
+    }
+    let which = word(SEEN_WHICH).load(Ordering::Acquire);
+    if which & flag != 0 {
+        return word(place).load(Ordering::Acquire);
+    }
+    let seen = now();
+    word(place).store(seen, Ordering::Release);
+    word(SEEN_WHICH).store(which | flag, Ordering::Release);
+    seen
+}
+
+/// The time of what this request writes.
+pub(crate) fn time(now: impl FnOnce() -> WallTime) -> WallTime {
+    WallTime(first_seen(SEEN_TIME, 1, || now().0.cast_unsigned()).cast_signed())
+}
+
+/// The truncations of its file that were known before this request wrote.
+pub(crate) fn cuts(now: u64) -> u64 {
+    first_seen(SEEN_CUTS, 2, || now)
 }
 
 /// The number for an operation that says `call`: as it was the first time, if it is asked again. True: it is kept, and
@@ -402,8 +483,8 @@ pub(crate) fn release() -> bool {
     .unwrap_or(true)
 }
 
-/// The request is about to append.
-pub(crate) fn append(begun: Begun) {
+/// The request is about to have an operation on a chunk sent.
+pub(crate) fn begin_operation(begun: Begun) {
     let Begun { ino, index, counter, done } = begun;
     active(|active| {
         let (kept, slot) = (&active.kept, active.slot);
@@ -433,14 +514,23 @@ pub(crate) fn is_appended() -> bool {
         .unwrap_or(false)
 }
 
-/// What the request appended the last time, if it did and has no answer.
-pub(crate) fn begun_append() -> Option<Begun> {
-    active(|active| {
-        let word = |word| active.kept.word(active.slot, word).load(Ordering::Acquire);
-        let (ino, index, counter, done) = (InodeNo(word(4)), word(5), word(6), word(7));
-        (!matches!(counter, 0 | STORED)).then_some(Begun { ino, index, counter, done })
-    })
-    .flatten()
+/// The operation on a chunk of `ino` that the request began in an earlier process, and that was not repeated yet.
+pub(crate) fn begun(ino: InodeNo) -> Option<Begun> {
+    active(|active| active.begun).flatten().filter(|begun| begun.ino == ino)
+}
+
+/// It is repeated. `failed`: to no effect, so that nobody may take it for done.
+pub(crate) fn repeated(failed: bool) {
+    let begun = active(|active| {
+        if failed {
+            active.kept.word(active.slot, 6).store(0, Ordering::Release);
+        }
+        let request = active.kept.word(active.slot, 0).load(Ordering::Acquire);
+        active.begun.take().map(|begun| (Arc::clone(&active.kept), begun, request))
+    });
+    if let Some((kept, begun, request)) = begun.flatten() {
+        kept.is_repeated(begun, request);
+    }
 }
 
 /// Numbers of operations, going on from where a predecessor was.

@@ -6,6 +6,7 @@
 
 pub mod deadline;
 pub mod error;
+pub mod exercise;
 pub mod file;
 pub mod session;
 

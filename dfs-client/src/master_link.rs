@@ -28,6 +28,7 @@ use dfs_service::page::Page;
 use crate::cancel;
 use crate::deadline::left_of;
 use crate::error::{ClientError, Result};
+use crate::exercise::{self, Point};
 use crate::kept::{self, Kept, Ops};
 use crate::own_changes::OwnChanges;
 use crate::pool::{Pool, Taken};
@@ -170,7 +171,7 @@ impl MasterLink {
     }
 
     /// A number for what `call` makes of it, the same if a predecessor of this process asked for that.
-    fn op_for(&self, call: impl Fn(u64) -> MetaCall) -> (Op<'_>, MetaCall) {
+    pub(crate) fn op_for(&self, call: impl Fn(u64) -> MetaCall) -> (Op<'_>, MetaCall) {
         let kept = self
             .config
             .kept
@@ -202,7 +203,9 @@ impl MasterLink {
         call: &MetaCall,
         deadline: Duration,
     ) -> std::io::Result<MetaReply> {
-        let frame = connection.call(&self.request(call), &[], deadline)?;
+        let request = self.request(call);
+        exercise::reached(Point::Sent);
+        let frame = connection.call(&request, &[], deadline)?;
         let reply = MetaReply::from_bytes(&frame.args)
             .map_err(|error| std::io::Error::new(std::io::ErrorKind::InvalidData, error))?;
         if matches!(reply, MetaReply::Failed(MetaFailure::Refused(NamespaceError::NoSession)))
@@ -613,6 +616,11 @@ impl MasterLink {
 
     pub(crate) fn is_open(&self, ino: InodeNo) -> bool {
         lock(&self.opens).contains_key(&ino)
+    }
+
+    /// What is refused from now on, because this client has ended, is no news.
+    pub(crate) fn ends_itself(&self) {
+        self.told_of_its_end.store(true, Ordering::Release);
     }
 
     /// Every later request fails.

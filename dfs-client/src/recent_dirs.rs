@@ -61,7 +61,7 @@ impl RecentDirs {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use dfs_core::command::{Change, Command, NewKind, Outcome};
     use dfs_core::ids::FsId;
@@ -69,7 +69,7 @@ mod tests {
     use dfs_core::results::Results;
     use dfs_core::time::WallTime;
 
-    fn root_after(names: i64) -> Attr {
+    pub(crate) fn root_after(names: i64) -> Attr {
         let mut store = MemStore::default();
         init(&mut store, FsId(1), 3, 2, WallTime(1));
         for n in 0..names {

@@ -21,7 +21,7 @@ use dfs_service::conn::ClusterKey;
 
 use crate::chunk_io::ChunkIo;
 use crate::error::{ClientError, Result};
-use crate::file::FileState;
+use crate::file::{FileState, Moment};
 use crate::keeper;
 use crate::kept::{self, Kept};
 use crate::master_link::{MasterLink, accepted, unexpected};
@@ -370,11 +370,13 @@ impl Session {
     fn open_as(self: &Arc<Self>, ino: InodeNo, write: bool, sized: bool) -> Result<Attr> {
         self.link.count_open(ino, write);
         self.settle_appends(ino);
+        let file = self.file(ino);
+        let asked = file.asking();
         let opened = match self.link.call(&MetaCall::Open { ino, write }) {
             Ok(MetaReply::Opened { attr, content, written_elsewhere }) => {
                 let mut attr = attr;
                 if written_elsewhere {
-                    self.file(ino).outdate();
+                    file.outdate();
                 }
                 if attr.writing && sized {
                     attr.size = attr.size.max(self.io.tail_size(&attr));
@@ -386,8 +388,7 @@ impl Session {
         };
         match opened {
             Ok((attr, content)) => {
-                let file = self.file(ino);
-                file.opened(&attr, content);
+                file.opened(asked, &attr, content);
                 if attr.writing && !sized {
                     file.forget_attr();
                 }
@@ -427,18 +428,19 @@ impl Session {
         Some(RequestUnderWay { link: Arc::clone(&self.link), kept: Arc::clone(kept) })
     }
 
-    /// All that predecessors of this process left has been asked for again: what else they began was answered.
-    pub fn forget_left(&self) {
-        if let Some(kept) = &self.config().kept {
-            self.link.end_ops(&kept.forget_left());
-        }
+    /// What predecessors of this process left is asked for again by these requests: what else they began was answered.
+    /// Answers how many of these they had begun with.
+    #[must_use]
+    pub fn forget_left_but(&self, resent: &[u64]) -> usize {
+        let Some(kept) = &self.config().kept else { return 0 };
+        self.link.end_ops(&kept.forget_left_but(resent));
+        resent.iter().filter(|request| kept.is_left(**request)).count()
     }
 
-    /// To be called before bytes are written: an append of a predecessor is repeated first.
-    pub fn wait_for_left_appends(&self) {
-        if let Some(kept) = &self.config().kept {
-            kept.wait_for_appends();
-        }
+    /// Where a request that a predecessor began with is among these; all others come after them.
+    #[must_use]
+    pub fn left_place(&self, request: u64) -> u64 {
+        self.config().kept.as_ref().map_or(u64::MAX, |kept| kept.left_place(request))
     }
 
     /// Takes an open back; the master hears of it a little later.
@@ -464,7 +466,13 @@ impl Session {
     }
 
     pub(crate) fn is_last_writer(&self, ino: InodeNo) -> bool {
-        self.link.write_opens(ino) <= 1
+        self.write_opens(ino) <= 1
+    }
+
+    /// How many have `ino` open for writing in this session.
+    #[must_use]
+    pub fn write_opens(&self, ino: InodeNo) -> u32 {
+        self.link.write_opens(ino)
     }
 
     /// Takes or gives back a lock. `wait`: how long to wait for others to let go, asked again while `cancelled` says no.
@@ -483,9 +491,16 @@ impl Session {
             let left = wait.unwrap_or_default().saturating_sub(began.elapsed());
             let piece = left.min(LOCK_WAIT_PIECE);
             let wait_ms = u32::try_from(piece.as_millis()).unwrap_or(0);
-            let op = self.link.op();
-            let call =
-                MetaCall::SetLock { op: op.number, ino, owner, start, end, kind, pid, wait_ms };
+            let call = |op| MetaCall::SetLock { op, ino, owner, start, end, kind, pid, wait_ms };
+            // Taken twice a lock is taken; given back twice it might be one that was taken since.
+            let (_op, call) = match kind {
+                Some(_) => {
+                    let op = self.link.op();
+                    let call = call(op.number);
+                    (op, call)
+                }
+                None => self.link.op_for(call),
+            };
             let outcome = match self.link.call(&call)? {
                 MetaReply::Outcome(outcome) => accepted(outcome),
                 other => Err(unexpected("set lock", &other)),
@@ -532,7 +547,7 @@ impl Session {
     pub fn file_created(self: &Arc<Self>, attr: &Attr) -> Arc<FileState> {
         let file = self.file(attr.ino);
         let content = (attr.inline && attr.size == 0).then(Vec::new);
-        file.opened(attr, content);
+        file.opened(Moment::default(), attr, content);
         file
     }
 
@@ -609,6 +624,7 @@ impl Session {
         if self.link.is_closed() {
             return;
         }
+        self.link.ends_itself();
         if let Err(error) = self.link.attempt(&MetaCall::Goodbye, GOODBYE_MAX) {
             tracing::debug!(%error, "goodbye: the lease will end this client");
         }

@@ -131,10 +131,12 @@ impl<'a> Walk<'a> {
             (Key::Chunk(id), Record::Chunk(chunk)) => self.chunk(key, *id, chunk),
             (Key::Xattr(ino, name), Record::Xattr(value)) => self.xattr(key, *ino, name, value),
             (Key::Locks(ino), Record::Locks(locks)) => self.locks(key, *ino, locks),
-            (Key::Orphan(ino), Record::Orphan) => match self.inodes.get_mut(ino) {
-                Some(seen) => seen.orphan = true,
-                None => self.wrong(key, "no such inode"),
-            },
+            (Key::Orphan(ino), Record::Orphan | Record::Unnamed) => {
+                match self.inodes.get_mut(ino) {
+                    Some(seen) => seen.orphan = true,
+                    None => self.wrong(key, "no such inode"),
+                }
+            }
             (Key::Trash(number), Record::Trash(trashed)) => {
                 let next = self.superblock.as_ref().map_or(0, |superblock| superblock.next_trash);
                 self.require(*number < next, key, "its number was never given out");

@@ -99,6 +99,8 @@ pub enum Record {
     Xattr(Vec<u8>),
     Locks(Vec<Lock>),
     Orphan,
+    /// In the place of `Orphan`, of a file that never had a name: link(2) may give it one.
+    Unnamed,
     /// The size to cut to.
     Truncating(u64),
     Garbage(Garbage),

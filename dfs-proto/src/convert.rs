@@ -390,6 +390,7 @@ wire_enum!(Record {
     16 = Job(record),
     17 = JobState(record),
     18 = Trash(record),
+    19 = Unnamed,
 });
 
 /// A key as bytes whose order is the derived order of [`Key`]: one tag byte, big-endian fields, names last.

@@ -347,13 +347,19 @@ impl Filesystem for Adapter {
         let direct = flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes();
         let (ino, open) = (ino(node), OpenId::from_bits(fh.0));
         let operation = Operation::Read { ino, open, offset, len: size, direct };
-        let under_way = self.dispatch.fs.begin_read(ino, offset);
-        self.answer(req, operation, &[], move |answer| {
-            match answer {
-                Reply::Data(buffer) => reply.data(buffer.as_slice()),
-                other => reply.error(failure(other)),
+        let fs = Arc::clone(&self.dispatch.fs);
+        let under_way = fs.begin_read(ino, offset);
+        self.answer(req, operation, &[], move |answer| match answer {
+            Reply::Data(buffer) => {
+                reply.data(buffer.as_slice());
+                if !direct {
+                    fs.end_read(under_way, size, buffer.as_slice().len());
+                }
             }
-            drop(under_way);
+            other => {
+                reply.error(failure(other));
+                drop(under_way);
+            }
         });
     }
 

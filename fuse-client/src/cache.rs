@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dfs_client::error::OpenId;
 use dfs_core::ids::InodeNo;
@@ -67,6 +67,13 @@ impl PageVersions {
         self.droppings.store(dropping.len(), Ordering::Release);
     }
 
+    /// Whether pages of it will go with an answer.
+    #[must_use]
+    pub fn is_dropping(&self, ino: InodeNo) -> bool {
+        self.droppings.load(Ordering::Acquire) != 0
+            && lock(&self.dropping).values().any(|(of, _)| *of == ino)
+    }
+
     /// The kernel does something with `open`: it had the answer.
     pub fn used(&self, open: OpenId) {
         if self.droppings.load(Ordering::Acquire) == 0 {
@@ -96,7 +103,7 @@ impl PageVersions {
     }
 }
 
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
     of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -166,6 +173,79 @@ impl KernelSizes {
     pub fn may_exceed(&self, ino: InodeNo, size: u64) -> bool {
         let table = lock(&self.table);
         table.get(&ino).is_some_and(|known| size < known.size)
+    }
+}
+
+/// Until when the kernel may believe the attributes it has of each inode, and as of which change.
+///
+/// Told to drop them, it disregards an answer that is on its way at that moment, and whoever asked goes on with what it had:
+/// it reads up to an end that has moved, or seeks to it. So it is told only if it may believe something old; and of what
+/// others change too it is told nothing that lasts, so that there is nothing to drop.
+#[derive(Debug)]
+pub struct Beliefs {
+    table: Mutex<Bounded<InodeNo, Belief>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Belief {
+    until: Instant,
+    /// `None`: of one of several, or of before.
+    change: Option<u64>,
+    /// What it is told until then does not last.
+    shared_until: Option<Instant>,
+}
+
+impl Beliefs {
+    #[must_use]
+    pub fn new(entries_max: usize) -> Self {
+        Self { table: Mutex::new(Bounded::new(entries_max)) }
+    }
+
+    /// How long attributes as of `change` may live that it is told now, at most `most`.
+    pub fn lifetime(&self, ino: InodeNo, change: u64, most: Duration) -> Duration {
+        let now = Instant::now();
+        let mut table = lock(&self.table);
+        let shared_until = table.get(&ino).and_then(|belief| belief.shared_until);
+        let shared_until = shared_until.filter(|until| now < *until);
+        let lives = if shared_until.is_some() { Duration::ZERO } else { most };
+        table.insert(ino, Belief { until: now + lives, change: Some(change), shared_until });
+        lives
+    }
+
+    /// It may be told attributes as of `change` that live for `most`, whatever is known of the inode.
+    pub fn may_learn(&self, ino: InodeNo, change: u64, most: Duration) {
+        let now = Instant::now();
+        let mut table = lock(&self.table);
+        let known = table.get(&ino).copied();
+        let believed = known.map_or(now, |belief| belief.until);
+        // What is over does not count.
+        let same = believed <= now || known.is_some_and(|belief| belief.change == Some(change));
+        table.insert(
+            ino,
+            Belief {
+                until: believed.max(now + most),
+                change: same.then_some(change),
+                shared_until: known.and_then(|belief| belief.shared_until),
+            },
+        );
+    }
+
+    /// As of which change it was told attributes last, if that is known.
+    #[must_use]
+    pub fn change(&self, ino: InodeNo) -> Option<u64> {
+        lock(&self.table).get(&ino)?.change
+    }
+
+    /// Whether it is to be told now that the attributes of `ino` are old. Those of the next `shared_for` do not last.
+    pub fn must_drop(&self, ino: InodeNo, shared_for: Duration) -> bool {
+        let now = Instant::now();
+        let mut table = lock(&self.table);
+        let known = table.get(&ino).copied();
+        let shared_until = known.and_then(|belief| belief.shared_until);
+        let shared_until = shared_until.max(Some(now + shared_for)).filter(|until| now < *until);
+        let change = known.and_then(|belief| belief.change);
+        table.insert(ino, Belief { until: now, change, shared_until });
+        known.is_none_or(|belief| now < belief.until)
     }
 }
 
@@ -299,6 +379,37 @@ mod tests {
         sizes.may_learn(listed, 1);
         let touched = [told, grown, listed, other].map(|ino| sizes.touched_since(ino, clock));
         assert_eq!(touched, [true, true, false, false]);
+    }
+
+    #[test]
+    fn attributes_of_what_others_change_are_dropped_once_and_do_not_live() {
+        let beliefs = Beliefs::new(8);
+        let (ttl, long, file) = (Duration::from_secs(60), Duration::from_secs(60), InodeNo(2));
+        assert!(beliefs.must_drop(file, long), "nothing is known of it");
+        assert_eq!(beliefs.lifetime(file, 5, ttl), Duration::ZERO);
+        assert!(!beliefs.must_drop(file, long), "there is nothing to drop");
+        beliefs.may_learn(file, 5, ttl);
+        assert!(beliefs.must_drop(file, long), "a listing brought some");
+        assert!(!beliefs.must_drop(file, long));
+        let other = InodeNo(3);
+        assert_eq!(beliefs.lifetime(other, 5, ttl), ttl);
+        assert!(beliefs.must_drop(other, Duration::ZERO));
+        assert_eq!(beliefs.lifetime(other, 6, ttl), ttl, "nobody else changed it");
+    }
+
+    #[test]
+    fn as_of_which_change_attributes_were_told_is_known_unless_they_are_mixed() {
+        let beliefs = Beliefs::new(8);
+        let (ttl, file) = (Duration::from_secs(60), InodeNo(2));
+        assert_eq!(beliefs.change(file), None);
+        beliefs.lifetime(file, 5, ttl);
+        assert_eq!(beliefs.change(file), Some(5));
+        beliefs.may_learn(file, 5, ttl);
+        assert_eq!(beliefs.change(file), Some(5));
+        beliefs.may_learn(file, 4, ttl);
+        assert_eq!(beliefs.change(file), None);
+        beliefs.lifetime(file, 6, ttl);
+        assert_eq!(beliefs.change(file), Some(6));
     }
 
     const A: InodeNo = InodeNo(10);

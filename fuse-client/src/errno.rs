@@ -17,6 +17,7 @@ impl Errno {
     pub const NO_ATTRIBUTE: Self = Self(libc::ENODATA);
     pub const IO: Self = Self(libc::EIO);
     pub const STALE: Self = Self(libc::ESTALE);
+    pub const NO_ENTRY: Self = Self(libc::ENOENT);
     /// The buffer given for an extended attribute is too small.
     pub const RANGE: Self = Self(libc::ERANGE);
     /// `ioctl(2)` on what has none.

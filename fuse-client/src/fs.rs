@@ -7,11 +7,13 @@
 mod attributes;
 mod content;
 mod directories;
+mod dropped;
 mod locked;
 mod locks;
 mod names;
 pub(crate) mod reads;
 mod releases;
+mod stale;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -22,10 +24,10 @@ use dfs_client::deadline::Deadline;
 use dfs_client::session::{LockRequest, RequestUnderWay, Session};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::ids::InodeNo;
-use dfs_core::namespace::Attr;
+use dfs_core::namespace::{Attr, FileKind};
 
 use crate::buffers::Buffers;
-use crate::cache::{Bounded, Hints, KernelSizes, Lifetimes, PageVersions};
+use crate::cache::{Beliefs, Bounded, Hints, KernelSizes, Lifetimes, PageVersions};
 use crate::errno::Errno;
 use crate::metrics::Metrics;
 use crate::seam::{Call, Entry, Operation, Reply};
@@ -37,6 +39,9 @@ const HINTS_MAX: usize = 16_384;
 
 /// Numbers of opens of one process; far more than it makes.
 const OPENS_SHIFT: u32 = 40;
+
+/// A write is not answered for so long while its pages are dropped.
+const DROP_WAIT: Duration = Duration::from_millis(50);
 
 /// Files just created that are remembered.
 const BARE_MAX: usize = 4096;
@@ -64,13 +69,18 @@ pub struct Options {
 pub struct FileSystem {
     session: Arc<Session>,
     options: Options,
-    kernel: std::sync::OnceLock<Box<dyn KernelCache>>,
+    kernel: std::sync::OnceLock<Arc<dyn KernelCache>>,
     /// Files created here, and when: they have no extended attributes.
     bare: Mutex<Bounded<InodeNo, Instant>>,
     metrics: Arc<Metrics>,
     buffers: Buffers,
     pages: PageVersions,
+    dropped: dropped::Dropped,
+    stale_opens: stale::StaleOpens,
+    /// Whose last page may be cached, with zeros behind the end.
+    ends: Hints<InodeNo>,
     sizes: KernelSizes,
+    beliefs: Beliefs,
     locked: locked::Locked,
     lock_waits: locks::Waits,
     releases: releases::Releases,
@@ -104,7 +114,11 @@ impl FileSystem {
             metrics,
             buffers: Buffers::default(),
             pages: PageVersions::new(PAGE_VERSIONS_MAX),
+            dropped: dropped::Dropped::default(),
+            stale_opens: stale::StaleOpens::default(),
+            ends: Hints::new(PAGE_VERSIONS_MAX),
             sizes: KernelSizes::new(PAGE_VERSIONS_MAX),
+            beliefs: Beliefs::new(PAGE_VERSIONS_MAX),
             opens: std::sync::atomic::AtomicU64::new(first_open),
             locked: locked::Locked::new(HINTS_MAX, follows),
             lock_waits: locks::Waits::default(),
@@ -121,7 +135,7 @@ impl FileSystem {
     /// Set once, after mounting and before the first request.
     pub fn set_kernel(&self, kernel: Box<dyn KernelCache>) {
         // A second one would be of the same connection: the first stays.
-        let _ = self.kernel.set(kernel);
+        let _ = self.kernel.set(Arc::from(kernel));
     }
 
     /// Longer requests to write may be parts of one call that the transport cut. Set before the first request.
@@ -194,12 +208,20 @@ impl FileSystem {
             Operation::Create { parent, name, mode, umask, flags } => {
                 self.create(caller, parent, name, mode, umask, flags)
             }
+            Operation::CreateUnnamed { parent, mode, umask, flags } => {
+                self.create_unnamed(caller, parent, (mode, umask), flags)
+            }
             Operation::Open { ino, flags } => self.open(caller, ino, flags),
             Operation::Read { ino, open, offset, len, direct } => {
-                self.read((ino, open), offset, len, direct)
+                self.read(caller.pid, (ino, open), offset, len, direct)
             }
             Operation::Write { ino, offset, flags, from_page_cache, kill_priv } => {
-                self.write(ino, offset, &payload, flags, from_page_cache, kill_priv)
+                let written = self.write(ino, offset, &payload, flags, from_page_cache, kill_priv);
+                // What is written through a map stays in its page until it is sent.
+                if !from_page_cache && self.dropped.may_lack(ino, caller.pid) {
+                    self.drop_once_more(ino, caller.pid);
+                }
+                written
             }
             Operation::Flush { ino, open, lock_owner } => self.flush(ino, open, lock_owner),
             Operation::Release { ino, open, flags, flock_owner } => {
@@ -221,7 +243,7 @@ impl FileSystem {
             }
             Operation::SetLock { ino, open, owner, start, end, kind, pid, wait } => {
                 let request = LockRequest { ino, owner, start, end, kind, pid };
-                self.set_lock(request, open, wait, &cancelled)
+                self.set_lock(caller.pid, request, open, wait, &cancelled)
             }
             Operation::Fallocate { ino, offset, len, mode } => {
                 self.fallocate(caller, ino, offset, len, mode)
@@ -244,12 +266,23 @@ impl FileSystem {
     fn entry(&self, attr: Attr) -> Entry {
         let Lifetimes { attr: attr_ttl, entry: entry_ttl } = self.options.lifetimes;
         self.sizes.told(attr.ino, attr.size);
+        let attr_ttl = self.lifetime(&attr, attr_ttl);
         Entry { attr, attr_ttl, entry_ttl }
     }
 
     fn attr_reply(&self, attr: Attr) -> Reply {
         self.sizes.told(attr.ino, attr.size);
-        Reply::Attr { attr, ttl: self.options.lifetimes.attr }
+        let ttl = self.lifetime(&attr, self.options.lifetimes.attr);
+        Reply::Attr { attr, ttl }
+    }
+
+    /// How long `attr` may live in the kernel.
+    fn lifetime(&self, attr: &Attr, most: Duration) -> Duration {
+        if attr.kind == FileKind::File {
+            self.beliefs.lifetime(attr.ino, attr.change, most)
+        } else {
+            most
+        }
     }
 
     /// What this request asks for is asked for once, also by another process, until what is answered is dropped: after the
@@ -258,21 +291,34 @@ impl FileSystem {
         if call.operation.only_asks() {
             return None;
         }
-        let under_way = self.session.begin_request(call.caller.unique)?;
-        if call.operation.changes_bytes() {
-            self.session.wait_for_left_appends();
-        }
-        Some(under_way)
+        self.session.begin_request(call.caller.unique)
     }
 
-    /// The kernel has sent again all that a predecessor of this process did not answer.
-    pub(crate) fn forget_left(&self) {
-        self.session.forget_left();
+    /// The kernel has sent again all that predecessors of this process did not answer: these requests. Answers how many
+    /// of them had been begun with.
+    pub(crate) fn forget_left_but(&self, resent: &[u64]) -> usize {
+        self.session.forget_left_but(resent)
+    }
+
+    /// Requests that predecessors began with are to be carried out in the order of this.
+    pub(crate) fn left_place(&self, request: u64) -> u64 {
+        self.session.left_place(request)
     }
 
     /// A read has been taken from the kernel's queue; kept until it is answered.
     pub(crate) fn begin_read(&self, ino: InodeNo, offset: u64) -> reads::ReadUnderWay {
         self.reads.begin(ino, offset)
+    }
+
+    /// The kernel has the answer to a read of `answered` bytes through its cache.
+    pub(crate) fn end_read(&self, under_way: reads::ReadUnderWay, asked: u32, answered: usize) {
+        let (ino, offset) = under_way.place();
+        drop(under_way);
+        let end = offset + answered as u64;
+        // It was told of more while this was on its way: the page would show zeros there.
+        if answered < asked as usize && self.sizes.may_exceed(ino, end) {
+            self.drop_kernel_cache(ino);
+        }
     }
 
     fn drop_kernel_attributes(&self, ino: InodeNo) {
@@ -284,6 +330,33 @@ impl FileSystem {
     fn drop_kernel_cache(&self, ino: InodeNo) {
         if let Some(kernel) = self.kernel.get() {
             kernel.drop_inode(ino);
+        }
+    }
+
+    /// Drops the pages of `ino` once more after a write of `pid` that is not answered yet.
+    fn drop_once_more(&self, ino: InodeNo, pid: u32) {
+        self.dropped.note_again(ino);
+        if self.drop_beside(ino) {
+            self.dropped.heard_of(ino, pid);
+        }
+    }
+
+    /// As [`Self::drop_kernel_cache`], before a write is answered: pages that it filled anew are locked until it is, and
+    /// not waited for. True: they are gone.
+    fn drop_beside(&self, ino: InodeNo) -> bool {
+        let Some(kernel) = self.kernel.get().map(Arc::clone) else { return true };
+        let (tell, told) = std::sync::mpsc::sync_channel(1);
+        let begun = std::thread::Builder::new().name("drop-pages".to_owned()).spawn(move || {
+            kernel.drop_inode(ino);
+            // Nobody may be waiting any more.
+            let _ = tell.send(());
+        });
+        match begun {
+            Ok(_) => told.recv_timeout(DROP_WAIT).is_ok(),
+            Err(error) => {
+                tracing::warn!(ino = ino.0, %error, "begin a thread to drop pages");
+                false
+            }
         }
     }
 }

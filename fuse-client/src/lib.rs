@@ -27,6 +27,7 @@ mod workers;
 mod fuzz_engine;
 
 pub use buffers::{Buffer, Buffers};
+pub use dfs_client::exercise;
 pub use holder::{HoldConfig, hold};
 pub use mount::{MountConfig, run};
 pub use mount_point::check_device;

@@ -1,8 +1,8 @@
 //! Our own transport, on `/dev/fuse` itself: several readers, each with a descriptor and a buffer of its own.
 //!
 //! A reader never waits for a server while it is the last one (see [`crate::workers`]), and an answer goes out on the
-//! descriptor that its request came in on. What this adds to the other transport: interrupts, `statx(2)` with the time
-//! of birth.
+//! descriptor that its request came in on. What this adds to the other transport: interrupts, `O_TMPFILE`. `STATX` is not
+//! answered: nothing else tells the kernel the time of birth, so that it asked for each file of a listing.
 
 mod abi;
 mod device;
@@ -16,38 +16,34 @@ use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
 use anyhow::Context as _;
+use dfs_client::exercise::{self, Point};
 use dfs_core::ids::InodeNo;
 use rustix::io::Errno as OsErrno;
 
 use crate::errno::Errno;
+use crate::fs::reads::ReadUnderWay;
 use crate::fs::{FileSystem, KernelCache};
 use crate::held::{Granted, Held};
 use crate::metrics::Metrics;
 use crate::mount_point;
-use crate::seam::{Call, Operation};
+use crate::seam::{Call, Operation, Reply};
 use crate::transport::{
     BACKGROUND_MAX, Connected, Dispatch, PAGES_LEAST, WRITE_BYTES_MAX, page_bytes,
     pages_of_request, whole_write_max,
 };
-use interrupts::Interrupts;
+use device::Waiting;
+use interrupts::{Interrupts, Registered};
 use memory::Resident;
 use reply::{Encoded, Writer, encode};
-use request::{Body, Header, Init, decode_body, decode_header};
+use request::{Body, Header, Init, Shape, decode_body, decode_header};
 
 pub(crate) use abi::INIT_OUT_BYTES;
 pub(crate) use device::{clone as clone_device, mount as mount_device, warn_of_time_limits};
 
 /// Header and arguments of the longest request: `FUSE_MIN_READ_BUFFER` is more than any has before its data.
 const HEAD_BYTES: usize = 8192;
-
-/// Between two looks at whether a takeover is over.
-const ORDER_LOOK: Duration = Duration::from_millis(500);
-/// Between the reading of a request and its beginning, at most.
-const ORDER_SLACK: Duration = Duration::from_secs(2);
 
 /// What is asked of the kernel, if it has it. Without `FUSE_ASYNC_DIO`: it makes programs that cannot even be killed of
 /// those that wait for a direct read.
@@ -108,12 +104,18 @@ pub(crate) fn attach(
     metrics: Arc<Metrics>,
 ) -> anyhow::Result<Connected> {
     let Granted { descriptors, init } = held.want()?;
-    let descriptors: Vec<Arc<OwnedFd>> = descriptors.into_iter().map(Arc::new).collect();
+    let mut descriptors: Vec<Arc<OwnedFd>> = descriptors.into_iter().map(Arc::new).collect();
     let device = Arc::clone(descriptors.first().context("the holder sent no descriptor")?);
+    if exercise::is_without("clones") {
+        let own = (0..readers).map(|_| device::clone(device.as_fd()).map(Arc::new));
+        descriptors = own.collect::<io::Result<_>>().context("clone the descriptor")?;
+    }
     // Only now: whoever had the mount before has ended, and cannot answer any more.
     if 1 < held.kept.generation() {
-        device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
-            .context("have everything unanswered sent again")?;
+        if !exercise::is_without("resend") {
+            device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
+                .context("have everything unanswered sent again")?;
+        }
     }
     match init {
         Some(agreed) => {
@@ -127,16 +129,16 @@ pub(crate) fn attach(
             );
         }
     }
-    let serving = serving(descriptors, readers, fs, metrics)?;
+    let mut serving = serving(descriptors, readers, fs, metrics)?;
     let at: PathBuf = at.to_owned();
     Ok(Connected {
         kernel: Box::new(Notifications(Arc::clone(&device))),
         serve: Box::new(move || {
-            let (shared, queue) = (Arc::clone(&serving.shared), Arc::clone(&device));
-            std::thread::Builder::new()
-                .name("dfs-forget".to_owned())
-                .spawn(move || shared.forget_left(&queue))?;
+            let follows = 1 < held.kept.generation();
             held.serving();
+            if follows {
+                serving.take_left()?;
+            }
             serving.run()
         }),
         unmount: Box::new(move || mount_point::unmount(&at)),
@@ -219,8 +221,40 @@ struct Serving {
 struct Shared {
     dispatch: Dispatch,
     interrupts: Arc<Interrupts>,
-    /// A request came that was not sent before: those that were have all been read.
-    went_on: AtomicBool,
+}
+
+/// A request that was read, and registered before anything is done for it.
+struct Taken<'a> {
+    unique: u64,
+    call: Call<'a>,
+    shape: Shape,
+    registered: Registered,
+    read: Option<ReadByKernel>,
+}
+
+struct ReadByKernel {
+    fs: Arc<FileSystem>,
+    under_way: ReadUnderWay,
+    asked: u32,
+    direct: bool,
+}
+
+/// Answers a request, and ends a read after that.
+fn answering(
+    registered: Registered,
+    shape: Shape,
+    read: Option<ReadByKernel>,
+) -> impl FnOnce(Reply) + Send + 'static {
+    move |answer| {
+        let answered =
+            if let Reply::Data(buffer) = &answer { Some(buffer.as_slice().len()) } else { None };
+        registered.answer(encode(answer, shape));
+        if let (Some(ReadByKernel { fs, under_way, asked, direct: false }), Some(answered)) =
+            (read, answered)
+        {
+            fs.end_read(under_way, asked, answered);
+        }
+    }
 }
 
 fn serving(
@@ -241,11 +275,41 @@ fn serving(
         readers.push((descriptor, buffer));
     }
     let dispatch = Dispatch::new(fs, metrics, count);
-    let shared = Shared { dispatch, interrupts: Arc::default(), went_on: AtomicBool::new(false) };
+    let shared = Shared { dispatch, interrupts: Arc::default() };
     Ok(Serving { shared: Arc::new(shared), readers })
 }
 
 impl Serving {
+    /// Takes what predecessors read and did not answer, before anything else is read: what it is, all of it, is known when
+    /// the first of it is carried out.
+    fn take_left(&mut self) -> io::Result<()> {
+        let Self { shared, readers } = self;
+        let Some((device, buffer)) = readers.first_mut() else { return Ok(()) };
+        let buffer = buffer.as_mut_slice();
+        let (mut left, mut is_left) = (Vec::new(), true);
+        // What was sent before comes first.
+        while is_left {
+            let bytes = match device::read_waiting(device.as_fd(), buffer)? {
+                Waiting::Request(len) => buffer.get(..len).unwrap_or(&[]),
+                Waiting::Nothing | Waiting::Ended => break,
+            };
+            if let Some(taken) = shared.take(device, bytes) {
+                is_left = taken.unique & abi::UNIQUE_RESENT != 0;
+                let Taken { unique, call, shape, registered, read } = taken;
+                left.push(Taken { unique, call: call.into_owned(), shape, registered, read });
+            }
+        }
+        let resent = left.iter().filter(|taken| taken.unique & abi::UNIQUE_RESENT != 0);
+        let resent: Vec<u64> = resent.map(|taken| taken.call.caller.unique).collect();
+        let begun = shared.dispatch.fs.forget_left_but(&resent);
+        tracing::info!(resent = resent.len(), begun, "took over what was not answered");
+        left.sort_by_key(|taken| shared.dispatch.fs.left_place(taken.call.caller.unique));
+        for Taken { call, shape, registered, read, .. } in left {
+            shared.dispatch.answer_elsewhere(call, answering(registered, shape, read));
+        }
+        Ok(())
+    }
+
     /// Until the mount is gone.
     fn run(self) -> io::Result<()> {
         let Self { shared, readers } = self;
@@ -269,46 +333,37 @@ impl Shared {
     fn read_requests(&self, device: &Arc<OwnedFd>, mut buffer: Resident) -> io::Result<()> {
         let buffer = buffer.as_mut_slice();
         while let Some(len) = device::read(device.as_fd(), buffer)? {
-            self.take(device, buffer.get(..len).unwrap_or(&[]));
+            let bytes = buffer.get(..len).unwrap_or(&[]);
+            if let Some(Taken { call, shape, registered, read, .. }) = self.take(device, bytes) {
+                self.dispatch.answer(call, answering(registered, shape, read));
+            }
         }
         Ok(())
     }
 
-    /// Waits until everything that was sent again has been begun with, and forgets what else predecessors left.
-    fn forget_left(&self, device: &OwnedFd) {
-        // What was sent before comes first.
-        while !self.went_on.load(Ordering::Acquire) && !device::is_drained(device.as_fd()) {
-            std::thread::sleep(ORDER_LOOK);
-        }
-        std::thread::sleep(ORDER_SLACK);
-        self.dispatch.fs.forget_left();
-    }
-
-    fn take(&self, device: &Arc<OwnedFd>, bytes: &[u8]) {
+    /// What is to be answered by the file system; the rest is done with here.
+    fn take<'a>(&self, device: &Arc<OwnedFd>, bytes: &'a [u8]) -> Option<Taken<'a>> {
         let Ok((header, body)) = decode_header(bytes) else {
             // Nobody can be answered: there is no number.
-            return tracing::error!(bytes = bytes.len(), "a request of the kernel has no header");
+            tracing::error!(bytes = bytes.len(), "a request of the kernel has no header");
+            return None;
         };
         match decode_body(&header, body) {
             Ok(Body::Call { operation, payload, shape }) => {
-                if header.unique & abi::UNIQUE_RESENT == 0 {
-                    self.went_on.store(true, Ordering::Release);
-                }
-                let caller = header.caller();
-                let under_way = if let Operation::Read { ino, offset, .. } = &operation {
-                    Some(self.dispatch.fs.begin_read(*ino, *offset))
+                let (unique, caller) = (header.unique, header.caller());
+                exercise::begin(operation.name());
+                exercise::reached(Point::Read);
+                let read = if let Operation::Read { ino, offset, len, direct, .. } = &operation {
+                    let fs = Arc::clone(&self.dispatch.fs);
+                    let under_way = fs.begin_read(*ino, *offset);
+                    Some(ReadByKernel { fs, under_way, asked: *len, direct: *direct })
                 } else {
                     None
                 };
-                let registered = self.interrupts.begin(device, header.unique, caller, &operation);
+                let registered = self.interrupts.begin(device, unique, caller, &operation);
                 let cancelled = registered.cancelled();
-                self.dispatch.answer(
-                    Call { caller, operation, payload, cancelled },
-                    move |answer| {
-                        registered.answer(encode(answer, shape));
-                        drop(under_way);
-                    },
-                );
+                let call = Call { caller, operation, payload, cancelled };
+                return Some(Taken { unique, call, shape, registered, read });
             }
             Ok(Body::Interrupt { unique }) => self.interrupts.interrupt(unique),
             Ok(Body::Forget) => {}
@@ -320,6 +375,7 @@ impl Shared {
                 respond(device, header.unique, &Encoded::Failed(Errno::INVALID));
             }
         }
+        None
     }
 }
 

@@ -109,6 +109,13 @@ pub enum Operation {
         umask: u32,
         flags: OpenFlags,
     },
+    /// `O_TMPFILE`.
+    CreateUnnamed {
+        parent: InodeNo,
+        mode: u32,
+        umask: u32,
+        flags: OpenFlags,
+    },
     Open {
         ino: InodeNo,
         flags: OpenFlags,
@@ -277,6 +284,7 @@ impl Operation {
             Self::Rmdir { .. } => "rmdir",
             Self::Rename { .. } => "rename",
             Self::Create { .. } => "create",
+            Self::CreateUnnamed { .. } => "tmpfile",
             Self::Open { .. } => "open",
             Self::Read { .. } => "read",
             Self::Write { .. } => "write",
@@ -335,6 +343,7 @@ impl Operation {
             | Self::Rmdir { .. }
             | Self::Rename { .. }
             | Self::Create { .. }
+            | Self::CreateUnnamed { .. }
             // It is counted until its release, which the kernel does not send for an open that failed.
             | Self::Open { .. }
             | Self::Write { .. }
@@ -363,18 +372,11 @@ impl Operation {
                 | Self::Rmdir { .. }
                 | Self::Rename { .. }
                 | Self::Create { .. }
+                | Self::CreateUnnamed { .. }
                 | Self::Open { .. }
                 | Self::SetXattr { .. }
                 | Self::RemoveXattr { .. }
         )
-    }
-
-    /// Whether it sends operations on chunks.
-    #[must_use]
-    pub fn changes_bytes(&self) -> bool {
-        self.leaves_bytes()
-            || matches!(self, Self::SetAttr { set: SetAttr { size: Some(_), .. }, .. })
-            || matches!(self, Self::Open { flags, .. } if flags.has(libc::O_TRUNC))
     }
 
     /// Whether bytes are in this process's memory only when it is answered.

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use dfs_client::exercise::{self, Point};
+
 use crate::errno::Errno;
 use crate::fs::{FileSystem, KernelCache};
 use crate::metrics::Metrics;
@@ -22,6 +24,8 @@ pub(crate) const BACKGROUND_MAX: u16 = 128;
 const WORKERS_MAX: usize = 64;
 const LOCK_WAITS_MAX: usize = 256;
 const LOCK_WAITS_IN_LINE_MAX: usize = 4096;
+/// Threads for what a predecessor of this process left: most of it was on its way to a server.
+const LEFT_MAX: usize = 256;
 
 /// How requests of the kernel come in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -71,6 +75,8 @@ pub(crate) struct Dispatch {
     readers: Arc<Readers>,
     workers: Workers,
     lock_waits: Workers,
+    /// For what a predecessor left.
+    left: Workers,
 }
 
 impl Dispatch {
@@ -81,6 +87,21 @@ impl Dispatch {
             readers: Arc::new(Readers::new(readers)),
             workers: Workers::new("dfs-answer", WORKERS_MAX, 0),
             lock_waits: Workers::new("dfs-lock-wait", LOCK_WAITS_MAX, LOCK_WAITS_IN_LINE_MAX),
+            left: Workers::new("dfs-left", LEFT_MAX, usize::MAX),
+        }
+    }
+
+    /// As [`Self::answer`] on another thread, by whoever takes over what a predecessor left; in order, if there are many.
+    pub(crate) fn answer_elsewhere<F>(&self, call: Call<'static>, reply: F)
+    where
+        F: FnOnce(Reply) + Send + 'static,
+    {
+        let (fs, metrics) = (Arc::clone(&self.fs), Arc::clone(&self.metrics));
+        let workers = if call.operation.waits() { &self.lock_waits } else { &self.left };
+        let job = move || answer_now(&fs, &metrics, call, reply);
+        self.metrics.handed_over.inc();
+        if let Err(job) = workers.try_run(job) {
+            job();
         }
     }
 
@@ -107,8 +128,12 @@ impl Dispatch {
 }
 
 fn answer_now(fs: &FileSystem, metrics: &Metrics, call: Call<'_>, reply: impl FnOnce(Reply)) {
+    exercise::begin(call.operation.name());
     let under_way = fs.begin_request(&call);
-    reply(handle(fs, metrics, call));
+    let answer = handle(fs, metrics, call);
+    exercise::reached(Point::Effect);
+    reply(answer);
+    exercise::reached(Point::Replied);
     // Not before the kernel has the answer: whoever follows this process would carry it out anew.
     drop(under_way);
 }

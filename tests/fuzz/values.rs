@@ -400,6 +400,7 @@ pub(crate) fn records() -> Vec<Record> {
         Record::Xattr(vec![0; 20]),
         Record::Locks(vec![lock(), lock()]),
         Record::Orphan,
+        Record::Unnamed,
         Record::Trash(Trashed { ino: INO, parent: INO, name: name(), at: TIME, until: TIME }),
         Record::Truncating(5),
         Record::Garbage(Garbage { members: vec![member(1)], version: ChunkVersion(4) }),

@@ -1,5 +1,6 @@
 //! Signals to programs that wait for what a server or another program has to do, on our own transport.
 
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::thread::JoinHandleExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -85,43 +86,103 @@ fn a_wait_for_a_lock_is_interrupted_and_leaves_no_lock_behind() {
     rustix::fs::flock(&waited, FlockOperation::LockShared).unwrap();
 }
 
+/// As on a local disk: programs do not expect EINTR of `mkdir(2)` because a child of theirs ended.
 #[test]
-fn a_wait_for_the_master_is_interrupted_or_killed() {
+fn a_signal_with_a_handler_ends_no_call_but_a_wait_for_a_lock() {
     let Some((cluster, at)) = start() else { return };
     std::fs::write(at.join("file"), "1").unwrap();
     let master = cluster.pid("master").unwrap();
     signal(master, Signal::STOP);
     let asks = {
         let path = at.join("file");
-        std::thread::spawn(move || std::fs::metadata(path).map(|_| ()))
+        std::thread::spawn(move || rustix::fs::stat(&path).map(|stat| stat.st_size))
     };
-    let ended = interrupted("a question to a master that is away", asks);
-    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::Interrupted);
-    // A change may have been carried out: only who was killed need not know.
-    let mut mkdir = Command::new("mkdir").arg(at.join("dir")).stdin(Stdio::null()).spawn().unwrap();
-    std::thread::sleep(BEGUN);
-    let began = Instant::now();
-    mkdir.kill().unwrap();
-    wait_until("the killed program ends", || mkdir.try_wait().unwrap().is_some());
-    println!("a killed change: {:?}", began.elapsed());
+    let changes = {
+        let path = at.join("dir");
+        std::thread::spawn(move || rustix::fs::mkdir(&path, Mode::from_raw_mode(0o755)))
+    };
+    for _ in 0..20 {
+        std::thread::sleep(BEGUN / 10);
+        interrupt(&asks);
+        interrupt(&changes);
+    }
+    assert!(!asks.is_finished() && !changes.is_finished(), "the master was stopped");
     signal(master, Signal::CONT);
+    assert_eq!(asks.join().unwrap(), Ok(1));
+    assert_eq!(changes.join().unwrap(), Ok(()));
 }
 
 #[test]
-fn a_change_that_was_not_sent_is_not_made_after_its_program_was_told_so() {
+fn a_program_that_waits_for_the_master_is_killed_at_once() {
     let Some((cluster, at)) = start() else { return };
-    let open = |name| std::fs::File::create(at.join(name)).unwrap();
-    let change = |file: std::fs::File| {
-        // The standard library would ask again after EINTR.
-        std::thread::spawn(move || rustix::fs::fchmod(&file, Mode::from_raw_mode(0o640)))
-    };
-    let (first, second) = (open("first"), open("second"));
+    std::fs::write(at.join("file"), "1").unwrap();
+    let master = cluster.pid("master").unwrap();
+    signal(master, Signal::STOP);
+    for (program, name) in [("stat", "file"), ("mkdir", "dir")] {
+        for end in [Signal::KILL, Signal::INT] {
+            let mut child = Command::new(program)
+                .arg(at.join(name))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            std::thread::sleep(BEGUN);
+            let began = Instant::now();
+            signal(child.id(), end);
+            wait_until("it ends", || child.try_wait().unwrap().is_some());
+            println!("{program}, {end:?}: {:?}", began.elapsed());
+        }
+    }
+    // Also if a signal that it handles came before, of which alone the kernel tells.
+    let mut shell = Command::new("sh")
+        .args(["-c", "trap : USR1; echo begins; read line < \"$0\"; echo done"])
+        .arg(at.join("file"))
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(BEGUN);
+    signal(shell.id(), Signal::USR1);
+    std::thread::sleep(BEGUN);
+    assert!(shell.try_wait().unwrap().is_none(), "the master is stopped");
+    signal(shell.id(), Signal::TERM);
+    wait_until("the shell ends", || shell.try_wait().unwrap().is_some());
+    signal(master, Signal::CONT);
+}
+
+/// Of the second: changes the mode of the file at this path when told to by its standard input.
+const CHANGED: &str = "DFS_TEST_CHANGES_MODE_OF";
+
+#[test]
+fn a_change_that_was_not_sent_is_not_made_after_its_program_was_killed() {
+    let change = |file: std::fs::File| rustix::fs::fchmod(&file, Mode::from_raw_mode(0o640));
+    if let Some(path) = std::env::var_os(CHANGED) {
+        let file = std::fs::File::open(path).unwrap();
+        println!("open");
+        std::io::stdin().read_line(&mut String::new()).unwrap();
+        return change(file).unwrap();
+    }
+    let Some((cluster, at)) = start() else { return };
+    let first = std::fs::File::create(at.join("first")).unwrap();
+    std::fs::File::create(at.join("second")).unwrap();
+    let name = "interrupts::a_change_that_was_not_sent_is_not_made_after_its_program_was_killed";
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name, "--nocapture"])
+        .env(CHANGED, at.join("second"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut told = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(told.any(|line| line.unwrap().contains("open")));
     cluster.kill("master");
     // The first request may go out on a connection that is not known to be gone.
-    let goes_on = change(first);
+    let goes_on = std::thread::spawn(move || change(first));
     std::thread::sleep(BEGUN);
-    let ended = interrupted("a change while the master is away", change(second));
-    assert_eq!(ended, Err(Errno::INTR));
+    child.stdin.take().unwrap().write_all(b"\n").unwrap();
+    std::thread::sleep(BEGUN);
+    assert!(child.try_wait().unwrap().is_none(), "there is no master");
+    child.kill().unwrap();
+    wait_until("the killed program ends", || child.try_wait().unwrap().is_some());
     cluster.dfs(["down"]);
     cluster.up();
     goes_on.join().unwrap().unwrap();

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 mod interrupts;
+mod matrix;
+mod once;
 mod programs;
 
 use std::os::unix::fs::FileExt as _;
@@ -26,10 +28,18 @@ impl Held {
         Self::start_on(Cluster::start())
     }
 
-    fn start_on(mut cluster: Cluster) -> Self {
+    fn start_on(cluster: Cluster) -> Self {
+        Self::start_with(cluster, &[])
+    }
+
+    fn start_with(mut cluster: Cluster, more: &[&str]) -> Self {
         let pids = cluster.scratch().join("pids");
         std::fs::create_dir(&pids).unwrap();
-        let at = cluster.mount_with("held", &["--hold", "--pid-dir", pids.to_str().unwrap()]);
+        let (pids, exercise) = (pids.to_str().unwrap(), cluster.scratch().join("exercise"));
+        let mut arguments =
+            vec!["--hold", "--pid-dir", pids, "--exercise", exercise.to_str().unwrap()];
+        arguments.extend(more);
+        let at = cluster.mount_with("held", &arguments);
         Self { cluster, at }
     }
 

@@ -2,6 +2,7 @@
 //! operation, and the promises of `docs/semantics.md` between two mounts.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod beside;
 mod compare;
 mod cuts;
 mod examples;

@@ -224,7 +224,12 @@ fn what_was_appended_is_seen_at_once_on_its_mount() {
     });
 }
 
-fn count_under_lock(root: &Path, rounds: usize, lock: impl Fn(&File), unlock: impl Fn(&File)) {
+pub(crate) fn count_under_lock(
+    root: &Path,
+    rounds: usize,
+    lock: impl Fn(&File),
+    unlock: impl Fn(&File),
+) {
     let path = root.join("counter");
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
     for _ in 0..rounds {

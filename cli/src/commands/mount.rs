@@ -32,6 +32,7 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
         hold,
         pid_dir: _,
         held_by,
+        exercise,
         threads,
         write_buffer,
         readahead,
@@ -93,6 +94,9 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
     dfs_service::log::init()?;
     if let (true, Some(made)) = (hold, &made) {
         return hold_mount(args, made);
+    }
+    if let Some(file) = exercise {
+        fuse_client::exercise::choose(file.clone());
     }
     let mut config = MountConfig::new(target.master, target.key, at.clone());
     config.held_by = *held_by;

@@ -3,8 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use dfs_core::client::resend::ResendQueue;
-
 use super::{Appended, Body, ChunkWriter, Order, seal};
 use crate::error::{ClientError, Result};
 use crate::jobs::Job;
@@ -26,9 +24,11 @@ impl ChunkWriter {
             }
             seal(&mut state);
             // The caller holds these bytes: they are not part of the budget.
-            state.queue.push(Body::Append { data, record, at_least, cuts }, 0)
+            let counter = state.queue.push(Body::Append { data, record, at_least, cuts }, 0);
+            // Before anybody can send it.
+            kept::begin_operation(Begun { ino: self.ino, index: self.index, counter, done });
+            counter
         };
-        kept::append(Begun { ino: self.ino, index: self.index, counter, done });
         self.pump_as(true);
         self.wait_appended(counter)
     }
@@ -55,21 +55,10 @@ impl ChunkWriter {
         cuts: u64,
         counter: u64,
     ) -> Result<Appended> {
-        {
-            let mut state = self.lock();
-            if !state.queue.is_empty() || !state.dirty.is_empty() {
-                return Err(ClientError::OutcomeUnknown);
-            }
-            state.queue = ResendQueue::new(counter);
-            state.queue.push(Body::Append { data, record, at_least: 0, cuts }, 0);
-        }
+        self.push_again(counter, Body::Append { data, record, at_least: 0, cuts }, 0)?;
         self.pump_as(true);
         let answer = self.wait_appended(counter);
-        let mut state = self.lock();
-        if state.queue.is_empty() {
-            state.queue = ResendQueue::new(self.io.first_counter());
-        }
-        drop(state);
+        self.count_anew();
         answer
     }
 

@@ -31,9 +31,11 @@ pub(crate) struct Order {
 
 #[derive(Clone, Debug)]
 pub(super) enum Body {
+    /// `awaited`: by somebody who asks again, by another number, if it is taken out.
     Write {
         offset: u64,
         data: Arc<Vec<u8>>,
+        awaited: bool,
     },
     /// `at_least` as the file was after `cuts` truncations.
     Append {
@@ -50,6 +52,7 @@ pub(super) enum Body {
     Zero {
         offset: u64,
         len: u64,
+        awaited: bool,
     },
 }
 
@@ -61,7 +64,7 @@ impl Body {
                 WireMutation::Append { record: *record, at_least: *at_least }
             }
             Self::Carried { .. } => WireMutation::Write { offset: 0 },
-            Self::Zero { offset, len } => WireMutation::Zero { offset: *offset, len: *len },
+            Self::Zero { offset, len, .. } => WireMutation::Zero { offset: *offset, len: *len },
         }
     }
 
@@ -78,9 +81,18 @@ impl Body {
         matches!(self, Self::Append { .. })
     }
 
+    /// Whether somebody waits for this very operation.
+    pub(super) fn is_awaited(&self) -> bool {
+        match self {
+            Self::Append { .. } => true,
+            Self::Write { awaited, .. } | Self::Zero { awaited, .. } => *awaited,
+            Self::Carried { .. } => false,
+        }
+    }
+
     /// Takes up the place of a refused operation: zeros over nothing.
     pub(super) fn nothing() -> Self {
-        Self::Zero { offset: 0, len: 0 }
+        Self::Zero { offset: 0, len: 0, awaited: false }
     }
 
     pub(super) fn is_nothing(&self) -> bool {

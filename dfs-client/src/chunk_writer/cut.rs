@@ -86,7 +86,7 @@ fn cut_carried(state: &mut State, sizes: &Cuts, start: u64, cuts: u64) {
 /// Takes one refused operation out, leaving its number to an operation that does nothing. Answers the bytes freed.
 pub(super) fn refuse(state: &mut State, counter: u64, error: ClientError) -> u64 {
     let Some((body, bytes)) = state.queue.replace(counter, Body::nothing()) else { return 0 };
-    if body.is_append() {
+    if body.is_awaited() {
         state.appends.insert(counter, Err(error));
     } else {
         state.error.get_or_insert(error);

@@ -240,7 +240,7 @@ impl ChunkWriter {
                 if let (true, Body::Write { offset, .. }) = (no_space, &body) {
                     self.refused.add(self.start + offset, &error);
                 }
-                if body.is_append() {
+                if body.is_awaited() {
                     state.appends.insert(counter, Err(error.clone()));
                 }
             }
@@ -261,7 +261,7 @@ impl ChunkWriter {
 
 impl Body {
     fn reaches_behind(&self, from: u64) -> bool {
-        matches!(self, Self::Write { offset, data } if from < offset + data.len() as u64)
+        matches!(self, Self::Write { offset, data, .. } if from < offset + data.len() as u64)
     }
 }
 
@@ -279,20 +279,22 @@ fn drop_behind(state: &mut State, from: u64, first: Option<u64>) -> u64 {
     state.gap = Some(state.queue.next_counter());
     for (counter, body, bytes) in taken {
         match body {
-            Body::Write { offset, data } => {
+            // Whoever waits for it asks again, by another number.
+            _ if body.is_awaited() => {
+                freed += bytes;
+                state.appends.insert(counter, Ok(super::Appended::Moved));
+            }
+            Body::Write { offset, data, .. } => {
                 let left = from.saturating_sub(offset).min(bytes);
                 freed += bytes - left;
                 let left = usize::try_from(left).unwrap_or(usize::MAX);
                 if let Some(data) = data.get(..left).filter(|data| !data.is_empty()) {
                     let bytes = data.len() as u64;
-                    state.queue.push(Body::Write { offset, data: Arc::new(data.to_vec()) }, bytes);
+                    let data = Arc::new(data.to_vec());
+                    state.queue.push(Body::Write { offset, data, awaited: false }, bytes);
                 }
             }
-            // Whoever waits for it asks again, by another number.
-            Body::Append { .. } => {
-                state.appends.insert(counter, Ok(super::Appended::Moved));
-            }
-            Body::Carried { .. } | Body::Zero { .. } => {
+            Body::Append { .. } | Body::Carried { .. } | Body::Zero { .. } => {
                 state.queue.push(body, bytes);
             }
         }

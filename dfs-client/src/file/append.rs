@@ -200,6 +200,7 @@ impl FileState {
                 kill_priv: self.lock().pending.kill_priv,
             };
             let fits = attr.size.saturating_add(data.len() as u64) <= INLINE_BYTES_MAX;
+            let asked = self.asking();
             // What cannot fit is not even asked.
             let answer = if fits || std::mem::take(&mut may_be_logged) {
                 self.io.link.change(append)
@@ -209,7 +210,7 @@ impl FileState {
             may_be_logged = false;
             match answer {
                 Ok(Outcome::Appended { offset, attr }) => {
-                    self.learn(attr, None, true);
+                    self.learn(asked, attr, None, true);
                     return Ok(offset);
                 }
                 Ok(other) => {
@@ -234,8 +235,9 @@ impl FileState {
     /// What the master has. Not what the last chunk adds to it: a chunk that is full says nothing of the bytes of the
     /// next one that belong to an append which crosses its end.
     fn logged(&self) -> Result<Attr> {
+        let asked = self.asking();
         let attr = self.io.link.getattr(self.ino)?;
-        self.learn(attr.clone(), None, true);
+        self.learn(asked, attr.clone(), None, true);
         Ok(attr)
     }
 
@@ -248,7 +250,7 @@ impl FileState {
         }
         let mut size = attr.size.max(self.pending_end(attr.cuts));
         let mut begin = None;
-        let mut again = kept::begun_append().filter(|begun| begun.ino == self.ino);
+        let mut again = kept::begun(self.ino);
         let (mut done, data) = match again {
             Some(Begun { done, .. }) => (done, data.get(small(done)..).unwrap_or_default()),
             None => (0, data),
@@ -278,9 +280,16 @@ impl FileState {
                 let at_least = (size.saturating_sub(index * chunk_size), attr.cuts);
                 let appended = match begun {
                     Some(Begun { counter, .. }) => {
-                        writer.append_again(Arc::clone(&piece), record, attr.cuts, counter)?
+                        self.wait_for_begun_below(counter);
+                        let piece = Arc::clone(&piece);
+                        let appended = writer.append_again(piece, record, attr.cuts, counter);
+                        kept::repeated(appended.is_err());
+                        appended?
                     }
-                    None => writer.append(Arc::clone(&piece), record, at_least, done)?,
+                    None => {
+                        self.wait_for_begun();
+                        writer.append(Arc::clone(&piece), record, at_least, done)?
+                    }
                 };
                 match appended {
                     Appended::At { offset, .. } => break index * chunk_size + offset,
@@ -334,6 +343,7 @@ impl FileState {
             Some(left) => *room = left,
             None => self.take_room(rest.len() as u64)?,
         }
+        self.wait_for_begun();
         let writer = self.writer_in(&mut self.lock(), index, chunk_size);
         writer.carry(rest, order);
         writer.stable()

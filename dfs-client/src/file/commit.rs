@@ -4,7 +4,7 @@ use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, NamespaceError};
 use dfs_core::time::WallTime;
 
-use super::{DEFER_MAX, FileState, Known, LAYOUT_KNOWN, Logged, Pending, small};
+use super::{DEFER_MAX, FileState, LAYOUT_KNOWN, Logged, Moment, Pending, small};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, OpenId, Result};
 use crate::session::lock;
@@ -112,8 +112,9 @@ impl FileState {
             writer.retire();
             self.keep(writer.take_error_now());
         }
+        let asked = self.asking();
         match self.io.link.free_unlogged(self.ino, first) {
-            Ok(attr) => self.learn(attr, None, false),
+            Ok(attr) => self.learn(asked, attr, None, false),
             // A master of an earlier version.
             Err(error @ ClientError::Protocol { .. }) => {
                 tracing::warn!(ino = self.ino.0, first, %error, "bytes behind refused ones stay");
@@ -178,7 +179,7 @@ impl FileState {
     pub fn flush_at(&self, mtime: WallTime) -> Result<Option<Attr>> {
         let (written, change) = {
             let mut inner = self.lock();
-            let change = inner.known.as_ref().map(|known| known.attr.change);
+            let change = inner.memory.known(Duration::MAX).map(|known| known.attr.change);
             let written = inner.pending.mtime;
             if written.is_some() {
                 inner.pending.mtime = Some(mtime);
@@ -192,7 +193,7 @@ impl FileState {
         }
         flushed?;
         let settled = written.is_some() && inner.pending.mtime.is_none();
-        let known = inner.known.as_ref().filter(|known| {
+        let known = inner.memory.known(Duration::MAX).filter(|known| {
             settled && known.attr.mtime == mtime && Some(known.attr.change) != change
         });
         Ok(known.map(|known| known.attr.clone()))
@@ -369,7 +370,7 @@ impl FileState {
         let inner = self.lock();
         let Pending { end, cuts, mtime, kill_priv, writes, marked, .. } = inner.pending;
         let cuts = cuts.unwrap_or(u64::MAX);
-        let known_size = inner.known.as_ref().map_or(0, |known| known.attr.size);
+        let known_size = inner.memory.known(Duration::MAX).map_or(0, |known| known.attr.size);
         Wrote { end, cuts, mtime, kill_priv, writes, marked, known_size }
     }
 
@@ -434,12 +435,13 @@ impl FileState {
                     waited: began.elapsed(),
                 });
             }
+            let asked = self.asking();
             let attr = self.io.link.getattr(self.ino)?;
             match self.io.known_tail_size(&attr) {
                 Some(tail) => {
                     wrote.cuts = attr.cuts;
                     wrote.end = wrote.end.min(tail.max(attr.size));
-                    self.learn(attr, None, true);
+                    self.learn(asked, attr, None, true);
                 }
                 None => std::thread::sleep(AGAIN),
             }
@@ -467,6 +469,7 @@ impl FileState {
         let ino = self.ino;
         let chunks: BTreeSet<u64> = self.lock().writers.keys().copied().collect();
         let change = Change::CommitSize { ino, size, cuts_seen, mtime, done_writing, kill_priv };
+        let asked = self.asking();
         let attr = match self.io.link.change(change) {
             Ok(Outcome::Attr(attr)) => Some(attr),
             Ok(_) => None,
@@ -476,7 +479,7 @@ impl FileState {
         };
         let logged = attr.as_ref().map_or(0, |attr| attr.size);
         if let Some(attr) = attr {
-            self.learn(attr, None, false);
+            self.learn(asked, attr, None, false);
         }
         let mut inner = self.lock();
         // A cut that is under way keeps the size below what was written.
@@ -530,8 +533,10 @@ impl FileState {
             }
             _ => Change::InlinePatch { ino, ranges: ranges.clone(), mtime, kill_priv },
         };
+        let asked = self.asking();
+        let logged = |attr: Option<Attr>| self.logged_inline(asked, attr, &ranges, writes);
         match self.io.link.change(change) {
-            Ok(Outcome::Attr(attr)) => self.logged_inline(Some(attr), &ranges, writes),
+            Ok(Outcome::Attr(attr)) => logged(Some(attr)),
             Ok(other) => {
                 return Err(ClientError::Protocol {
                     reason: format!("write was answered {other:?}"),
@@ -543,10 +548,10 @@ impl FileState {
                 return self.leave_inline(&attr);
             }
             Err(ClientError::Refused(NamespaceError::Stale)) if !self.io.link.is_open(self.ino) => {
-                self.logged_inline(None, &ranges, writes)
+                logged(None)
             }
             Err(error) => {
-                self.logged_inline(None, &ranges, writes);
+                logged(None);
                 return Err(error);
             }
         }
@@ -555,7 +560,13 @@ impl FileState {
 
     /// What was being sent is with the master (or, with nothing learned, lost), and is pending no more. What was written
     /// meanwhile still is. All at once: nobody lays these bytes over what others write from now on.
-    fn logged_inline(&self, learned: Option<Attr>, ranges: &[(u64, Vec<u8>)], writes: u64) {
+    pub(super) fn logged_inline(
+        &self,
+        asked: Moment,
+        learned: Option<Attr>,
+        ranges: &[(u64, Vec<u8>)],
+        writes: u64,
+    ) {
         let held = {
             let mut inner = self.lock();
             let held = std::mem::take(&mut inner.pending.sending).bytes();
@@ -572,18 +583,8 @@ impl FileState {
                 inner.pending.end = end;
                 inner.pending.reach = inner.pending.reach.map(|(cuts, _)| (cuts, end));
             }
-            if let Some(attr) = learned {
-                // Only if nobody else changed it since it was fetched.
-                let is_later = |known: &Known| attr.change <= known.attr.change;
-                if !inner.known.as_ref().is_some_and(is_later) {
-                    let known = inner.known.take();
-                    let known = known.filter(|known| known.attr.change + 1 == attr.change);
-                    let content = known.and_then(|known| known.content);
-                    let content = content.map(|content| patched(content, ranges));
-                    inner.known = Some(Known { attr, at: Instant::now(), content });
-                }
-                inner.touched = Instant::now();
-            }
+            inner.memory.logged(asked, learned, |content| patched(content, ranges));
+            inner.touched = Instant::now();
             held
         };
         self.io.budget.give_back(held);

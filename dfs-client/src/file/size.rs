@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use dfs_core::command::{Change, Outcome};
 use dfs_core::namespace::{Attr, FILE_BYTES_MAX, NamespaceError};
 
-use super::{CUTS_SEEN_MAX, FileState, Known, appends_only, within};
+use super::{CUTS_SEEN_MAX, FileState, appends_only, within};
 use crate::chunk_writer::ChunkWriter;
 use crate::error::{ClientError, Result};
+use crate::kept;
 use crate::session::lock;
 
 impl FileState {
@@ -42,7 +43,8 @@ impl FileState {
     fn truncate_alone(&self, size: u64) -> Result<Attr> {
         self.quiesce()?;
         let (began, wait) = (Instant::now(), self.io.link.wait());
-        let attr = loop {
+        let (asked, attr) = loop {
+            let asked = self.asking();
             match self.io.link.truncate(self.ino, size) {
                 // Its content moved into chunks meanwhile, or another truncation is under way.
                 Err(ClientError::Refused(NamespaceError::LayoutChanged))
@@ -50,7 +52,7 @@ impl FileState {
                 {
                     std::thread::sleep(Duration::from_millis(5));
                 }
-                other => break other?,
+                other => break (asked, other?),
             }
         };
         self.retire_writers();
@@ -64,7 +66,7 @@ impl FileState {
         inner.pending.cuts = None;
         inner.pending.reach = None;
         inner.pending.mtime = None;
-        inner.known = Some(Known { attr: attr.clone(), at: Instant::now(), content: None });
+        inner.memory.learn(asked, attr.clone(), None);
         Ok(attr)
     }
 
@@ -75,18 +77,21 @@ impl FileState {
     pub fn zero(&self, offset: u64, len: u64, keep_size: bool) -> Result<()> {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_BYTES_MAX);
         let Some(end) = end else { return Err(NamespaceError::FileTooLarge.into()) };
+        let zeroed = self.zero_again(offset, end)?;
         let _alone = self.alone();
         self.settle_appends();
         let _one = lock(&self.commit);
         self.quiesce()?;
         let mut attr = self.refresh()?;
         appends_only(&attr)?;
-        if attr.inline {
+        // Logged by a predecessor perhaps, though the file may have been moved to chunks since.
+        if attr.inline || zeroed == 0 && kept::has_unrepeated() {
             let change = Change::InlineZero { ino: self.ino, offset, len, keep_size };
+            let asked = self.asking();
             match self.io.link.change(change) {
                 Ok(Outcome::Attr(attr)) => {
-                    self.learn(attr, None, true);
-                    self.lock().known = None;
+                    self.learn(asked, attr, None, true);
+                    self.lock().memory.forget();
                     return Ok(());
                 }
                 Ok(_) => return Ok(()),
@@ -99,7 +104,7 @@ impl FileState {
         let size = self.overlay(attr.clone()).size;
         // A chunk that is freed may have been the only one that knew how long the file is.
         self.commit_quiet()?;
-        self.zero_chunks(attr.layout.chunk_size.max(1), offset, end)?;
+        self.zero_chunks(attr.layout.chunk_size.max(1), (offset, end), zeroed)?;
         if !keep_size && size < end { self.grow_alone(end) } else { Ok(()) }
     }
 
@@ -109,6 +114,7 @@ impl FileState {
         let (began, wait) = (Instant::now(), self.io.link.wait());
         let change = Change::Grow { ino: self.ino, size };
         loop {
+            let asked = self.asking();
             match self.io.link.change(change.clone()) {
                 // A truncation is under way.
                 Err(ClientError::Refused(NamespaceError::LayoutChanged))
@@ -117,7 +123,7 @@ impl FileState {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 Ok(Outcome::Attr(attr)) => {
-                    self.learn(attr, None, true);
+                    self.learn(asked, attr, None, true);
                     return Ok(());
                 }
                 Ok(other) => {
@@ -130,7 +136,8 @@ impl FileState {
         }
     }
 
-    fn zero_chunks(&self, chunk_size: u64, offset: u64, end: u64) -> Result<()> {
+    /// `zeroed`: before this chunk a predecessor of this process did it, except for those that are freed.
+    fn zero_chunks(&self, chunk_size: u64, (offset, end): (u64, u64), zeroed: u64) -> Result<()> {
         self.retire_writers();
         self.io.forget_layouts(self.ino);
         self.readahead.clear();
@@ -154,6 +161,10 @@ impl FileState {
                         count: 1,
                     })?;
                     freed = true;
+                } else if index < zeroed {
+                    continue;
+                } else if self.is_kept() {
+                    self.zero_once(index, chunk_size, (from, to), None)?;
                 } else {
                     let writer = {
                         let mut inner = self.lock();

@@ -56,23 +56,23 @@ fn what_the_kernel_does_not_ask_for_again_is_forgotten() {
     let (kept, mut ops) = attach(words, 1);
     kept.begin(100);
     let number = number_of(b"create", || ops.begin()).unwrap();
-    append(Begun { ino: INO, index: 3, counter: 9, done: 0 });
+    begin_operation(Begun { ino: INO, index: 3, counter: 9, done: 0 });
     die();
 
     let (kept, mut ops) = attach(words, 2);
     let (waits, waited) = std::sync::mpsc::channel();
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            kept.wait_for_appends();
+            kept.wait_for_begun(INO);
             waits.send(()).unwrap();
         });
         assert!(waited.recv_timeout(Duration::from_millis(30)).is_err(), "it did not wait");
-        assert_eq!(kept.forget_left(), [number]);
+        assert_eq!(kept.forget_left_but(&[]), [number]);
         waited.recv().unwrap();
     });
     ops.end(number);
     assert!(ops.results().has(number));
-    assert!(attach(words, 3).0.forget_left().is_empty());
+    assert!(attach(words, 3).0.forget_left_but(&[]).is_empty());
 }
 
 #[test]
@@ -115,17 +115,118 @@ fn a_record_that_is_stored_keeps_nobody_waiting() {
     let words = memory();
     let (kept, _) = attach(words, 1);
     kept.begin(100);
-    append(Begun { ino: INO, index: 3, counter: 9, done: 0 });
+    begin_operation(Begun { ino: INO, index: 3, counter: 9, done: 0 });
     appended();
     die();
     let (kept, _) = attach(words, 2);
-    kept.wait_for_appends();
+    kept.wait_for_begun(INO);
     kept.begin(100);
-    assert!(is_appended() && begun_append().is_none());
+    assert!(is_appended() && begun(INO).is_none());
     kept.end();
     kept.begin(101);
     assert!(!is_appended());
     kept.end();
+}
+
+#[test]
+fn what_was_begun_on_a_file_is_repeated_in_order_and_before_anything_new() {
+    let words = memory();
+    let (kept, _) = attach(words, 1);
+    for (request, counter) in [(100, 8), (101, 7)] {
+        kept.begin(request);
+        begin_operation(Begun { ino: INO, index: 0, counter, done: 0 });
+        die();
+    }
+    let (kept, _) = attach(words, 2);
+    assert!(kept.left_place(101) < kept.left_place(100) && kept.left_place(102) == u64::MAX);
+    kept.wait_for_begun(InodeNo(6));
+    let (done, order) = std::sync::mpsc::channel();
+    std::thread::scope(|scope| {
+        let (fresh, later) = (done.clone(), done.clone());
+        let kept = &kept;
+        scope.spawn(move || {
+            kept.begin(102);
+            kept.wait_for_begun(INO);
+            fresh.send(102).unwrap();
+            kept.end();
+        });
+        scope.spawn(move || {
+            kept.begin(100);
+            kept.wait_for_begun_below(INO, begun(INO).unwrap().counter);
+            later.send(100).unwrap();
+            repeated(false);
+            // It goes on under counters of its own process.
+            kept.wait_for_begun(INO);
+            assert!(begun(INO).is_none());
+            kept.end();
+        });
+        assert!(order.recv_timeout(Duration::from_millis(30)).is_err(), "101 comes first");
+        kept.begin(101);
+        assert_eq!(begun(INO).unwrap().counter, 7);
+        kept.wait_for_begun_below(INO, 7);
+        repeated(false);
+        kept.end();
+        assert_eq!([order.recv().unwrap(), order.recv().unwrap()], [100, 102]);
+    });
+}
+
+#[test]
+fn what_had_no_effect_is_begun_anew_by_whoever_follows() {
+    let words = memory();
+    let (kept, _) = attach(words, 1);
+    kept.begin(100);
+    begin_operation(Begun { ino: INO, index: 0, counter: 7, done: 0 });
+    die();
+    let (kept, _) = attach(words, 2);
+    kept.begin(100);
+    repeated(true);
+    die();
+    let (kept, _) = attach(words, 3);
+    kept.wait_for_begun(INO);
+    kept.begin(100);
+    assert!(begun(INO).is_none());
+    kept.end();
+}
+
+#[test]
+fn time_and_cuts_are_those_of_the_first_process() {
+    let words = memory();
+    let (kept, _) = attach(words, 1);
+    kept.begin(100);
+    assert_eq!((time(|| WallTime(-5)), cuts(3)), (WallTime(-5), 3));
+    die();
+    let (kept, _) = attach(words, 2);
+    kept.begin(101);
+    assert_eq!((time(|| WallTime(9)), cuts(4)), (WallTime(9), 4), "of another request");
+    kept.end();
+    kept.begin(100);
+    assert_eq!((time(|| WallTime(8)), cuts(4)), (WallTime(-5), 3));
+    kept.end();
+    // A new request where that one was.
+    kept.begin(102);
+    assert_eq!(cuts(5), 5);
+    kept.end();
+    assert_eq!(cuts(6), 6, "no request");
+}
+
+#[test]
+fn operations_that_an_earlier_program_left_in_the_last_places_are_known() {
+    let words = memory();
+    let (kept, mut ops) = attach(words, 1);
+    kept.begin(100);
+    let slot = active(|active| active.slot).unwrap();
+    number_of(b"create", || ops.begin()).unwrap();
+    kept.word(slot, 1).store(12, Ordering::Release);
+    kept.word(slot, 28).store(100, Ordering::Release);
+    kept.word(slot, 31).store(77, Ordering::Release);
+    die();
+    let (kept, mut ops) = attach(words, 2);
+    assert!(!ops.results().has(77));
+    kept.begin(100);
+    assert_eq!(cuts(5), 5, "not a number of an operation");
+    let numbers = kept.end();
+    assert!(numbers.contains(&77));
+    numbers.into_iter().for_each(|number| ops.end(number));
 }
 
 #[test]

@@ -103,7 +103,7 @@ impl Transaction<'_> {
         inode.nlink = 0;
         let attr = inode.attr(ino);
         self.put_inode(ino, inode);
-        self.store.put(Key::Orphan(ino), Record::Orphan);
+        self.store.put(Key::Orphan(ino), Record::Unnamed);
         Ok(Outcome::Entry { attr, created: true })
     }
 
@@ -192,12 +192,16 @@ impl Transaction<'_> {
         if inode.kind == FileKind::Directory {
             return Err(NamespaceError::NotPermitted("a directory has one name".into()));
         }
-        // An unlinked file is on its way out, even if it is open: linkat(2) answers ENOENT.
-        if inode.nlink == 0 {
+        // An unlinked file is on its way out, even if it is open: linkat(2) answers ENOENT. One of O_TMPFILE has its name to
+        // come.
+        if inode.nlink == 0 && self.store.get(&Key::Orphan(ino)) != Some(Record::Unnamed) {
             return Err(NamespaceError::NotFound);
         }
         if LINK_COUNT_MAX <= inode.nlink {
             return Err(NamespaceError::TooManyLinks);
+        }
+        if inode.nlink == 0 {
+            self.store.delete(&Key::Orphan(ino));
         }
         inode.nlink += 1;
         self.touch(&mut inode, false);

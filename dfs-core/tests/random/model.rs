@@ -1,7 +1,7 @@
 //! Names and small contents, as simply as they can be said: nodes in a map, directories as maps of names, links
 //! counted by looking everywhere. Slow, and different enough from the real thing to disagree with it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dfs_core::command::{Change, Command, NewKind, Outcome, RenameMode};
 use dfs_core::ids::InodeNo;
@@ -17,13 +17,16 @@ enum Node {
 
 pub(crate) struct Model {
     nodes: BTreeMap<u64, Node>,
+    /// Files that never had a name.
+    unnamed: BTreeSet<u64>,
 }
 
 type Expected = Result<(), NamespaceError>;
 
 impl Model {
     pub(crate) fn new() -> Self {
-        Self { nodes: BTreeMap::from([(1, Node::Directory(BTreeMap::new()))]) }
+        let root = (1, Node::Directory(BTreeMap::new()));
+        Self { nodes: BTreeMap::from([root]), unnamed: BTreeSet::new() }
     }
 
     fn pick(&self, pick: u8, wanted: impl Fn(u64, &Node) -> bool) -> InodeNo {
@@ -247,6 +250,7 @@ impl Model {
         let Outcome::Entry { attr, created: true } = outcome else { return Ok(()) };
         let made = self.nodes.insert(attr.ino.0, Node::File(attr.inline.then(Vec::new)));
         assert!(made.is_none(), "{:?} is used twice", attr.ino);
+        self.unnamed.insert(attr.ino.0);
         Ok(())
     }
 
@@ -262,6 +266,7 @@ impl Model {
             Some(target) if self.is_directory(target) => Err(NamespaceError::IsDirectory),
             Some(_) | None => {
                 self.names(parent)?.insert(name.to_vec(), ino.0);
+                self.unnamed.remove(&ino.0);
                 Ok(())
             }
         }
@@ -279,7 +284,7 @@ impl Model {
         if self.is_directory(ino.0) {
             return Err(NamespaceError::NotPermitted(String::new()));
         }
-        if self.names_of(ino.0) == 0 {
+        if self.names_of(ino.0) == 0 && !self.unnamed.remove(&ino.0) {
             return Err(NamespaceError::NotFound);
         }
         self.names(parent)?.insert(name.to_vec(), ino.0);

@@ -3,6 +3,7 @@
 //! An append is written behind, unless it asks to be stable; the kernel's offset is ignored (DECISIONS 9).
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use dfs_client::ClientError;
 use dfs_client::error::OpenId;
@@ -16,6 +17,11 @@ use crate::seam::{CacheUse, Caller, OpenFlags, Reply};
 /// Bytes one `copy_file_range` moves at most; the caller asks again for the rest.
 const COPY_BYTES_MAX: u64 = 32 << 20;
 const COPY_STEP_BYTES: usize = 1 << 20;
+/// Attributes of a file that others were seen to change do not live for so long: longer than programs that take turns at one
+/// usually wait for one another.
+pub(super) const SHARED_FOR: Duration = Duration::from_secs(10);
+/// The same of one that somebody is writing.
+const WRITTEN_FOR: Duration = Duration::from_secs(1);
 
 impl FileSystem {
     pub(super) fn open(&self, caller: Caller, ino: InodeNo, flags: OpenFlags) -> Answer {
@@ -43,6 +49,10 @@ impl FileSystem {
     ) -> Result<(Attr, CacheUse), Errno> {
         let writes = flags.writes();
         let mut attr = self.session.open(ino, writes)?;
+        if !self.stale_opens.may_go_on(caller.pid, attr.nlink == 0) {
+            self.session.release(ino, writes);
+            return Err(Errno::STALE);
+        }
         if flags.has(libc::O_TRUNC) {
             match self.truncate(caller, ino, 0) {
                 Ok(cut) => attr = cut,
@@ -61,8 +71,21 @@ impl FileSystem {
             cache = CacheUse::Direct;
         }
         // An open does not tell the kernel the size, and what it believes may be as old as attributes live.
-        if cache != CacheUse::Keep || attr.writing {
-            self.drop_kernel_attributes(ino);
+        let told = self.beliefs.change(ino);
+        let is_current = told == Some(attr.change) && !attr.writing;
+        if (cache != CacheUse::Keep || attr.writing) && !is_current {
+            let only_here = |since| self.session.changed_only_here(ino, since, attr.change);
+            let shared_for = if told.is_some_and(|since| since != attr.change && !only_here(since))
+            {
+                SHARED_FOR
+            } else if attr.writing {
+                WRITTEN_FOR
+            } else {
+                Duration::ZERO
+            };
+            if self.beliefs.must_drop(ino, shared_for) {
+                self.drop_kernel_attributes(ino);
+            }
         }
         Ok((attr, cache))
     }
@@ -73,11 +96,20 @@ impl FileSystem {
                 (CacheUse::Direct, "direct")
             } else if self.may_keep_pages(attr.ino, attr.change) {
                 (CacheUse::Keep, "kept")
+            } else if self.may_be_written_by_others_here(attr.ino, flags) {
+                (CacheUse::Direct, "direct")
             } else {
                 (CacheUse::Fresh, "fresh")
             };
         self.metrics.opens.inc(pages);
         cache
+    }
+
+    /// The kernel copies a write into a page, lets go of the page, and only then sends the request: dropped in between, and
+    /// read again, it would lack those bytes for good. Besides what was opened with `flags` just now.
+    fn may_be_written_by_others_here(&self, ino: InodeNo, flags: OpenFlags) -> bool {
+        let own = u32::from(flags.writes());
+        own < self.session.write_opens(ino) || flags.writes() && self.pages.is_dropping(ino)
     }
 
     /// Whether the kernel's pages hold what is at `change`.
@@ -91,16 +123,28 @@ impl FileSystem {
 
     pub(super) fn read(
         &self,
+        pid: u32,
         (ino, open): (InodeNo, OpenId),
         offset: u64,
         len: u32,
         direct: bool,
     ) -> Answer {
+        if !direct {
+            self.dropped.read(ino, pid);
+        }
         self.pages.used(open);
         let mut buffer = self.buffers.get(len as usize);
         let file = self.session.file(ino);
         let out = buffer.as_mut_slice();
-        let read = if direct { file.read_now(offset, out)? } else { file.read(offset, out)? };
+        let mut read = if direct { file.read_now(offset, out)? } else { file.read(offset, out)? };
+        if !direct && read < out.len() {
+            // In this order: whoever makes the kernel believe in more looks in the other.
+            self.ends.add(ino);
+            if self.sizes.may_exceed(ino, offset + read as u64) {
+                // It was told of what this did not find, and would fill its page with zeros.
+                read = file.read_now(offset, out)?;
+            }
+        }
         if read == 0 && 0 < offset && self.sizes.may_exceed(ino, offset) {
             self.reads.wait_for_those_before(ino, offset);
         }
@@ -152,7 +196,14 @@ impl FileSystem {
         self.listings.outdate();
         // Where an append went, the kernel does not know either: it adds to what it believes.
         let end = if flags.has(libc::O_APPEND) { u64::MAX } else { offset + data.len() as u64 };
+        let grows = end == u64::MAX || !self.sizes.may_exceed(ino, end.saturating_sub(1));
         self.sizes.reaches(ino, end);
+        // Past the pages: the kernel believes the file to be longer now, and keeps a page that ends with zeros.
+        let past_pages = flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND);
+        if past_pages && !from_page_cache && grows && self.ends.may_hold(&ino) {
+            self.ends.remove(&ino);
+            let _or_soon = self.drop_beside(ino);
+        }
         self.metrics.bytes_written.inc_by(data.len() as u64);
         // The kernel sends at most max_write, 1 MiB.
         Ok(Reply::Written(u32::try_from(data.len()).map_err(|_| Errno::INVALID)?))

@@ -146,6 +146,9 @@ impl FileSystem {
             if let Some(attr) = &entry.attr {
                 // If this one still fits into the answer.
                 self.sizes.may_learn(attr.ino, attr.size);
+                if plus {
+                    self.beliefs.may_learn(attr.ino, attr.change, self.options.lifetimes.attr);
+                }
             }
         }
         let entries = Arc::new(entries);

@@ -12,6 +12,7 @@ use dfs_core::command::LockKind;
 use dfs_core::ids::InodeNo;
 use dfs_core::namespace::NamespaceError;
 
+use super::content::SHARED_FOR;
 use super::locked::Key;
 use super::{Answer, FileSystem};
 use crate::errno::Errno;
@@ -90,6 +91,7 @@ impl FileSystem {
     /// Locks or unlocks through `open`.
     pub(super) fn set_lock(
         &self,
+        pid: u32,
         request: LockRequest,
         open: OpenId,
         wait: bool,
@@ -114,7 +116,7 @@ impl FileSystem {
             drop(waiting);
             asked?;
             self.locked.note(key, open, is_whole);
-            self.forget_cached(request.ino)?;
+            self.forget_cached(request.ino, pid)?;
             return Ok(Reply::Done);
         }
         let unlocking = if is_whole { self.locked.begin_unlock(&key, None) } else { None };
@@ -192,7 +194,7 @@ impl FileSystem {
     }
 
     /// What another mount wrote under the lock before us must be seen now.
-    fn forget_cached(&self, ino: InodeNo) -> Result<(), Errno> {
+    fn forget_cached(&self, ino: InodeNo, pid: u32) -> Result<(), Errno> {
         let file = self.session.file(ino);
         let attr = file.attr()?;
         if attr.writing {
@@ -201,6 +203,9 @@ impl FileSystem {
         }
         if !self.may_keep_pages(ino, attr.change) {
             file.invalidate();
+            self.dropped.note(ino, pid);
+            // Attributes go with the pages.
+            let _also_attributes = self.beliefs.must_drop(ino, SHARED_FOR);
             self.drop_kernel_cache(ino);
             self.pages.dropped(ino, attr.change);
         }

@@ -132,8 +132,37 @@ impl FileSystem {
         Ok(Reply::Created { entry: self.entry(attr), cache, open })
     }
 
+    /// `open(2)` with `O_TMPFILE`.
+    pub(super) fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: InodeNo,
+        (mode, umask): (u32, u32),
+        flags: OpenFlags,
+    ) -> Answer {
+        let (mode, umask) = (mode & 0o7777, umask & 0o777);
+        let Caller { uid, gid, .. } = caller;
+        let change = Change::CreateUnnamed { parent, mode, umask, uid, gid, layout: None };
+        let (attr, _) = self.session.create_open(change, flags.writes())?;
+        let cache = self.cache_use(&attr, flags);
+        let open = self.new_open(&attr, flags, cache);
+        Ok(Reply::Created { entry: self.entry(attr), cache, open })
+    }
+
+    fn has_no_name(&self, ino: InodeNo) -> bool {
+        match self.session.getattr(ino) {
+            Ok(attr) => attr.nlink == 0,
+            Err(error) => Errno::from(error) == Errno::STALE,
+        }
+    }
+
     pub(super) fn link(&self, ino: InodeNo, parent: InodeNo, name: Name) -> Answer {
-        match self.change(Change::Link { ino, parent, name })? {
+        let linked = match self.change(Change::Link { ino, parent, name }) {
+            // Another mount removed what the kernel believes to be under the old name: it is to look that up again.
+            Err(Errno::NO_ENTRY) if self.has_no_name(ino) => Err(Errno::STALE),
+            linked => linked,
+        };
+        match linked? {
             Outcome::Entry { attr, .. } | Outcome::Attr(attr) => {
                 Ok(Reply::Entry(self.entry(self.session.overlay(self.session.complete(attr)))))
             }

@@ -53,6 +53,13 @@ impl Reads {
     }
 }
 
+impl ReadUnderWay {
+    /// Inode and offset.
+    pub(super) fn place(&self) -> (InodeNo, u64) {
+        (self.key.0, self.key.1)
+    }
+}
+
 impl Drop for ReadUnderWay {
     fn drop(&mut self) {
         self.reads.lock().remove(&self.key);

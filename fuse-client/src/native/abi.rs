@@ -56,7 +56,7 @@ pub(super) mod opcode {
     pub(in crate::native) const RENAME2: u32 = 45;
     pub(in crate::native) const LSEEK: u32 = 46;
     pub(in crate::native) const COPY_FILE_RANGE: u32 = 47;
-    pub(in crate::native) const STATX: u32 = 52;
+    pub(in crate::native) const TMPFILE: u32 = 51;
 }
 
 /// Flags of INIT; those from bit 32 are in its second word.

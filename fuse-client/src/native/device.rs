@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::Context as _;
-use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::fs::OFlags;
 use rustix::io::Errno as OsErrno;
 use rustix::mount::MountFlags;
 
@@ -119,11 +119,30 @@ pub(super) fn read(device: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Opti
     }
 }
 
-/// Whether no request waits to be read now.
-pub(super) fn is_drained(device: BorrowedFd<'_>) -> bool {
-    let mut polled = [PollFd::new(&device, PollFlags::IN)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    rustix::event::poll(&mut polled, Some(&at_once)).is_ok_and(|ready| ready == 0)
+/// What [`read_waiting`] found.
+pub(super) enum Waiting {
+    Request(usize),
+    Nothing,
+    /// The mount is gone.
+    Ended,
+}
+
+/// Reads a request that waits already.
+pub(super) fn read_waiting(device: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<Waiting> {
+    loop {
+        let flags = rustix::fs::fcntl_getfl(device)?;
+        rustix::fs::fcntl_setfl(device, flags | OFlags::NONBLOCK)?;
+        let read = rustix::io::read(device, &mut *buffer);
+        rustix::fs::fcntl_setfl(device, flags)?;
+        match read {
+            Ok(len) => return Ok(Waiting::Request(len)),
+            Err(OsErrno::AGAIN) => return Ok(Waiting::Nothing),
+            // ENOENT: the request was withdrawn while it was copied.
+            Err(OsErrno::INTR | OsErrno::NOENT) => {}
+            Err(OsErrno::NODEV) => return Ok(Waiting::Ended),
+            Err(error) => return Err(error.into()),
+        }
+    }
 }
 
 /// Answers `unique`, or notifies with `unique` 0.

@@ -1,13 +1,15 @@
 //! Requests under way, and what becomes of one whose program was sent a signal.
 //!
-//! What only asks is answered EINTR at once; whoever is finding the answer is not waited for. A wait for a lock is told to end,
-//! and what it then says is the answer. A change goes on, since it may have been carried out already; only a program
-//! that was killed need not learn how it ends.
+//! A wait for a lock is told to end, and what it then says is the answer. All else is as on a local disk, where no
+//! signal with a handler is noticed before the call is done: programs do not expect EINTR of `mkdir(2)` because a child ended.
+//! Only a program that is being killed need not learn how it ends, and whoever is finding the answer is not waited for. The
+//! kernel tells of the first signal only, so that who was sent one is looked at from then on.
 
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use super::abi;
 use super::reply::Encoded;
@@ -19,9 +21,16 @@ const EARLY_MAX: usize = 1024;
 /// `SIGKILL`, as a bit of the sets in `/proc/PID/status`.
 const KILL_BIT: u64 = 1 << (libc::SIGKILL - 1);
 
+/// How often it is looked whether a program that was sent a signal is being killed.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// Of a program of another pid namespace nothing is known: what it only asks ends so long after a signal.
+const UNKNOWN_AFTER: Duration = Duration::from_secs(1);
+
 #[derive(Debug, Default)]
 pub(super) struct Interrupts {
     table: Mutex<Table>,
+    /// Requests of programs that were sent a signal, and when; a thread looks at them while there are any.
+    watched: Mutex<Vec<(Weak<UnderWay>, Instant)>>,
 }
 
 #[derive(Debug, Default)]
@@ -94,19 +103,19 @@ impl Interrupts {
         }
         drop(table);
         if early.is_some() {
-            request.interrupt();
+            self.was_interrupted(&request);
         }
         Registered { interrupts: Arc::clone(self), request }
     }
 
     /// `unique`: of the request that is to stop.
-    pub(super) fn interrupt(&self, unique: u64) {
+    pub(super) fn interrupt(self: &Arc<Self>, unique: u64) {
         let unique = unique & !abi::UNIQUE_RESENT;
         let mut table = self.lock();
         match table.under_way.get(&unique).cloned() {
             Some(request) => {
                 drop(table);
-                request.interrupt();
+                self.was_interrupted(&request);
             }
             None => {
                 if EARLY_MAX <= table.early.len() {
@@ -118,21 +127,58 @@ impl Interrupts {
     }
 }
 
-impl UnderWay {
-    fn interrupt(&self) {
-        let now = match self.kind {
-            Kind::Asks => {
-                // Whoever is finding the answer need not go on.
-                let _not_leavable = self.cancelled.cancel();
-                true
+impl Interrupts {
+    fn was_interrupted(self: &Arc<Self>, request: &Arc<UnderWay>) {
+        if request.is_ended_by_signal(Duration::ZERO) {
+            return;
+        }
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched.push((Arc::downgrade(request), Instant::now()));
+        if 1 < watched.len() {
+            return;
+        }
+        let interrupts = Arc::clone(self);
+        let watches = std::thread::Builder::new().name("dfs-interrupts".to_owned());
+        if let Err(error) = watches.spawn(move || interrupts.watch()) {
+            watched.clear();
+            tracing::warn!(%error, "begin a thread to look after interrupted programs");
+        }
+    }
+
+    /// Until nobody is left.
+    fn watch(&self) {
+        loop {
+            std::thread::sleep(LOOK_EVERY);
+            let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+            watched.retain(|(request, since)| {
+                let request = request.upgrade();
+                request.is_some_and(|request| !request.is_ended_by_signal(since.elapsed()))
+            });
+            if watched.is_empty() {
+                return;
             }
+        }
+    }
+}
+
+impl UnderWay {
+    /// Whether it is answered, now at the latest; `after`: how long ago its program was sent the first signal.
+    fn is_ended_by_signal(&self, after: Duration) -> bool {
+        if self.answered.load(Ordering::Acquire) {
+            return true;
+        }
+        let is_unknown = self.pid == 0 && UNKNOWN_AFTER <= after;
+        let ends = match self.kind {
             Kind::WaitsForLock => self.cancelled.cancel(),
-            // A program that was killed does not care how it ends; another one waits for what was sent.
-            Kind::Changes => self.cancelled.cancel() || is_killed(self.pid),
+            Kind::Asks => is_unknown || is_killed(self.pid),
+            Kind::Changes => is_unknown && self.cancelled.cancel() || is_killed(self.pid),
         };
-        if now {
+        if ends {
+            // Whoever is finding the answer need not go on, if nothing was sent yet.
+            let _goes_on = self.cancelled.cancel();
             self.answer(&Encoded::Failed(Errno::INTERRUPTED));
         }
+        ends
     }
 
     /// The first answer counts.

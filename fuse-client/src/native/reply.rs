@@ -23,8 +23,6 @@ const FRAGMENT_BYTES: u32 = 4096;
 const NAME_BYTES_MAX: u32 = 255;
 const DIRENT_BYTES: usize = 24;
 const ENTRY_OUT_BYTES: usize = 128;
-/// `STATX_BASIC_STATS | STATX_BTIME`
-const STATX_MASK: u32 = 0x0fff;
 
 /// What follows the header of an answer.
 #[derive(Debug)]
@@ -117,22 +115,6 @@ impl Writer {
         self.0.extend_from_slice(name);
         self.zeros(name.len().next_multiple_of(8) - name.len())
     }
-
-    fn statx(&mut self, attr: &Attr, ttl: Duration) -> &mut Self {
-        self.u64(ttl.as_secs()).u32(ttl.subsec_nanos()).u32(0).zeros(16);
-        self.u32(STATX_MASK).u32(BLOCK_BYTES).u64(0);
-        self.u32(attr.nlink).u32(attr.uid).u32(attr.gid);
-        let mode = mode(attr.kind) | attr.mode & 0o7777;
-        // 16 bits: type and permissions.
-        self.u16(u16::try_from(mode).unwrap_or(0)).u16(0);
-        self.u64(attr.ino.0).u64(attr.size).u64(blocks(attr)).u64(0);
-        for time in [attr.atime, attr.btime, attr.ctime, attr.mtime] {
-            let (seconds, nanos) = split(time);
-            self.u64(seconds.cast_unsigned()).u32(nanos).u32(0);
-        }
-        let device = u64::from(attr.rdev);
-        self.u32(libc::major(device)).u32(libc::minor(device)).zeros(8 + 14 * 8)
-    }
 }
 
 /// stat(2): units of 512 bytes, whatever st_blksize is.
@@ -187,9 +169,6 @@ pub(super) fn encode(reply: Reply, shape: Shape) -> Encoded {
         (Reply::Done, Shape::OpenDir) => {
             out.opened(0, 0);
         }
-        (Reply::Attr { attr, ttl }, Shape::Statx) => {
-            out.statx(&attr, ttl);
-        }
         (Reply::Done, _) => {}
         (Reply::Entry(entry), _) => {
             out.entry(&entry);
@@ -222,7 +201,7 @@ pub(super) fn encode(reply: Reply, shape: Shape) -> Encoded {
         (Reply::Offset(at), _) => {
             out.u64(at.cast_unsigned());
         }
-        (reply @ Reply::Entries(_), Shape::Plain | Shape::OpenDir | Shape::Statx) => {
+        (reply @ Reply::Entries(_), Shape::Plain | Shape::OpenDir) => {
             return Encoded::Failed(failure(&reply));
         }
     }

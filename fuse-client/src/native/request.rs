@@ -36,7 +36,6 @@ pub(super) enum Shape {
     Plain,
     OpenDir,
     Listing { plus: bool, bytes_max: usize },
-    Statx,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -143,10 +142,6 @@ pub(super) fn decode_body<'a>(header: &Header, bytes: &'a [u8]) -> Result<Body<'
         opcode::DESTROY => return Ok(Body::Destroy),
         opcode::LOOKUP => Operation::Lookup { parent: node, name: r.name()? },
         opcode::GETATTR => Operation::GetAttr { ino: node },
-        opcode::STATX => {
-            shape = Shape::Statx;
-            Operation::GetAttr { ino: node }
-        }
         opcode::SETATTR => Operation::SetAttr { ino: node, set: decode_set_attr(r)? },
         opcode::READLINK => Operation::ReadLink { ino: node },
         opcode::SYMLINK => Operation::Symlink { parent: node, name: r.name()?, target: r.name()? },
@@ -177,6 +172,11 @@ pub(super) fn decode_body<'a>(header: &Header, bytes: &'a [u8]) -> Result<Body<'
             let (flags, mode, umask) = (r.flags()?, r.u32()?, r.u32()?);
             r.skip(4)?;
             Operation::Create { parent: node, name: r.name()?, mode, umask, flags }
+        }
+        // Its name says nothing.
+        opcode::TMPFILE => {
+            let (flags, mode, umask) = (r.flags()?, r.u32()?, r.u32()?);
+            Operation::CreateUnnamed { parent: node, mode, umask, flags }
         }
         opcode::READ => decode_read(node, r)?,
         opcode::WRITE => {

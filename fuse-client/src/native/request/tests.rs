@@ -48,10 +48,16 @@ pub(super) fn requests() -> Vec<(Vec<u8>, Option<Operation>)> {
             Some(Operation::GetAttr { ino: NODE }),
         ),
         (
-            request(opcode::STATX, |out| {
-                out.zeros(24);
+            request(opcode::TMPFILE, |out| {
+                out.u32(libc::O_RDWR.cast_unsigned()).u32(0o100_600).u32(0o022).u32(0);
+                text(out, b"/");
             }),
-            Some(Operation::GetAttr { ino: NODE }),
+            Some(Operation::CreateUnnamed {
+                parent: NODE,
+                mode: 0o100_600,
+                umask: 0o022,
+                flags: OpenFlags(libc::O_RDWR),
+            }),
         ),
         (
             request(opcode::SETATTR, |out| {
