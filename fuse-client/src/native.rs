@@ -111,11 +111,9 @@ pub(crate) fn attach(
         descriptors = own.collect::<io::Result<_>>().context("clone the descriptor")?;
     }
     // Only now: whoever had the mount before has ended, and cannot answer any more.
-    if 1 < held.kept.generation() {
-        if !exercise::is_without("resend") {
-            device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
-                .context("have everything unanswered sent again")?;
-        }
+    if 1 < held.kept.generation() && !exercise::is_without("resend") {
+        device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
+            .context("have everything unanswered sent again")?;
     }
     match init {
         Some(agreed) => {

@@ -133,7 +133,7 @@ fn a_program_that_waits_for_the_master_is_killed_at_once() {
             println!("{program}, {end:?}: {:?}", began.elapsed());
         }
     }
-    // Also if a signal that it handles came before, of which alone the kernel tells.
+    // Also if a signal that it handles came before, of which alone the kernel tells. Others then wait behind that one.
     let mut shell = Command::new("sh")
         .args(["-c", "trap : USR1; echo begins; read line < \"$0\"; echo done"])
         .arg(at.join("file"))
@@ -144,7 +144,7 @@ fn a_program_that_waits_for_the_master_is_killed_at_once() {
     signal(shell.id(), Signal::USR1);
     std::thread::sleep(BEGUN);
     assert!(shell.try_wait().unwrap().is_none(), "the master is stopped");
-    signal(shell.id(), Signal::TERM);
+    signal(shell.id(), Signal::KILL);
     wait_until("the shell ends", || shell.try_wait().unwrap().is_some());
     signal(master, Signal::CONT);
 }

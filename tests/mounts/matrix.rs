@@ -304,10 +304,11 @@ fn without_resend_a_request_is_never_answered() {
         rustix::fs::statvfs(&held.at).unwrap();
         std::thread::sleep(Duration::from_millis(500));
         assert!(!made.is_finished(), "it was answered");
-        // The one after that asks for it.
+        // The one after that asks for it; what was known of it is forgotten by then.
         held.exercise("");
         held.kill_client();
-        made.join().unwrap().unwrap();
+        let made = made.join().unwrap();
+        assert_eq!(made.unwrap_err().kind(), io::ErrorKind::AlreadyExists);
     });
 }
 

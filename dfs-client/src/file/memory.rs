@@ -109,17 +109,17 @@ mod tests {
 
     const LONG: Duration = Duration::from_secs(60);
 
-    fn version(change: u64) -> (Attr, Option<Vec<u8>>) {
+    fn version(change: u8) -> (Attr, Option<Vec<u8>>) {
         let root = crate::recent_dirs::tests::root_after(1);
-        (Attr { change, inline: true, size: 1, ..root }, Some(vec![change as u8]))
+        (Attr { change: change.into(), inline: true, size: 1, ..root }, Some(vec![change]))
     }
 
-    fn learn(memory: &mut Memory, asked: Moment, change: u64) -> bool {
+    fn learn(memory: &mut Memory, asked: Moment, change: u8) -> bool {
         let (attr, content) = version(change);
         memory.learn(asked, attr, content)
     }
 
-    fn learn_now(memory: &mut Memory, change: u64) -> bool {
+    fn learn_now(memory: &mut Memory, change: u8) -> bool {
         let now = memory.now();
         learn(memory, now, change)
     }

@@ -94,6 +94,10 @@ impl FileSystem {
         let (cache, pages) =
             if flags.has(libc::O_DIRECT) || flags.has(libc::O_APPEND) && flags.writes() {
                 (CacheUse::Direct, "direct")
+            } else if self.forget_outdated(attr.ino) && attr.writing {
+                // Others write it now. The last page would be kept with zeros behind the end of this moment, and the
+                // kernel shows those as soon as it learns of a later one.
+                (CacheUse::Direct, "direct")
             } else if self.may_keep_pages(attr.ino, attr.change) {
                 (CacheUse::Keep, "kept")
             } else if self.may_be_written_by_others_here(attr.ino, flags) {
@@ -112,11 +116,18 @@ impl FileSystem {
         own < self.session.write_opens(ino) || flags.writes() && self.pages.is_dropping(ino)
     }
 
-    /// Whether the kernel's pages hold what is at `change`.
-    pub(super) fn may_keep_pages(&self, ino: InodeNo, change: u64) -> bool {
-        if self.session.file(ino).take_outdated() {
+    /// Whether what is cached may be older than its change number says; it is not counted on from now on.
+    fn forget_outdated(&self, ino: InodeNo) -> bool {
+        let outdated = self.session.file(ino).take_outdated();
+        if outdated {
             self.pages.forget(ino);
         }
+        outdated
+    }
+
+    /// Whether the kernel's pages hold what is at `change`.
+    pub(super) fn may_keep_pages(&self, ino: InodeNo, change: u64) -> bool {
+        self.forget_outdated(ino);
         let only_here = |since| self.session.changed_only_here(ino, since, change);
         self.pages.may_keep(ino, change, only_here)
     }
