@@ -188,7 +188,13 @@ fn the_log_goes_behind_two_snapshots_and_what_is_left_gives_the_same_namespace()
 
     // A last part that is in the log only.
     client.work(client.op);
-    let before = state(&server);
+    // What was removed is reclaimed in the background.
+    let mut before = state(&server);
+    wait_until("nothing changes any more", || {
+        std::thread::sleep(Duration::from_millis(1_500));
+        let was = std::mem::replace(&mut before, state(&server));
+        was == before
+    });
     let op = client.op;
     server.stop();
 

@@ -59,7 +59,7 @@ fn a_counter_under_flock_misses_nothing_while_others_open_the_file() {
                             let lock =
                                 |file: &File| flock(file, FlockOperation::LockExclusive).unwrap();
                             let unlock = |file: &File| flock(file, FlockOperation::Unlock).unwrap();
-                            count_under_lock(path.parent().unwrap(), 40, lock, unlock);
+                            count_under_lock(path.parent().unwrap(), lock, unlock);
                         });
                     }
                 });

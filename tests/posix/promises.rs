@@ -224,15 +224,10 @@ fn what_was_appended_is_seen_at_once_on_its_mount() {
     });
 }
 
-pub(crate) fn count_under_lock(
-    root: &Path,
-    rounds: usize,
-    lock: impl Fn(&File),
-    unlock: impl Fn(&File),
-) {
+pub(crate) fn count_under_lock(root: &Path, lock: impl Fn(&File), unlock: impl Fn(&File)) {
     let path = root.join("counter");
     let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-    for _ in 0..rounds {
+    for _ in 0..40 {
         lock(&file);
         let mut digits = [0; 8];
         file.read_exact_at(&mut digits, 0).unwrap();
@@ -251,7 +246,7 @@ fn a_counter_under_flock_misses_nothing() {
                 scope.spawn(move || {
                     let lock = |file: &File| flock(file, FlockOperation::LockExclusive).unwrap();
                     let unlock = |file: &File| flock(file, FlockOperation::Unlock).unwrap();
-                    count_under_lock(root, 40, lock, unlock);
+                    count_under_lock(root, lock, unlock);
                 });
             }
         });
@@ -265,7 +260,7 @@ fn a_counter_under_fcntl_misses_nothing() {
     if let Some(root) = std::env::var_os("DFS_TEST_COUNT_BELOW") {
         let lock = |file: &File| fcntl_lock(file, FlockOperation::LockExclusive).unwrap();
         let unlock = |file: &File| fcntl_lock(file, FlockOperation::Unlock).unwrap();
-        return count_under_lock(Path::new(&root), 40, lock, unlock);
+        return count_under_lock(Path::new(&root), lock, unlock);
     }
     on_two_mounts(|a, b| {
         write(&a.join("counter"), b"00000000");
