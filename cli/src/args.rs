@@ -523,6 +523,8 @@ pub(crate) struct AppendArgs {
   dfs mount 127.0.0.1:7000 /mnt/dfs --key-file cluster.key
   dfs mount --dir ~/dfs ~/second-mount
   dfs mount evict --dir ~/dfs 5d0f32a4c1b94c1f8f5f0a3a1e4b7c66
+  dfs mount --hold --dir ~/dfs ~/second-mount
+  dfs mount upgrade ~/second-mount --binary ./other/dfs
 
 `evict` ends a mount that is gone, at once: its locks pass on. `dfs status` lists the ids."
 )]
@@ -543,9 +545,21 @@ pub(crate) struct MountArgs {
     /// With --hold: where to write mount-holder.pid and mount.pid
     #[arg(long, value_name = "DIR")]
     pub pid_dir: Option<PathBuf>,
+    /// With --hold: a process waits to serve when the one that does ends
+    #[arg(long)]
+    pub standby: bool,
+    /// With --hold, by root: the process that serves runs as this user, without any privileges, and the holder mounts
+    #[arg(long, value_name = "UID:GID", value_parser = crate::commands::mount::parse_user)]
+    pub client_user: Option<crate::commands::mount::ClientUser>,
+    /// With upgrade: the program to put in place [default: this one]
+    #[arg(long, value_name = "FILE")]
+    pub binary: Option<PathBuf>,
     /// The descriptor of a holder, which started this process
     #[arg(long, hide = true, value_name = "N")]
     pub held_by: Option<i32>,
+    /// The descriptor of the cluster's key, of a holder whose user can read it
+    #[arg(long, hide = true, value_name = "N")]
+    pub held_key: Option<i32>,
     /// For tests: a file that says where the process that serves is to end
     #[arg(long, hide = true, value_name = "FILE")]
     pub exercise: Option<PathBuf>,

@@ -168,6 +168,19 @@ pub(crate) fn check_address(address: &str) -> anyhow::Result<()> {
     }
 }
 
+/// The file that [`key`] would read, if there is one.
+pub(crate) fn key_file(args: &ClusterArgs) -> anyhow::Result<Option<PathBuf>> {
+    if let Some(path) = &args.key_file {
+        return Ok(Some(path.clone()));
+    }
+    if args.dir.is_none()
+        && let Some(path) = env("DFS_KEY_FILE")
+    {
+        return Ok(Some(PathBuf::from(path)));
+    }
+    Ok(named_dir(args)?.map(|dir| dir.key_file()).filter(|path| path.exists()))
+}
+
 /// `--key-file`, else the key of a typed directory, `DFS_KEY_FILE`, the key of `DFS_DIR`, else none (loopback clusters
 /// without a key).
 pub(crate) fn key(args: &ClusterArgs) -> anyhow::Result<ClusterKey> {

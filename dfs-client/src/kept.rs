@@ -8,7 +8,7 @@
 //! to the successor.
 //!
 //! ```text
-//! words      0 layout, 1 next operation, 2 nonce of the master's reign, 3 registered
+//! words      0 layout, 1 next operation, 2 nonce of the master's reign, 3 registered, from 8 of whoever keeps it
 //! from 64    SLOTS times SLOT_WORDS: 0 request (0: free), 1 operations, 2 and 3 open, 4 to 7 operation on a chunk,
 //!            8 … (hash, number), 28 to 31 the request again, time and cuts as it first saw them, which of the two it did
 //! then       OPENS times 2: inode (0: free), opens << 32 | of these for writing
@@ -42,6 +42,8 @@ const OPS_MAX: usize = 10;
 const OPS_LEFT_MAX: usize = 12;
 /// Files open at once that are remembered.
 const OPENS: usize = 32_768;
+/// Of the head, the first word that its keeper has for itself, up to [`HEAD_WORDS`].
+pub const HOLDER_WORD: usize = 8;
 /// Size of the memory.
 pub const WORDS: usize = HEAD_WORDS + SLOTS * SLOT_WORDS + OPENS * 2;
 /// Counters of chunks of one generation; far more than are used.

@@ -1,5 +1,6 @@
 //! A client's side of [`crate::holder`]: what it is given, and how it says how far it is.
 
+use std::io;
 use std::os::fd::{AsFd as _, FromRawFd as _, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -8,6 +9,7 @@ use std::sync::atomic::AtomicU64;
 use anyhow::Context as _;
 use dfs_client::kept::{Kept, WORDS};
 use dfs_core::ids::ClientId;
+use rustix::fs::FlockOperation;
 
 use crate::native::INIT_OUT_BYTES;
 use crate::native::passing::{self, Message};
@@ -28,11 +30,17 @@ pub(crate) struct Granted {
 
 impl Held {
     /// `number`: of the descriptor that this process was started with for this.
-    pub(crate) fn new(number: i32) -> anyhow::Result<Self> {
+    /// Nothing if that has ended.
+    pub(crate) fn new(number: i32) -> anyhow::Result<Option<Self>> {
         let socket = inherited(number);
         rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::CLOEXEC)
             .with_context(|| format!("descriptor {number} of the holder"))?;
-        let (message, descriptors) = passing::receive(socket.as_fd()).context("ask the holder")?;
+        let (message, descriptors) = match passing::receive(socket.as_fd()) {
+            Ok(received) => received,
+            // It stood by, and its turn did not come.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
+            Err(error) => return Err(error).context("ask the holder"),
+        };
         let Message::Start(start) = message else {
             anyhow::bail!("the holder said {message:?} first");
         };
@@ -40,8 +48,13 @@ impl Held {
         let generation = u64::from_ne_bytes(parts.0.try_into()?);
         let client = ClientId(u128::from_le_bytes(parts.1.try_into()?));
         let memory = descriptors.into_iter().next().context("the holder sent no memory")?;
-        let kept = Kept::attach(map(&memory)?, client, generation).map_err(anyhow::Error::msg)?;
-        Ok(Self { socket, kept })
+        // One that a holder before this one started may serve still. The lock ends with the process that has it, unless that
+        // closes the file.
+        rustix::fs::fcntl_lock(&memory, FlockOperation::LockExclusive)
+            .context("wait for the client before")?;
+        let memory: &'static OwnedFd = Box::leak(Box::new(memory));
+        let kept = Kept::attach(map(memory)?, client, generation).map_err(anyhow::Error::msg)?;
+        Ok(Some(Self { socket, kept }))
     }
 
     /// Asks for the mount.
@@ -85,6 +98,17 @@ impl Held {
     }
 }
 
+/// All that is in the file whose descriptor this process was started with.
+///
+/// # Errors
+/// If it cannot be read.
+pub fn read_inherited(number: i32) -> io::Result<Vec<u8>> {
+    use std::io::Read as _;
+    let mut bytes = Vec::new();
+    std::fs::File::from(inherited(number)).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
 #[expect(unsafe_code, reason = "a descriptor that was inherited has a number only")]
 fn inherited(number: i32) -> OwnedFd {
     // SAFETY: the holder started this process with it, for this alone; that it is open is checked next.
@@ -109,7 +133,7 @@ fn map(memory: &OwnedFd) -> anyhow::Result<&'static [AtomicU64]> {
         )
     };
     let at = if at == libc::MAP_FAILED { None } else { NonNull::new(at.cast::<AtomicU64>()) };
-    let at = at.ok_or_else(std::io::Error::last_os_error).context("map the kept memory")?;
+    let at = at.ok_or_else(io::Error::last_os_error).context("map the kept memory")?;
     // SAFETY: page-aligned, as large as the file, never unmapped, and every access to it is atomic.
     Ok(unsafe { std::slice::from_raw_parts(at.as_ptr(), WORDS) })
 }

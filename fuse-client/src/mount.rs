@@ -119,7 +119,13 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     memory::keep_little();
     let threads = threads.max(2);
     let shutdown = Shutdown::on_signals().context("handle signals")?;
-    let held = held_by.map(Held::new).transpose()?;
+    let held = match held_by {
+        Some(number) => match Held::new(number)? {
+            Some(held) => Some(held),
+            None => return Ok(()),
+        },
+        None => None,
+    };
     // What is held may be mounted already, and waits for us: it must not be looked at.
     let place = match held {
         Some(_) => None,
@@ -139,6 +145,7 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
             .and_then(|()| std::fs::rename(&draft, path))
             .with_context(|| format!("write {}", path.display()))?;
     }
+    let is_held = held.is_some();
     let transport = if held.is_some() { Transport::Native } else { transport.chosen() };
     let holder = if held.is_some() { ", held" } else { "" };
     let name = format!("mount {}, {}{holder}", at.display(), transport.name());
@@ -176,7 +183,9 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
     };
     let Connected { kernel, serve, mut unmount } = connected;
     fs.set_kernel(kernel);
-    tune_readahead(&at);
+    if !is_held {
+        tune_readahead(&at);
+    }
     tracing::info!(
         at = %at.display(), %master, client = %session.client(), transport = transport.name(), "mounted"
     );

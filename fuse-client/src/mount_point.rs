@@ -62,6 +62,11 @@ pub(crate) fn prepare(path: &Path) -> anyhow::Result<Place> {
 }
 
 impl Place {
+    /// Where something of ours is mounted already, whose requests nobody answers yet.
+    pub(crate) fn taken_over(path: &Path) -> Self {
+        Self { at: path.to_owned(), dead: false }
+    }
+
     /// Takes a dead mount off, to be followed by the new one at once: in between programs see the bare directory.
     pub(crate) fn clear(&self) -> anyhow::Result<()> {
         if !self.dead {

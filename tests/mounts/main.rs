@@ -3,6 +3,7 @@
 //! `DFS_MOUNT_KILLS` and `DFS_MOUNT_SEED` choose how often and when.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
+mod holders;
 mod interrupts;
 mod matrix;
 mod once;
@@ -52,6 +53,15 @@ impl Held {
         self.pid("mount.pid")
     }
 
+    /// Kills the client: how long the next call of a program takes.
+    fn stall(&self) -> Duration {
+        let began = Instant::now();
+        self.kill_client();
+        // Not in any cache, and not there.
+        assert!(std::fs::metadata(self.at.join(format!("stall-{began:?}"))).is_err());
+        began.elapsed()
+    }
+
     fn kill_client(&self) {
         signal(self.client(), Signal::KILL);
     }
@@ -98,23 +108,31 @@ fn programs_see_nothing_of_clients_that_are_killed() {
         return skipped(&reason);
     }
     let held = Held::start();
-    let kills = setting("DFS_MOUNT_KILLS", 40);
+    let kills = setting("DFS_MOUNT_KILLS", 60);
     let mut random = Random::new(setting("DFS_MOUNT_SEED", 1), 1);
     let before = held.generations();
     let other = held.cluster.mount();
     held.cluster.dfs(["mkdir", "/append", "--chunk-size", "64KiB"]);
+    let mut stalls = Vec::new();
     let outcomes = run_beside(&held.at, Some(&other), || {
         for kill in 0..kills {
             // Some are killed while they take over.
-            let pause = if kill % 4 == 3 { 5 + random.below(60) } else { 80 + random.below(400) };
-            std::thread::sleep(Duration::from_millis(pause));
-            held.kill_client();
+            if kill % 4 == 3 {
+                std::thread::sleep(Duration::from_millis(5 + random.below(36)));
+                held.kill_client();
+            } else {
+                std::thread::sleep(Duration::from_millis(80 + random.below(400)));
+                stalls.push(held.stall());
+            }
         }
         wait_until("the last client serves", || {
             is_running(held.client()) && std::fs::metadata(&held.at).is_ok()
         });
     });
     say(&outcomes, kills);
+    stalls.sort();
+    let at = |part: usize| stalls.get(stalls.len() * part / 10).or(stalls.last());
+    println!("stalls: median {:?}, p90 {:?}, longest {:?}", at(5), at(9), stalls.last());
     assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
     assert!(before + 10 < held.generations(), "clients took over: {}", held.log());
 }
@@ -141,6 +159,35 @@ fn servers_may_be_killed_with_the_client() {
         }
     });
     say(&outcomes, 6);
+    assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
+}
+
+#[test]
+fn programs_go_on_after_a_time_without_servers() {
+    if let Some(reason) = no_fuse() {
+        return skipped(&reason);
+    }
+    let held = Held::start();
+    let away = Duration::from_secs(setting("DFS_MOUNT_AWAY_S", 60));
+    let outcomes = run_beside(&held.at, None, || {
+        std::thread::sleep(Duration::from_millis(500));
+        let servers =
+            ["master", "cs-1", "cs-2", "cs-3"].map(|role| held.cluster.pid(role).unwrap());
+        for server in servers {
+            signal(server, Signal::STOP);
+        }
+        let mut waits = std::process::Command::new("ls").arg(held.at.join("no")).spawn().unwrap();
+        held.kill_client();
+        std::thread::sleep(away);
+        assert!(waits.try_wait().unwrap().is_none(), "it has an answer without servers");
+        waits.kill().unwrap();
+        wait_until("the killed program ends", || waits.try_wait().unwrap().is_some());
+        for server in servers {
+            signal(server, Signal::CONT);
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    });
+    say(&outcomes, 1);
     assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", held.log());
 }
 

@@ -485,12 +485,26 @@ impl Cluster {
     /// If it does not answer.
     #[track_caller]
     pub fn mount_with(&mut self, name: &str, arguments: &[&str]) -> PathBuf {
+        self.mount_by(name, |cluster, path| {
+            let mut command = cluster.command([OsStr::new("mount"), path.as_os_str()]);
+            command.args(arguments);
+            command
+        })
+    }
+
+    /// As [`Self::mount_with`], by the command that is made for the path.
+    ///
+    /// # Panics
+    /// If it does not answer.
+    #[track_caller]
+    pub fn mount_by(&mut self, name: &str, make: impl FnOnce(&Self, &Path) -> Command) -> PathBuf {
         let path = self.temp.path().join(name);
-        std::fs::create_dir_all(&path).expect("make mount point");
+        // One that nobody serves keeps whoever looks at it waiting.
+        if !is_mounted(&path) {
+            std::fs::create_dir_all(&path).expect("make mount point");
+        }
         let log = std::fs::File::create(self.temp.path().join(format!("{name}.log"))).expect("log");
-        let child = self
-            .command([OsStr::new("mount"), path.as_os_str()])
-            .args(arguments)
+        let child = make(self, &path)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log"))
             .stderr(log)

@@ -1,13 +1,19 @@
 //! The mount as people use it: unpack, build and test a project, keep a database, clone a repository, lose a server.
+//!
+//! With `DFS_USE_KILL_MS` the mount is a held one, and its client is killed again and again, so many milliseconds apart.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tests::Cluster;
+use rustix::process::Signal;
+use tests::{Cluster, Options, setting, signal};
 
 const LONG: Duration = Duration::from_secs(900);
 
@@ -23,6 +29,46 @@ fn must(command: &mut Command) -> String {
         String::from_utf8_lossy(&output.stderr)
     );
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// A cluster, and who kills its client, if asked for.
+struct Used {
+    cluster: Cluster,
+    killer: Option<(Arc<AtomicBool>, JoinHandle<u32>)>,
+}
+
+impl Used {
+    fn start() -> Self {
+        let pause = setting("DFS_USE_KILL_MS", 0);
+        if pause == 0 {
+            return Self { cluster: Cluster::start(), killer: None };
+        }
+        let cluster = Cluster::start_with(Options { timing: &["--hold"], ..Options::default() });
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, pid) = (Arc::clone(&stop), cluster.dir().join("run/mount.pid"));
+        let kill = move || {
+            let mut kills = 0;
+            while !stopped.load(Ordering::Acquire) {
+                std::thread::sleep(Duration::from_millis(pause));
+                let client = fs::read_to_string(&pid).ok().and_then(|pid| pid.trim().parse().ok());
+                if let Some(client) = client {
+                    signal(client, Signal::KILL);
+                    kills += 1;
+                }
+            }
+            kills
+        };
+        Self { cluster, killer: Some((stop, std::thread::spawn(kill))) }
+    }
+}
+
+impl Drop for Used {
+    fn drop(&mut self) {
+        if let Some((stop, killer)) = self.killer.take() {
+            stop.store(true, Ordering::Release);
+            println!("the client was killed {} times", killer.join().unwrap_or(0));
+        }
+    }
 }
 
 fn has(program: &str) -> bool {
@@ -86,7 +132,8 @@ fn a_project_is_unpacked_built_and_tested_while_a_chunkserver_dies() {
     if let Some(reason) = tests::no_fuse() {
         return tests::skipped(&reason);
     }
-    let cluster = Cluster::start();
+    let used = Used::start();
+    let cluster = &used.cluster;
     let (local, mount) = (cluster.scratch().join("project"), cluster.mount());
     make_project(&local);
     let tar = cluster.scratch().join("project.tar");
@@ -136,7 +183,8 @@ fn sqlite_keeps_a_database_with_a_write_ahead_log() {
     if !has("sqlite3") {
         return tests::skipped("sqlite3 is not installed");
     }
-    let cluster = Cluster::start();
+    let used = Used::start();
+    let cluster = &used.cluster;
     let database = cluster.mount().join("people.db");
     let mut script = String::from(
         "PRAGMA journal_mode=WAL;\nCREATE TABLE people(id INTEGER PRIMARY KEY, name TEXT);\n",
@@ -181,7 +229,8 @@ fn git_clones_and_its_fsck_is_clean() {
     if !has("git") || !tests::repository().join(".git").exists() {
         return tests::skipped("no git, or these sources are no git repository");
     }
-    let cluster = Cluster::start();
+    let used = Used::start();
+    let cluster = &used.cluster;
     let clone = cluster.mount().join("clone");
     must(
         Command::new("git")

@@ -229,6 +229,30 @@ fn operations_that_an_earlier_program_left_in_the_last_places_are_known() {
     numbers.into_iter().for_each(|number| ops.end(number));
 }
 
+/// As a client left it that was killed while it made a directory, with two files open, written down as what is not zero:
+/// word and value. The first program with this layout made it, and every later one must serve it.
+#[test]
+fn memory_that_an_earlier_program_left_is_served() {
+    let words = memory();
+    for line in include_str!("layout-1.txt").lines() {
+        let (word, value) = line.split_once(' ').unwrap();
+        words[word.parse::<usize>().unwrap()].store(value.parse().unwrap(), Ordering::Release);
+    }
+    let (kept, mut ops) = attach(words, 2);
+    assert!(kept.is_registered());
+    assert_eq!(kept.nonce(), 17_164_260_962_064_295_817);
+    let mut opens = kept.opens();
+    opens.sort();
+    assert_eq!(opens, [(InodeNo(2), 2, 2), (InodeNo(3), 2, 1)]);
+    assert!(kept.is_left(460) && kept.left_place(460) == u64::MAX);
+    assert!(!ops.results().has(75) && ops.results().has(74) && ops.results().has(76));
+    assert_eq!(kept.forget_left_but(&[460]), Vec::<u64>::new());
+    kept.begin(460);
+    assert!(has_unrepeated() && begun(INO).is_none());
+    assert_eq!(number_of(b"another call", || ops.begin()), Some(80));
+    assert_eq!(kept.end(), [75, 80]);
+}
+
 #[test]
 fn memory_of_another_layout_is_refused() {
     let words = memory();

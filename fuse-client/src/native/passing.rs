@@ -12,9 +12,9 @@ use rustix::net::{
 /// Of one message; more than a mount has.
 pub(crate) const DESCRIPTORS_MAX: usize = 80;
 /// Of one message.
-const BYTES_MAX: usize = 1024;
+const BYTES_MAX: usize = 8192;
 
-/// What holder and client say ([`crate::holder`]). A first byte tells which; a socket of packets keeps them apart.
+/// What holder and client say ([`crate::holder`]), and whoever asks a holder for another client. A first byte tells which; a socket of packets keeps them apart.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Message {
     /// Generation and client id; with the kept memory.
@@ -25,6 +25,10 @@ pub(crate) enum Message {
     Init(Vec<u8>),
     Kept,
     Serving,
+    /// A program to be put in place, and what became of it, in words.
+    Upgrade(Vec<u8>),
+    Upgraded(Vec<u8>),
+    NotUpgraded(Vec<u8>),
 }
 
 impl Message {
@@ -36,6 +40,9 @@ impl Message {
             Self::Init(body) => (4, body),
             Self::Kept => (5, &[]),
             Self::Serving => (6, &[]),
+            Self::Upgrade(body) => (7, body),
+            Self::Upgraded(body) => (8, body),
+            Self::NotUpgraded(body) => (9, body),
         };
         [&[tag], body].concat()
     }
@@ -49,6 +56,9 @@ impl Message {
             (4, body) => Self::Init(body.to_vec()),
             (5, []) => Self::Kept,
             (6, []) => Self::Serving,
+            (7, body) => Self::Upgrade(body.to_vec()),
+            (8, body) => Self::Upgraded(body.to_vec()),
+            (9, body) => Self::NotUpgraded(body.to_vec()),
             _ => return None,
         })
     }
@@ -122,9 +132,12 @@ mod tests {
             Message::Want,
             Message::Grant(Vec::new()),
             Message::Grant(body.clone()),
-            Message::Init(body),
+            Message::Init(body.clone()),
             Message::Kept,
             Message::Serving,
+            Message::Upgrade(body.clone()),
+            Message::Upgraded(body.clone()),
+            Message::NotUpgraded(body),
         ]
     }
 
