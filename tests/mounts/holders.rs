@@ -298,26 +298,27 @@ fn what_a_holder_stored_is_served_by_the_next_one() {
     let pid = |name: &str| {
         std::fs::read_to_string(pids.join(name)).unwrap().trim().parse::<u32>().unwrap()
     };
-    let outcomes = run_beside(&at, None, || {
-        // The second time the client is left alive: the next one waits for its end.
-        for client_too in [true, false] {
-            std::thread::sleep(Duration::from_millis(500));
-            let (holder, client) = (pid("mount-holder.pid"), pid("mount.pid"));
-            signal(holder, Signal::KILL);
-            if client_too {
-                signal(client, Signal::KILL);
-            }
-            start(&store, &mut cluster);
-            assert_ne!(pid("mount-holder.pid"), holder);
-            if !client_too {
-                std::thread::sleep(Duration::from_millis(300));
-                assert!(is_running(client));
-                signal(client, Signal::KILL);
-            }
+    // A process of its own: one that has a file open there and starts a holder would wait for it between fork and exec.
+    let words = "set -e; for i in $(seq 300); do echo $i > $0/$i; test $(cat $0/$i) = $i; done";
+    let mut program = Command::new("bash").arg("-c").arg(words).arg(&at).spawn().unwrap();
+    // The second time the client is left alive: the next one waits for its end.
+    for client_too in [true, false] {
+        std::thread::sleep(Duration::from_millis(300));
+        let (holder, client) = (pid("mount-holder.pid"), pid("mount.pid"));
+        signal(holder, Signal::KILL);
+        if client_too {
+            signal(client, Signal::KILL);
         }
-    });
-    say(&outcomes, 2);
-    assert_eq!(errors(&outcomes), Vec::<&String>::new(), "{}", cluster.logs());
+        start(&store, &mut cluster);
+        wait_until("the next holder", || pid("mount-holder.pid") != holder);
+        if !client_too {
+            wait_until("the next client", || pid("mount.pid") != client);
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(is_running(client));
+            signal(client, Signal::KILL);
+        }
+    }
+    assert!(program.wait().unwrap().success(), "{}", cluster.logs());
     // A clean end leaves nothing in the store.
     signal(pid("mount-holder.pid"), Signal::TERM);
     for _ in 0..2 {
