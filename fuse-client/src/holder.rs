@@ -53,6 +53,9 @@ const LOOK: Duration = Duration::from_millis(100);
 const PAUSE_MIN: Duration = Duration::from_millis(100);
 const PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Makes the command of a client, given its program and the descriptor that it is to talk on.
+pub type ClientCommand = Box<dyn FnMut(&Path, i32) -> anyhow::Result<Command>>;
+
 /// What is held, and who serves it.
 pub struct HoldConfig {
     pub mount_point: PathBuf,
@@ -63,8 +66,7 @@ pub struct HoldConfig {
     pub unmounts: bool,
     /// What clients run, until it is upgraded.
     pub program: PathBuf,
-    /// Makes the command of a client, given its program and the descriptor that it is to talk on.
-    pub client: Box<dyn FnMut(&Path, i32) -> anyhow::Result<Command>>,
+    pub client: ClientCommand,
     /// The next client is started before it is needed.
     pub standby: bool,
     /// Where the descriptors are stored, for a holder that follows this one (`NOTIFY_SOCKET`), and what was.
@@ -97,7 +99,7 @@ struct Holder {
     /// Of the connection, its clones behind it; empty until it is mounted.
     descriptors: Vec<OwnedFd>,
     store: Option<OsString>,
-    client: Box<dyn FnMut(&Path, i32) -> anyhow::Result<Command>>,
+    client: ClientCommand,
     program: PathBuf,
     wants_standby: bool,
     standby: Option<Started>,

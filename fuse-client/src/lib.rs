@@ -29,7 +29,7 @@ mod fuzz_engine;
 pub use buffers::{Buffer, Buffers};
 pub use dfs_client::exercise;
 pub use held::read_inherited;
-pub use holder::{HoldConfig, Stored, hold, stored, upgrade};
+pub use holder::{ClientCommand, HoldConfig, Stored, hold, stored, upgrade};
 pub use mount::{MountConfig, run};
 pub use mount_point::check_device;
 pub use transport::Transport;
