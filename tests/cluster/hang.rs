@@ -264,6 +264,34 @@ fn what_a_program_wrote_until_its_mount_was_stopped_is_sent() {
 }
 
 #[test]
+fn who_writes_does_not_wait_for_another_descriptor_that_is_closed_while_servers_hang() {
+    need_fuse!();
+    let cluster = Cluster::start();
+    let mut file = File::create(cluster.mount().join("f")).unwrap();
+    let mut expected = pattern(200_000, 1);
+    file.write_all(&expected).unwrap();
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        tests::signal(cluster.pid(server).unwrap(), Signal::STOP);
+    }
+    let inherited = file.try_clone().unwrap();
+    let closing = std::thread::spawn(move || drop(inherited));
+    // Until its flush waits.
+    std::thread::sleep(Duration::from_millis(200));
+    let more = pattern(200_000, 2);
+    let written = file.write_all(&more);
+    let closed_before = closing.is_finished();
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        tests::signal(cluster.pid(server).unwrap(), Signal::CONT);
+    }
+    closing.join().unwrap();
+    written.unwrap();
+    assert!(!closed_before, "a close waits until what was written is stable");
+    file.sync_all().unwrap();
+    expected.extend(more);
+    check_content(&cluster.mount().join("f"), &expected);
+}
+
+#[test]
 fn a_mount_that_is_stopped_while_nothing_answers_gives_up_all_together() {
     need_fuse!();
     const WAIT: Duration = Duration::from_secs(8);

@@ -272,18 +272,20 @@ impl FileState {
         if !self.appends.are_pending() && self.is_committed(done_writing) {
             return Ok(());
         }
+        // Every child that a program starts closes what it inherited, while others write on: they do not wait for servers.
+        let sent = if done_writing { self.sent_and_stable() } else { Ok(()) };
         // What is written behind the last word of this client would be beyond the logged size, and nobody would ask.
         let _alone = done_writing.then(|| self.alone());
         self.settle_appends();
-        if self.is_committed(done_writing) {
+        if sent.is_ok() && self.is_committed(done_writing) {
             return Ok(());
         }
         let _one = lock(&self.commit);
         // Whoever held it may have done it for all who wait.
-        if self.is_committed(done_writing) {
+        if sent.is_ok() && self.is_committed(done_writing) {
             return Ok(());
         }
-        let inline = self.commit_inline();
+        let inline = self.commit_inline().and(sent);
         let wrote = self.to_commit();
         let last_word = done_writing && wrote.marked;
         let mut logged = !(wrote.marked || wrote.mtime.is_some() || wrote.kill_priv)
@@ -325,6 +327,13 @@ impl FileState {
         self.kept(self.forgive_gone(self.commit_stable(&wrote, last_word)))?;
         // Whoever took the error from its chunk may not have kept it yet.
         refused.map_or(Ok(()), Err)
+    }
+
+    /// What went to chunks by now, without holding up who writes.
+    fn sent_and_stable(&self) -> Result<()> {
+        self.settle_appends();
+        self.each_writer(ChunkWriter::acknowledged_and_syncing)?;
+        self.each_writer(ChunkWriter::stable)
     }
 
     /// [`Self::end_at_stored`], asked again while servers are silent.

@@ -29,12 +29,22 @@ impl StaleOpens {
         if !is_nameless || is_again {
             return true;
         }
-        if ENTRIES_MAX <= table.len() {
-            table.retain(|_, since| since.elapsed() < AGAIN_MAX);
-        }
-        table.insert(pid, Instant::now());
+        note(&mut table, pid);
         false
     }
+
+    /// An open of thread `pid` was answered ESTALE: what the kernel found is gone altogether. The next try counts as the
+    /// second one.
+    pub(super) fn refused(&self, pid: u32) {
+        note(&mut lock(&self.0), pid);
+    }
+}
+
+fn note(table: &mut HashMap<u32, Instant>, pid: u32) {
+    if ENTRIES_MAX <= table.len() {
+        table.retain(|_, since| since.elapsed() < AGAIN_MAX);
+    }
+    table.insert(pid, Instant::now());
 }
 
 #[cfg(test)]
@@ -50,5 +60,7 @@ mod tests {
         assert!(!opens.may_go_on(1, true), "another open");
         assert!(opens.may_go_on(2, false), "it has found another file");
         assert!(!opens.may_go_on(2, true));
+        opens.refused(3);
+        assert!(opens.may_go_on(3, true), "the file of the first try was gone");
     }
 }
