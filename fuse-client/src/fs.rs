@@ -161,6 +161,7 @@ impl FileSystem {
         let until =
             (!call.operation.waits()).then(|| Deadline::begin(self.session.config().server_wait));
         let only_asks = call.operation.only_asks();
+        let pid = call.caller.pid;
         let watch = only_asks || call.operation.may_be_given_up();
         let watch = watch.then(|| call.cancelled.watch(!only_asks));
         let answer = match call.operation.leaves_bytes() {
@@ -175,6 +176,9 @@ impl FileSystem {
             Err(errno) => Some(*errno),
             Ok(_) => None,
         };
+        if failed == Some(Errno::STALE) {
+            self.stale_opens.refused(pid);
+        }
         self.metrics.operation_done(name, started.elapsed(), failed);
         answer.unwrap_or_else(Reply::Failed)
     }

@@ -40,7 +40,7 @@ use crate::mount::tune_readahead;
 use crate::mount_point;
 use crate::mount_table::mounted_at;
 use crate::native::passing::{self, Message};
-use crate::native::{INIT_OUT_BYTES, clone_device, mount_device, warn_of_time_limits};
+use crate::native::{INIT_OUT_BYTES, clone_device, mount_device, resend, warn_of_time_limits};
 pub use control::upgrade;
 use control::{Asked, Control};
 use memory::Memory;
@@ -183,6 +183,7 @@ pub fn hold(config: HoldConfig) -> anyhow::Result<()> {
         let mut serving = holder.appoint()?;
         let status = holder.attend(&mut serving, &shutdown)?;
         let Client { ref process, started, served, .. } = serving;
+        holder.release_waiting();
         // A program that knows nothing of all this may end so, too.
         if status.success() && !holder.is_mounted() {
             holder.remove_stored();
@@ -301,6 +302,16 @@ impl Holder {
     fn upgrade_failed(&mut self, program: &Path, served: bool, status: ExitStatus) {
         if !served && self.upgrade.as_ref().is_some_and(|asked| asked.program == program) {
             self.answer_upgrade(Err(format!("it ended before it served ({status}); see its log")));
+        }
+    }
+
+    /// What the client before had read goes back into the kernel's queue: whoever waits for that can be killed while
+    /// nobody serves, be it for as long as no master answers.
+    fn release_waiting(&self) {
+        if let Some(device) = self.descriptors.first().filter(|_| self.memory.init.is_some())
+            && let Err(error) = resend(device.as_fd())
+        {
+            tracing::debug!(%error, "the next client asks for it again");
         }
     }
 

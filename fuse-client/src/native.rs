@@ -13,7 +13,7 @@ mod reply;
 mod request;
 
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -111,9 +111,8 @@ pub(crate) fn attach(
         descriptors = own.collect::<io::Result<_>>().context("clone the descriptor")?;
     }
     // Only now: whoever had the mount before has ended, and cannot answer any more.
-    if 1 < held.kept.generation() && !exercise::is_without("resend") {
-        device::write(device.as_fd(), 0, abi::NOTIFY_RESEND, &[])
-            .context("have everything unanswered sent again")?;
+    if 1 < held.kept.generation() {
+        resend(device.as_fd()).context("have everything unanswered sent again")?;
     }
     match init {
         Some(agreed) => {
@@ -141,6 +140,14 @@ pub(crate) fn attach(
         }),
         unmount: Box::new(move || mount_point::unmount(&at)),
     })
+}
+
+/// The kernel sends again what was read and not answered. Whoever read it must have ended.
+pub(crate) fn resend(device: BorrowedFd<'_>) -> rustix::io::Result<()> {
+    match exercise::is_without("resend") {
+        true => Ok(()),
+        false => device::write(device, 0, abi::NOTIFY_RESEND, &[]),
+    }
 }
 
 /// Pages of a request, as an answer to INIT agreed upon.

@@ -3,6 +3,7 @@
 //! The wish is an overlay in the log; what is left to do is always read off the chunk map, so that an interruption of
 //! any kind loses nothing. [`crate::rebuild`] carries the moves out, when no chunk lacks a copy.
 
+use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
 use dfs_core::chunk::{Chunk, Member};
@@ -73,6 +74,41 @@ pub fn move_of(
     };
     let job = master.works.drain(leaver.server).map(|(id, _)| id);
     Some(Move { leaver, job, short })
+}
+
+/// Which member is to leave a chunk that has more of them than it needs, as after a server came back while another took its
+/// place: one that is drained, then one that shares a host or a zone with another, then where least is free.
+#[must_use]
+pub fn one_too_many(
+    master: &Master,
+    chunk: ChunkId,
+    record: &Chunk,
+    draining: &BTreeSet<ServerId>,
+) -> Option<Member> {
+    let members = &record.active.members;
+    if members.len() <= master.replication as usize {
+        return None;
+    }
+    let written_lately = master.was_written_lately(chunk);
+    // Writers would wait for it, and only a drain is waited for.
+    if written_lately && !members.iter().any(|member| draining.contains(&member.server)) {
+        return None;
+    }
+    let (cluster, now) = (lock(&master.cluster), now());
+    if !is_well(&cluster, now, chunk, record, written_lately) {
+        return None;
+    }
+    let shared = |member: &Member, other: &Member| {
+        let place = |member: &Member| cluster.row(member.server).map(|row| &row.place);
+        Some(place(member)?.shared_with(place(other)?))
+    };
+    let leaver = members.iter().max_by_key(|member| {
+        let others = members.iter().filter(|other| other.server != member.server);
+        let shared = others.filter_map(|other| shared(member, other)).max();
+        let free = cluster.row(member.server).map(|row| row.free_bytes);
+        (draining.contains(&member.server), shared, Reverse(free))
+    });
+    leaver.copied()
 }
 
 /// Whether all members have what they are to have, and no change is under way.

@@ -457,6 +457,9 @@ impl Rebuild {
                 }
             } else if can_be_mended || lists_one_for_nothing(master, record) {
                 found.at_once.push(at_once(None));
+            } else if let Some(leaver) = drain::one_too_many(master, chunk, record, &draining) {
+                let step = Step { leaver: Some(leaver), ..Step::default() };
+                found.at_once.push(Task { chunk, version, step, bytes: 0 });
             } else if let Some(of) = of() {
                 found.moves.push((of, version));
             } else if let Some((held, _)) = &mut even

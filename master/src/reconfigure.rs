@@ -225,7 +225,7 @@ impl Master {
                 ));
             }
         }
-        let members = members_after(preparing, leaver, self.min_replicas);
+        let members = members_after(preparing, leaver, self.replication, self.min_replicas);
         let primary = match &source {
             // The old primary has the connections; otherwise whoever was first.
             _ if members.iter().any(|member| member.server == record.active.primary) => {

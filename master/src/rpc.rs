@@ -9,7 +9,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use dfs_core::command::{Change, Outcome};
+use dfs_core::command::{Change, Outcome, RenameMode};
 use dfs_core::ids::{ClientId, InodeNo, OpId};
 use dfs_core::meta::{self, Key, MetaStore, Record};
 use dfs_core::namespace::{Attr, Body, CHUNK_BYTES_MAX, CHUNK_BYTES_MIN, FileKind, NamespaceError};
@@ -386,6 +386,14 @@ fn change_of_client(
         });
     }
     let unlocks = matches!(change, Change::SetLock { kind: None, .. });
+    if let Change::Rename { to_parent, to, mode: RenameMode::Replace, .. } = &change
+        && let Ok(attr) = meta::lookup(&master.reader(), *to_parent, to)
+        && attr.kind == FileKind::File
+        && attr.nlink == 1
+    {
+        // Before it is: whoever closes it then may be the last one, while somebody else is about to open it.
+        lock(&master.clients).replaced(now(), attr.ino);
+    }
     let mut cleared = None;
     if let Change::CommitSize { ino, done_writing, .. } = &mut change
         && *done_writing

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
-use tests::{Cluster, Options, wait_until};
+use rustix::process::Signal;
+use tests::{Cluster, Options, signal, wait_until};
 
 use crate::{check_content, need_fuse, pattern, write_synced};
 
@@ -157,6 +159,28 @@ fn a_server_that_comes_back_in_time_copies_only_what_changed() {
     check_files(&cluster);
     assert!(cluster.dfs(["fsck"]).contains("clean"));
     drop(returned);
+}
+
+/// A server that comes back while its place is being filled makes one copy too many of what is under way.
+#[test]
+fn no_chunk_keeps_more_copies_than_are_wished() {
+    need_fuse!();
+    let cluster = Cluster::start_with(Options { chunkservers: 5, ..Options::default() });
+    write_files(&cluster);
+    let mut most = 0;
+    for server in ["cs-1", "cs-2", "cs-3"] {
+        let pid = cluster.pid(server).unwrap();
+        signal(pid, Signal::STOP);
+        wait_until_dead(&cluster, server);
+        std::thread::sleep(Duration::from_millis(300));
+        signal(pid, Signal::CONT);
+        wait_until("it is back", || cluster.server_state(server).as_deref() == Some("alive"));
+        most = most.max(members(&cluster).values().map(Vec::len).max().unwrap_or(0));
+    }
+    wait_until_safe(&cluster);
+    wait_until("each has three", || members(&cluster).values().all(|servers| servers.len() == 3));
+    println!("at most {most} servers were listed for a chunk");
+    check_files(&cluster);
 }
 
 #[test]

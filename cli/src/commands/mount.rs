@@ -143,11 +143,11 @@ pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()>
         admin::check_reachable(&target)?;
     }
     dfs_service::log::init()?;
-    if *hold {
-        return hold_mount(&named, args, at, made, stored);
-    }
     if let Some(file) = exercise {
         fuse_client::exercise::choose(file.clone());
+    }
+    if *hold {
+        return hold_mount(&named, args, at, made, stored);
     }
     let mut config = MountConfig::new(target.master, target.key, at.clone());
     config.held_by = *held_by;

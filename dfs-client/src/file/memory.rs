@@ -86,11 +86,17 @@ impl Memory {
         patch: impl FnOnce(Vec<u8>) -> Vec<u8>,
     ) {
         self.logged = self.next();
-        let Some(attr) = attr else { return };
-        let is_later = |known: &Known| attr.change <= known.attr.change;
-        if asked < self.forgotten || self.known.as_ref().is_some_and(is_later) {
+        let is_later =
+            |known: &Known| attr.as_ref().is_some_and(|attr| attr.change <= known.attr.change);
+        if self.known.as_ref().is_some_and(is_later) {
             return;
         }
+        let Some(attr) = attr.filter(|_| self.forgotten <= asked) else {
+            // What is known, or on its way, may be of before: these bytes would be in neither.
+            self.known = None;
+            self.forgotten = self.logged;
+            return;
+        };
         // Only if nobody else changed it since it was fetched.
         let before = self.known.take().filter(|known| known.attr.change + 1 == attr.change);
         let content = before.and_then(|known| known.content).map(patch);
@@ -188,5 +194,27 @@ mod tests {
         memory.forget();
         memory.logged(asked, Some(version(8).0), patch);
         assert!(memory.known(LONG).is_none() && memory.logged_since(asked));
+    }
+
+    #[test]
+    fn an_answer_of_before_what_was_logged_does_not_come_back() {
+        for attr in [Some(version(5).0), None] {
+            let mut memory = Memory::default();
+            learn_now(&mut memory, 4);
+            let asked = memory.now();
+            memory.forget();
+            let opened = memory.now();
+            memory.logged(asked, attr, |content| content);
+            assert!(!learn(&mut memory, opened, 4));
+            assert_eq!(content(&memory), None);
+            // It was told before.
+            let mut memory = Memory::default();
+            memory.forget();
+            learn_now(&mut memory, 4);
+            memory.logged(Moment::default(), Some(version(5).0), |content| content);
+            assert_eq!(content(&memory), None);
+            learn_now(&mut memory, 5);
+            assert_eq!(content(&memory), Some([5].as_slice()));
+        }
     }
 }

@@ -77,16 +77,19 @@ pub fn plan(
 }
 
 /// The members of the configuration that everybody in `preparing` has taken up. `leaver` gives its place to the learner;
-/// it stays if there is none, and if fewer than `min_replicas` would be left: what it holds is needed then, full or not.
+/// without one it stays, unless `replication` others do. It also stays if fewer than `min_replicas` would be left: what it
+/// holds is needed then, full or not.
 #[must_use]
 pub fn members_after(
     preparing: &Preparing,
     leaver: Option<Member>,
+    replication: u32,
     min_replicas: u32,
 ) -> Vec<Member> {
     let everybody = preparing.members.iter().copied().chain(preparing.learner);
     let rest: Vec<Member> = everybody.clone().filter(|member| Some(*member) != leaver).collect();
-    let may_leave = preparing.learner.is_some() && min_replicas as usize <= rest.len();
+    let is_replaced = preparing.learner.is_some() || replication as usize <= rest.len();
+    let may_leave = is_replaced && min_replicas as usize <= rest.len();
     if may_leave { rest } else { everybody.collect() }
 }
 
@@ -278,13 +281,14 @@ mod tests {
                 learner: learner.map(member),
                 after_wait: false,
             };
-            let left = members_after(&preparing, Some(member(leaver)), 2);
+            let left = members_after(&preparing, Some(member(leaver)), 3, 2);
             left.iter().map(|member| member.server.0).collect::<Vec<_>>()
         };
         let ids = |numbers: &[u32]| numbers.iter().map(|n| member(*n).server.0).collect::<Vec<_>>();
         assert_eq!(after(&[1, 2, 3], Some(4), 1), ids(&[2, 3, 4]));
         assert_eq!(after(&[1, 2], Some(4), 2), ids(&[1, 4]));
         assert_eq!(after(&[1, 2, 3], None, 1), ids(&[1, 2, 3]), "nobody takes its place");
+        assert_eq!(after(&[1, 2, 3, 4], None, 1), ids(&[2, 3, 4]), "it is one too many");
         // The other member could not take up the version: one copy would be all.
         assert_eq!(after(&[1], Some(4), 1), ids(&[1, 4]));
     }

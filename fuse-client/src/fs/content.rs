@@ -48,11 +48,7 @@ impl FileSystem {
         flags: OpenFlags,
     ) -> Result<(Attr, CacheUse), Errno> {
         let writes = flags.writes();
-        let opened = self.session.open(ino, writes).map_err(Errno::from);
-        if opened.as_ref().is_err_and(|errno| *errno == Errno::STALE) {
-            self.stale_opens.refused(caller.pid);
-        }
-        let mut attr = opened?;
+        let mut attr = self.session.open(ino, writes)?;
         if !self.stale_opens.may_go_on(caller.pid, attr.nlink == 0) {
             self.session.release(ino, writes);
             return Err(Errno::STALE);

@@ -29,22 +29,18 @@ impl StaleOpens {
         if !is_nameless || is_again {
             return true;
         }
-        note(&mut table, pid);
         false
     }
 
-    /// An open of thread `pid` was answered ESTALE: what the kernel found is gone altogether. The next try counts as the
-    /// second one.
+    /// Thread `pid` was answered ESTALE, whatever it asked: what the kernel found may be gone altogether, which it may learn
+    /// by asking for attributes first. The next try counts as the second one.
     pub(super) fn refused(&self, pid: u32) {
-        note(&mut lock(&self.0), pid);
+        let mut table = lock(&self.0);
+        if ENTRIES_MAX <= table.len() {
+            table.retain(|_, since| since.elapsed() < AGAIN_MAX);
+        }
+        table.insert(pid, Instant::now());
     }
-}
-
-fn note(table: &mut HashMap<u32, Instant>, pid: u32) {
-    if ENTRIES_MAX <= table.len() {
-        table.retain(|_, since| since.elapsed() < AGAIN_MAX);
-    }
-    table.insert(pid, Instant::now());
 }
 
 #[cfg(test)]
@@ -54,13 +50,20 @@ mod tests {
     #[test]
     fn a_nameless_file_is_opened_at_the_second_try_of_the_same_thread() {
         let opens = StaleOpens::default();
-        assert!(opens.may_go_on(1, false));
-        assert!(!opens.may_go_on(1, true) && !opens.may_go_on(2, true));
-        assert!(opens.may_go_on(1, true), "again");
-        assert!(!opens.may_go_on(1, true), "another open");
-        assert!(opens.may_go_on(2, false), "it has found another file");
-        assert!(!opens.may_go_on(2, true));
+        let may_go_on = |pid, is_nameless| {
+            let may = opens.may_go_on(pid, is_nameless);
+            if !may {
+                opens.refused(pid);
+            }
+            may
+        };
+        assert!(may_go_on(1, false));
+        assert!(!may_go_on(1, true) && !may_go_on(2, true));
+        assert!(may_go_on(1, true), "again");
+        assert!(!may_go_on(1, true), "another open");
+        assert!(may_go_on(2, false), "it has found another file");
+        assert!(!may_go_on(2, true));
         opens.refused(3);
-        assert!(opens.may_go_on(3, true), "the file of the first try was gone");
+        assert!(may_go_on(3, true), "the file of the first try was gone");
     }
 }

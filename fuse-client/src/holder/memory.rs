@@ -115,4 +115,21 @@ mod tests {
         rustix::fs::ftruncate(&memory.fd, 100).unwrap();
         assert!(Memory::taken_over(memory.fd).unwrap_err().to_string().contains("100 bytes"));
     }
+
+    /// Written down as in the tests of [`dfs_client::kept`].
+    #[test]
+    fn memory_that_an_earlier_holder_left_is_taken_over() {
+        let memory = Memory::new().unwrap();
+        for line in include_str!("../../../dfs-client/src/kept/layout-1.txt").lines() {
+            let (word, value) = line.split_once(' ').unwrap();
+            let value: u64 = value.parse().unwrap();
+            let at = word.parse::<u64>().unwrap() * 8;
+            assert_eq!(rustix::io::pwrite(&memory.fd, &value.to_le_bytes(), at).unwrap(), 8);
+        }
+        let next = Memory::taken_over(memory.fd).unwrap();
+        assert_eq!(next.generation, 1);
+        let init = next.init.unwrap();
+        // Version 7.45 of the interface, agreed with the kernel by that client.
+        assert_eq!(init.get(..8), Some([7, 0, 0, 0, 45, 0, 0, 0].as_slice()));
+    }
 }
