@@ -237,8 +237,7 @@ fn hold_mount(
 
 /// A mount that a holder before this process had stored.
 fn stored() -> anyhow::Result<Option<Stored>> {
-    let [pid, count, names] =
-        ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(|name| std::env::var_os(name));
+    let [pid, count, names] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"].map(std::env::var_os);
     fuse_client::stored(pid, count, names)
 }
 
