@@ -183,6 +183,7 @@ fn no_chunk_keeps_more_copies_than_are_wished() {
     }
     cluster.kill("master");
     let master = Returned(cluster.command(&arguments).stdin(Stdio::null()).spawn().unwrap());
+    wait_until("it answers", || cluster.try_dfs(["status"]).status.success());
     wait_until("each has two", || members(&cluster).values().all(|servers| servers.len() == 2));
     wait_until_safe(&cluster);
     check_files(&cluster);

@@ -14,7 +14,8 @@ use fuse_client::cache::Lifetimes;
 use fuse_client::{HoldConfig, MountConfig, Stored, Transport};
 use rustix::io::FdFlags;
 
-use crate::args::{ClusterArgs, MountArgs, PagesArgs};
+use crate::args::mount::MountArgs;
+use crate::args::{ClusterArgs, PagesArgs};
 use crate::cluster::check_address;
 use crate::failure::fail_usage;
 use crate::{admin, cluster, mount_point};

@@ -1,6 +1,6 @@
 //! `dfs umount PATH`: also where the mount's process is dead and every look at the path fails.
 
-use crate::args::UmountArgs;
+use crate::args::mount::UmountArgs;
 use crate::failure::fail;
 use crate::{mount_point, output};
 
