@@ -376,6 +376,7 @@ fn a_recording_of_a_real_cluster_is_replayed() {
     let told = String::from_utf8_lossy(&replayed.stdout);
     assert!(replayed.status.success(), "{replayed:?}");
     let dead: Vec<_> = told.lines().filter(|line| line.contains("dead")).collect();
-    assert!(matches!(&dead[..], [line] if line.contains("cs-2 dead: silent for 3.0 s")), "{told}");
+    // It is judged when the next message of the others comes, two each second.
+    assert!(matches!(&dead[..], [line] if line.contains("cs-2 dead: silent for 3.")), "{told}");
     assert!(told.contains("messages"), "{told}");
 }
