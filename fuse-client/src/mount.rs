@@ -146,8 +146,8 @@ pub fn run(config: MountConfig) -> anyhow::Result<()> {
             .with_context(|| format!("write {}", path.display()))?;
     }
     let is_held = held.is_some();
-    let transport = if held.is_some() { Transport::Native } else { transport.chosen() };
-    let holder = if held.is_some() { ", held" } else { "" };
+    let transport = if is_held { Transport::Native } else { transport.chosen() };
+    let holder = if is_held { ", held" } else { "" };
     let name = format!("mount {}, {}{holder}", at.display(), transport.name());
     let mut session_config = SessionConfig::new(master.clone(), key, name);
     session_config.server_wait = server_wait;

@@ -19,17 +19,14 @@ const ENTRIES_MAX: usize = 4096;
 pub(super) struct StaleOpens(Mutex<HashMap<u32, Instant>>);
 
 impl StaleOpens {
-    /// An open of thread `pid`. False: it is to be answered ESTALE.
+    /// An open of thread `pid`. False: it is to be answered ESTALE, of which [`Self::refused`] is told.
     pub(super) fn may_go_on(&self, pid: u32, is_nameless: bool) -> bool {
         let mut table = lock(&self.0);
         if table.is_empty() && !is_nameless {
             return true;
         }
         let is_again = table.remove(&pid).is_some_and(|since| since.elapsed() < AGAIN_MAX);
-        if !is_nameless || is_again {
-            return true;
-        }
-        false
+        !is_nameless || is_again
     }
 
     /// Thread `pid` was answered ESTALE, whatever it asked: what the kernel found may be gone altogether, which it may learn
