@@ -76,6 +76,17 @@ fn sizes_and_times() {
 }
 
 #[test]
+fn users() {
+    let valid = texts(&["1000:1000", "65534:0", "4294967294:7"]);
+    Target::new("user_and_group", valid).prefixes_may_be_valid().run(|bytes| {
+        let Ok(text) = std::str::from_utf8(bytes) else { return false };
+        let Ok(values::ClientUser { uid, gid }) = values::parse_user(text) else { return false };
+        assert!(uid != 0 && uid != u32::MAX && gid != u32::MAX, "{text}");
+        values::parse_user(&format!("{uid}:{gid}")) == Ok(values::ClientUser { uid, gid })
+    });
+}
+
+#[test]
 fn lines_of_a_shell() {
     use crate::commands::shell::ranks::Command;
     let valid =

@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::PagesArgs;
-use super::values::{parse_size, parse_time, whole};
+use super::values::{ClientUser, parse_size, parse_time, parse_user, whole};
 
 #[derive(Args, Debug)]
 #[command(
@@ -42,8 +42,8 @@ pub(crate) struct MountArgs {
     #[arg(long)]
     pub standby: bool,
     /// With --hold, by root: the process that serves runs as this user, without any privileges, and the holder mounts
-    #[arg(long, value_name = "UID:GID", value_parser = crate::commands::mount::parse_user)]
-    pub client_user: Option<crate::commands::mount::ClientUser>,
+    #[arg(long, value_name = "UID:GID", value_parser = parse_user)]
+    pub client_user: Option<ClientUser>,
     /// With upgrade: the program to put in place [default: this one]
     #[arg(long, value_name = "FILE")]
     pub binary: Option<PathBuf>,

@@ -126,6 +126,32 @@ pub(crate) fn parse_domain(text: &str) -> Result<String, String> {
     }
 }
 
+/// Whom a held mount's clients run as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ClientUser {
+    pub uid: u32,
+    pub gid: u32,
+}
+
+/// `UID:GID` of someone who is not root: who serves a mount as root keeps root's privileges.
+pub(crate) fn parse_user(text: &str) -> Result<ClientUser, String> {
+    let id = |digits: &str| {
+        let id = digits.bytes().all(|digit| digit.is_ascii_digit()).then(|| digits.parse().ok())?;
+        // The kernel takes it as "leave it".
+        id.filter(|&id| id != u32::MAX)
+    };
+    let parsed = text
+        .split_once(':')
+        .and_then(|(uid, gid)| Some(ClientUser { uid: id(uid)?, gid: id(gid)? }))
+        .ok_or("not of the form UID:GID, two numbers as `id USER` shows them")?;
+    if parsed.uid == 0 {
+        return Err("0 is root, who keeps all privileges: name another user, or leave \
+                    --client-user out"
+            .to_owned());
+    }
+    Ok(parsed)
+}
+
 /// An address to serve at: no name, which could mean several.
 pub(crate) fn parse_socket(text: &str) -> Result<SocketAddr, String> {
     let words = "expected IP:PORT, for example 127.0.0.1:7000 or [::1]:7000";

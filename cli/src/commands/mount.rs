@@ -15,6 +15,7 @@ use fuse_client::{HoldConfig, MountConfig, Stored, Transport};
 use rustix::io::FdFlags;
 
 use crate::args::mount::MountArgs;
+use crate::args::values::ClientUser;
 use crate::args::{ClusterArgs, PagesArgs};
 use crate::cluster::check_address;
 use crate::failure::fail_usage;
@@ -28,21 +29,6 @@ pub(crate) enum TransportName {
     Native,
     /// Over the fuser library
     Fuser,
-}
-
-/// Whom a held mount's clients run as.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct ClientUser {
-    uid: u32,
-    gid: u32,
-}
-
-/// `UID:GID`.
-pub(crate) fn parse_user(text: &str) -> Result<ClientUser, String> {
-    let parsed = text
-        .split_once(':')
-        .and_then(|(uid, gid)| Some(ClientUser { uid: uid.parse().ok()?, gid: gid.parse().ok()? }));
-    parsed.ok_or_else(|| "not of the form UID:GID, two numbers as `id USER` shows them".to_owned())
 }
 
 pub(crate) fn run(cluster: &ClusterArgs, args: &MountArgs) -> anyhow::Result<()> {
