@@ -3,7 +3,7 @@
 //!
 //! `DFS_TIMING_ROUNDS` (default 1) runs of each kind, `DFS_TIMING_MIB` (default 64) MiB on the server that fails,
 //! `DFS_TIMING_PROFILE` (default `drill`): the profile. With `standard` nothing is copied for as long as that waits, so
-//! the last column is left out.
+//! the columns of the copies are left out. The last one is what the disk gives to one writer in the same run.
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "tests")]
 
 use std::fs::OpenOptions;
@@ -22,13 +22,19 @@ const FILE_BYTES: usize = 8 << 20;
 enum Failure {
     Kill,
     Hang,
+    /// Killed while nobody writes: what copies cost by themselves.
+    KillIdle,
 }
 
 /// Seconds from the failure on.
 struct Felt {
     noticed: f64,
-    stall: f64,
+    stall: Option<f64>,
     whole: Option<f64>,
+    /// MiB on the server that failed, for each second from its being dead on: what was copied.
+    rate: Option<f64>,
+    /// MiB per second of one local program that writes as much and syncs, in the same run.
+    local: f64,
     /// On the server that failed.
     mib: f64,
 }
@@ -65,16 +71,32 @@ fn write_on(path: &std::path::Path, stop: &AtomicBool) -> Vec<Instant> {
     done
 }
 
+/// MiB per second that one program writes to one file beside the cluster's directories, and syncs.
+fn local_rate(cluster: &Cluster, mib: u64) -> f64 {
+    let path = cluster.dir().join("local");
+    let file = std::fs::File::create(&path).unwrap();
+    let piece = vec![b'l'; 1 << 20];
+    let began = Instant::now();
+    for n in 0..mib {
+        file.write_all_at(&piece, n << 20).unwrap();
+    }
+    file.sync_data().unwrap();
+    let took = began.elapsed();
+    std::fs::remove_file(path).unwrap();
+    mib as f64 / took.as_secs_f64()
+}
+
 fn measure(failure: Failure, profile: &'static str, mib: u64) -> Felt {
     let cluster =
         Cluster::start_with(Options { chunkservers: SERVERS, profile, ..Options::default() });
     fill(&cluster, mib);
     let path = cluster.mount().join("written");
-    let stop = AtomicBool::new(false);
-    let (began, noticed, whole, used, done) = std::thread::scope(|scope| {
+    let stop = AtomicBool::new(failure == Failure::KillIdle);
+    let (began, noticed, dead, whole, used, done) = std::thread::scope(|scope| {
         let writer = scope.spawn(|| write_on(&path, &stop));
         std::thread::sleep(Duration::from_secs(1));
-        let located = cluster.dfs_json(["locate", "/written"]);
+        let served = if failure == Failure::KillIdle { "/data/f0" } else { "/written" };
+        let located = cluster.dfs_json(["locate", served]);
         let victim = located["chunks"][0]["primary"].as_str().unwrap().to_owned();
         let status = cluster.dfs_json(["status"]);
         let servers = status["servers"].as_array().unwrap();
@@ -82,21 +104,22 @@ fn measure(failure: Failure, profile: &'static str, mib: u64) -> Felt {
         let used = row["usedBytes"].as_u64().unwrap();
         let pid = cluster.pid(&victim).unwrap();
         let began = Instant::now();
-        signal(pid, if failure == Failure::Kill { Signal::KILL } else { Signal::STOP });
+        signal(pid, if failure == Failure::Hang { Signal::STOP } else { Signal::KILL });
         wait_until("the server is not alive any more", || {
             cluster.server_state(&victim).is_some_and(|state| state != "alive")
         });
         let noticed = began.elapsed();
+        let dead = (profile == "drill").then(|| {
+            wait_until("the server is dead", || {
+                cluster.server_state(&victim).is_some_and(|state| state == "dead")
+            });
+            began.elapsed()
+        });
         let whole = (profile == "drill").then(|| {
             wait_until("all chunks are safe without it", || {
                 let status = cluster.dfs_json(["status"]);
                 let chunks = &status["chunks"];
-                let row = status["servers"]
-                    .as_array()
-                    .unwrap()
-                    .iter()
-                    .find(|row| row["id"] == victim.as_str());
-                row.is_some_and(|row| row["state"] == "dead") && chunks["safe"] == chunks["total"]
+                chunks["safe"] == chunks["total"]
             });
             began.elapsed()
         });
@@ -107,27 +130,38 @@ fn measure(failure: Failure, profile: &'static str, mib: u64) -> Felt {
         if failure == Failure::Hang {
             signal(pid, Signal::CONT);
         }
-        (began, noticed, whole, used, done)
+        (began, noticed, dead, whole, used, done)
     });
     let stall = done.windows(2).filter(|pair| began < pair[1]).map(|pair| pair[1] - pair[0]).max();
-    assert!(done.last().is_some_and(|last| began < *last), "nothing was written any more");
+    let wrote = failure != Failure::KillIdle;
+    assert!(
+        !wrote || done.last().is_some_and(|last| began < *last),
+        "nothing was written any more"
+    );
     if failure == Failure::Hang || whole.is_some() {
         cluster.until_clean();
     }
+    let mib = used as f64 / f64::from(1 << 20);
+    let copying = dead.zip(whole).map(|(dead, whole)| whole.saturating_sub(dead).as_secs_f64());
     Felt {
         noticed: noticed.as_secs_f64(),
-        stall: stall.unwrap_or_default().as_secs_f64(),
+        stall: wrote.then(|| stall.unwrap_or_default().as_secs_f64()),
         whole: whole.map(|whole| whole.as_secs_f64()),
-        mib: used as f64 / f64::from(1 << 20),
+        rate: copying.map(|seconds| mib / seconds.max(0.001)),
+        local: local_rate(&cluster, used >> 20),
+        mib,
     }
 }
 
 /// `median (least-most)`
-fn shown(mut seconds: Vec<f64>) -> String {
-    seconds.sort_by(f64::total_cmp);
-    match (seconds.first(), seconds.get(seconds.len() / 2), seconds.last()) {
-        (Some(least), Some(median), Some(most)) => {
+fn shown(mut values: Vec<f64>, unit: &str) -> String {
+    values.sort_by(f64::total_cmp);
+    match (values.first(), values.get(values.len() / 2), values.last()) {
+        (Some(least), Some(median), Some(most)) if unit == "s" => {
             format!("{median:.2} s ({least:.2}-{most:.2})")
+        }
+        (Some(least), Some(median), Some(most)) => {
+            format!("{median:.0} {unit} ({least:.0}-{most:.0})")
         }
         _ => "-".to_owned(),
     }
@@ -144,18 +178,24 @@ fn how_long_failures_are_felt() {
         "profile {profile}, {SERVERS} chunkservers, runs of each: {rounds}; median (least-most)"
     );
     println!(
-        "| failure of a primary | noticed | longest pause of synced 4 KiB writes | all copies there again |"
+        "| failure of a primary | noticed | longest pause of synced 4 KiB writes | all copies there again | from its being dead on | a local program writes |"
     );
-    println!("|---|---|---|---|");
-    for (failure, name) in [(Failure::Kill, "SIGKILL"), (Failure::Hang, "SIGSTOP")] {
+    println!("|---|---|---|---|---|---|");
+    for (failure, name) in [
+        (Failure::Kill, "SIGKILL"),
+        (Failure::Hang, "SIGSTOP"),
+        (Failure::KillIdle, "SIGKILL, nobody writes"),
+    ] {
         let felt: Vec<Felt> = (0..rounds).map(|_| measure(failure, profile, mib)).collect();
         let of = |take: fn(&Felt) -> Option<f64>| felt.iter().filter_map(take).collect::<Vec<_>>();
         let held = felt.iter().map(|felt| felt.mib).fold(0.0, f64::max);
         println!(
-            "| {name} | {} | {} | {}, {held:.0} MiB |",
-            shown(of(|felt| Some(felt.noticed))),
-            shown(of(|felt| Some(felt.stall))),
-            shown(of(|felt| felt.whole)),
+            "| {name} | {} | {} | {}, {held:.0} MiB | {} | {} |",
+            shown(of(|felt| Some(felt.noticed)), "s"),
+            shown(of(|felt| felt.stall), "s"),
+            shown(of(|felt| felt.whole), "s"),
+            shown(of(|felt| felt.rate), "MiB/s"),
+            shown(of(|felt| Some(felt.local)), "MiB/s"),
         );
     }
 }
