@@ -410,7 +410,12 @@ impl World {
             )
         };
         let (program, now) = (self.plan.program.clone(), self.kernel.now);
-        self.starts.entry(host).or_insert((now, 0, String::new())).0 = now;
+        let (since, bad, _) = self.starts.entry(host).or_insert((now, 0, String::new()));
+        // The last one was no bad one, however it was ended.
+        if BAD_START + SECOND < now - *since {
+            *bad = 0;
+        }
+        *since = now;
         self.launch(host, &program, &words(&args)).map(drop)
     }
 
